@@ -1,0 +1,3 @@
+from .pipeline_lightningdit import LightningDiTPipeline
+
+__all__ = ["LightningDiTPipeline"]

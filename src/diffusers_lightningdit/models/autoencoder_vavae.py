@@ -1,0 +1,115 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""VA-VAE: a KL autoencoder whose latents are aligned with a vision foundation model (arXiv 2501.01423, section 3).
+
+Self-contained (torch and diffusers only): this file is uploaded to the Hub as it is.
+"""
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.configuration_utils import register_to_config
+
+
+class AutoencoderVAVAE(AutoencoderKL):
+    """diffusers' `AutoencoderKL` in the shape of VA-VAE, with the statistics that normalise its latents.
+
+    The network is exactly `AutoencoderKL` with attention at the lowest resolution; what is added is that the block
+    types follow from `block_out_channels`, and that the latents' mean and standard deviation belong to the model. The
+    defaults are the published f16d32. MAR-VAE, whose decoder has no attention in its up path, is
+    `up_block_types=("UpDecoderBlock2D",) * 5, latent_channels=16`.
+
+    Args:
+        block_out_channels: width of each level; the downsampling factor is 2 ** (number of levels - 1).
+        layers_per_block: residual blocks a level (the decoder has one more).
+        latent_channels: 16, 32 or 64 in the published models.
+        down_block_types, up_block_types: derived from `block_out_channels` if None.
+        scaling_factor: multiplies normalised latents (the original's `latent_multiplier`).
+        latents_mean, latents_std: statistics of raw latents per channel, [latent_channels] each, or both None for none.
+        The other arguments are those of `AutoencoderKL`; images are [B, 3, height, width] in [-1, 1].
+
+    Raises:
+        ValueError: if the statistics are not one number per latent channel, or a standard deviation is not positive.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        down_block_types: tuple[str, ...] | None = None,
+        up_block_types: tuple[str, ...] | None = None,
+        block_out_channels: tuple[int, ...] = (128, 128, 256, 256, 512),
+        layers_per_block: int = 2,
+        act_fn: str = "silu",
+        latent_channels: int = 32,
+        norm_num_groups: int = 32,
+        sample_size: int = 256,
+        scaling_factor: float = 1.0,
+        shift_factor: float | None = None,
+        latents_mean: list[float] | None = None,
+        latents_std: list[float] | None = None,
+        force_upcast: bool = False,
+        use_quant_conv: bool = True,
+        use_post_quant_conv: bool = True,
+        mid_block_add_attention: bool = True,
+    ):
+        num_levels = len(block_out_channels)
+        if down_block_types is None:
+            down_block_types = ("DownEncoderBlock2D",) * (num_levels - 1) + ("AttnDownEncoderBlock2D",)
+        if up_block_types is None:
+            up_block_types = ("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * (num_levels - 1)
+        check_latents_statistics(latents_mean, latents_std, latent_channels)
+        super().__init__(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            down_block_types=down_block_types,
+            up_block_types=up_block_types,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            act_fn=act_fn,
+            latent_channels=latent_channels,
+            norm_num_groups=norm_num_groups,
+            sample_size=sample_size,
+            scaling_factor=scaling_factor,
+            shift_factor=shift_factor,
+            latents_mean=latents_mean,
+            latents_std=latents_std,
+            force_upcast=force_upcast,
+            use_quant_conv=use_quant_conv,
+            use_post_quant_conv=use_post_quant_conv,
+            mid_block_add_attention=mid_block_add_attention,
+        )
+
+    def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Raw latents [B, C, height, width] -> what the transformer sees: (latents - mean) / std * scaling_factor."""
+        mean, std = self._latents_statistics(latents)
+        return (latents - mean) / std * self.config.scaling_factor
+
+    def denormalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """The inverse: latents * std / scaling_factor + mean, ready for `decode`."""
+        mean, std = self._latents_statistics(latents)
+        return latents * std / self.config.scaling_factor + mean
+
+    def set_latents_statistics(self, mean: list[float], std: list[float]) -> None:
+        """Store the statistics of raw latents per channel in the config; raises ValueError as the constructor does."""
+        check_latents_statistics(mean, std, self.config.latent_channels)
+        self.register_to_config(latents_mean=list(mean), latents_std=list(std))
+
+    def _latents_statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.config.latents_mean is None:
+            return latents.new_zeros(1), latents.new_ones(1)
+        mean = latents.new_tensor(self.config.latents_mean).view(1, -1, 1, 1)
+        std = latents.new_tensor(self.config.latents_std).view(1, -1, 1, 1)
+        return mean, std
+
+
+def check_latents_statistics(mean: list[float] | None, std: list[float] | None, latent_channels: int) -> None:
+    if mean is None and std is None:
+        return
+    for name, value in (("latents_mean", mean), ("latents_std", std)):
+        if value is None or len(value) != latent_channels:
+            raise ValueError(
+                f"`{name}` has {None if value is None else len(value)} values; required: one for each of the "
+                f"{latent_channels} latent channels, or None for both `latents_mean` and `latents_std`."
+            )
+    if not all(value > 0 for value in std):
+        raise ValueError(f"`latents_std` has the value {min(std)}; required: positive numbers.")

@@ -1,0 +1,442 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""LightningDiT: a class-conditional diffusion transformer for VA-VAE latents (arXiv 2501.01423, section 4).
+
+Self-contained (torch and diffusers only): this file is uploaded to the Hub as it is.
+
+Letters in the shape comments: B batch, C latent channels, N tokens (row-major), D width, H heads, d = D / H, p patch
+size.
+
+Time convention: t in [0, 1], 0 = noise, 1 = data; the network predicts the velocity data - noise.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.embeddings import (
+    TimestepEmbedding,
+    Timesteps,
+    apply_rotary_emb,
+    get_1d_rotary_pos_embed,
+    get_2d_sincos_pos_embed_from_grid,
+)
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.normalization import AdaLayerNormContinuous
+from diffusers.utils import apply_lora_scale
+from torch import nn
+
+NORM_EPS = 1e-6  # every norm of the network but the LayerNorm of qk-norm
+QK_LAYER_NORM_EPS = 1e-5
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Positions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def sincos_position_table(dim: int, height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
+    """Fixed sin-cos position table (DiT, arXiv 2212.09748).
+
+    The first `dim / 2` entries encode the column index, the last `dim / 2` the row index, each as
+    [sin(pos w_k), cos(pos w_k)] with w_k = 10000^(-4k / dim).
+
+    Args:
+        dim: width D, a multiple of 4.
+        height, width: grid of tokens.
+
+    Returns:
+        float32 tensor [height * width, dim], row-major.
+    """
+    columns, rows = torch.meshgrid(
+        torch.arange(width, device=device), torch.arange(height, device=device), indexing="xy"
+    )
+    return get_2d_sincos_pos_embed_from_grid(dim, torch.stack([columns, rows])).float()
+
+
+class LightningDiTRotaryEmbedding(nn.Module):
+    """Two-dimensional rotary position embedding (RoPE, arXiv 2104.09864; 2-D form of EVA-02, arXiv 2303.11331).
+
+    The first half of each head rotates with the ROW index, the second with the COLUMN index (the position table has the
+    opposite order), with frequencies g_j = 10000^(-4j / d), each used by two neighbouring entries. A module of its own
+    without weights, so that hooks (context parallelism) can reach its output.
+    """
+
+    def __init__(self, attention_head_dim: int):
+        super().__init__()
+        self.attention_head_dim = attention_head_dim
+
+    def forward(self, height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns (cos, sin), float32, each [height * width, d]."""
+        half = self.attention_head_dim // 2
+        rows = torch.arange(height, device=device).repeat_interleave(width, output_size=height * width)  # [N]
+        columns = torch.arange(width, device=device).repeat(height)  # [N]
+        row_cos, row_sin = get_1d_rotary_pos_embed(half, rows, use_real=True)  # [N, d/2]
+        column_cos, column_sin = get_1d_rotary_pos_embed(half, columns, use_real=True)
+        return torch.cat([row_cos, column_cos], dim=-1), torch.cat([row_sin, column_sin], dim=-1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Class label
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class LightningDiTClassEmbedding(nn.Module):
+    """Table of `num_classes + 1` rows; the last one, index `num_classes`, is the null class of guidance.
+
+    In training mode each label is replaced by the null class with probability `dropout_prob` (arXiv 2207.12598). Unlike
+    diffusers' `LabelEmbedding`, the null row exists whatever `dropout_prob` is, as in the published checkpoints.
+    """
+
+    def __init__(self, num_classes: int, dim: int, dropout_prob: float):
+        super().__init__()
+        self.num_classes = num_classes
+        self.dropout_prob = dropout_prob
+        self.embedding_table = nn.Embedding(num_classes + 1, dim)
+
+    def forward(self, class_labels: torch.LongTensor) -> torch.Tensor:
+        if self.training and self.dropout_prob > 0:
+            drop = torch.rand(class_labels.shape[0], device=class_labels.device) < self.dropout_prob
+            class_labels = torch.where(drop, self.num_classes, class_labels)
+        return self.embedding_table(class_labels)  # [B, D]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attention
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class LightningDiTAttnProcessor:
+    """Self-attention through diffusers' attention dispatcher (SDPA, flash, sage, ... by `set_attention_backend`)."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: "LightningDiTAttention",
+        hidden_states: torch.Tensor,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)  # [B, N, D] each
+        else:
+            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+
+        query = query.unflatten(-1, (attn.heads, -1))  # [B, N, H, d]
+        key = key.unflatten(-1, (attn.heads, -1))
+        value = value.unflatten(-1, (attn.heads, -1))
+
+        if attn.norm_q is not None:
+            query, key = attn.norm_q(query).to(value.dtype), attn.norm_k(key).to(value.dtype)
+        if image_rotary_emb is not None:
+            query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
+            key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
+
+        hidden_states = dispatch_attention_fn(
+            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
+        )
+        hidden_states = hidden_states.flatten(2, 3)  # [B, N, D]
+        for module in attn.to_out:
+            hidden_states = module(hidden_states)
+        return hidden_states
+
+
+class LightningDiTAttention(nn.Module, AttentionModuleMixin):
+    """Multi-head self-attention with bias, optional qk-norm before the rotary embedding."""
+
+    _default_processor_cls = LightningDiTAttnProcessor
+    _available_processors = [LightningDiTAttnProcessor]
+
+    def __init__(self, dim: int, heads: int, qk_norm: str | None):
+        super().__init__()
+        self.heads = heads
+        self.head_dim = dim // heads
+        self.inner_dim = dim
+        self.use_bias = True
+        self.is_cross_attention = False
+        self.fused_projections = False
+
+        self.to_q = nn.Linear(dim, dim)
+        self.to_k = nn.Linear(dim, dim)
+        self.to_v = nn.Linear(dim, dim)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])  # a list, as everywhere in diffusers: LoRA names `to_out.0`
+        if qk_norm == "rms_norm":
+            self.norm_q = nn.RMSNorm(self.head_dim, eps=NORM_EPS)
+            self.norm_k = nn.RMSNorm(self.head_dim, eps=NORM_EPS)
+        elif qk_norm == "layer_norm":
+            self.norm_q = nn.LayerNorm(self.head_dim, eps=QK_LAYER_NORM_EPS)
+            self.norm_k = nn.LayerNorm(self.head_dim, eps=QK_LAYER_NORM_EPS)
+        else:
+            self.norm_q = self.norm_k = None
+        self.set_processor(self._default_processor_cls())
+
+    def forward(
+        self, hidden_states: torch.Tensor, image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        return self.processor(self, hidden_states, image_rotary_emb)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Block
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class LightningDiTTransformerBlock(nn.Module):
+    """x <- x + gate1 Attn(norm(x) (1 + scale1) + shift1);  x <- x + gate2 FF(norm(x) (1 + scale2) + shift2).
+
+    The vectors are Linear(SiLU(c)) in the order shift1, scale1, gate1, shift2, scale2, gate2 (adaLN-Zero, DiT); without
+    shift: scale1, gate1, scale2, gate2.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_attention_heads: int,
+        feed_forward_dim: int,
+        activation_fn: str,
+        norm_type: str,
+        qk_norm: str | None,
+        use_adaln_shift: bool,
+    ):
+        super().__init__()
+        self.use_adaln_shift = use_adaln_shift
+        self.norm1 = self._norm(dim, norm_type)
+        self.attn = LightningDiTAttention(dim, num_attention_heads, qk_norm)
+        self.norm2 = self._norm(dim, norm_type)
+        self.ff = FeedForward(dim, inner_dim=feed_forward_dim, activation_fn=activation_fn)
+        self.adaln = nn.Linear(dim, (6 if use_adaln_shift else 4) * dim)
+
+    @staticmethod
+    def _norm(dim: int, norm_type: str) -> nn.Module:
+        if norm_type == "rms_norm":
+            return nn.RMSNorm(dim, eps=NORM_EPS)
+        return nn.LayerNorm(dim, eps=NORM_EPS, elementwise_affine=False)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        temb: torch.Tensor,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        vectors = self.adaln(F.silu(temb)).unsqueeze(1)  # [B, 1, 6 D or 4 D]
+        if self.use_adaln_shift:
+            shift1, scale1, gate1, shift2, scale2, gate2 = vectors.chunk(6, dim=-1)
+        else:
+            scale1, gate1, scale2, gate2 = vectors.chunk(4, dim=-1)
+            shift1 = shift2 = None
+
+        hidden_states = hidden_states + gate1 * self.attn(
+            self._modulate(self.norm1(hidden_states), scale1, shift1), image_rotary_emb
+        )
+        return hidden_states + gate2 * self.ff(self._modulate(self.norm2(hidden_states), scale2, shift2))
+
+    @staticmethod
+    def _modulate(hidden_states: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
+        hidden_states = hidden_states * (1 + scale)
+        return hidden_states if shift is None else hidden_states + shift
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Model
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class LightningDiTTransformer2DModel(
+    ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
+):
+    """Class-conditional velocity network of LightningDiT (arXiv 2501.01423). The defaults are LightningDiT-XL/1.
+
+    Args:
+        sample_size: height and width of the latents it is trained on; sets the stored position table. Other sizes, also
+            non-square ones, work in `forward`.
+        patch_size: p; latents are cut into p x p patches.
+        in_channels: latent channels C.
+        num_layers: number of blocks.
+        num_attention_heads: H.
+        attention_head_dim: d; the width is D = H d. A multiple of 4.
+        mlp_ratio: hidden width of the feed-forward layers over D; SwiGLU takes two thirds of it, rounded down.
+        num_classes: the table has one row more, the null class of guidance (index `num_classes`).
+        class_dropout_prob: probability in training mode that a label becomes the null class.
+        activation_fn: "swiglu" or "gelu-approximate".
+        norm_type: "rms_norm" (with a weight) or "layer_norm" (without).
+        use_qk_norm: normalise query and key of each head, with the norm of `norm_type` (both with affine weights).
+        use_rope: rotate query and key by position.
+        use_adaln_shift: the blocks' modulation has shift vectors; the final layer's always has one.
+        learn_sigma: the network has 2 C output channels, of which the first C are returned.
+
+    Raises:
+        ValueError: for a value outside these.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["LightningDiTTransformerBlock"]
+    _repeated_blocks = ["LightningDiTTransformerBlock"]
+    _skip_layerwise_casting_patterns = ["pos_embed", "patch_embed", "norm", "class_embedder"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 16,
+        patch_size: int = 1,
+        in_channels: int = 32,
+        num_layers: int = 28,
+        num_attention_heads: int = 16,
+        attention_head_dim: int = 72,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 1000,
+        class_dropout_prob: float = 0.1,
+        activation_fn: str = "swiglu",
+        norm_type: str = "rms_norm",
+        use_qk_norm: bool = False,
+        use_rope: bool = True,
+        use_adaln_shift: bool = True,
+        learn_sigma: bool = False,
+    ):
+        super().__init__()
+        if activation_fn not in ("swiglu", "gelu-approximate"):
+            raise ValueError(f"`activation_fn` is {activation_fn!r}; required: 'swiglu' or 'gelu-approximate'.")
+        if norm_type not in ("rms_norm", "layer_norm"):
+            raise ValueError(f"`norm_type` is {norm_type!r}; required: 'rms_norm' or 'layer_norm'.")
+        if sample_size < patch_size or sample_size % patch_size:
+            raise ValueError(f"`sample_size` is {sample_size}; required: a multiple of `patch_size`, {patch_size}.")
+        if attention_head_dim % 4 and use_rope:
+            raise ValueError(f"`attention_head_dim` is {attention_head_dim}; `use_rope=True` requires a multiple of 4.")
+        dim = num_attention_heads * attention_head_dim
+        if dim % 4:
+            raise ValueError(
+                f"`num_attention_heads * attention_head_dim` is {dim}; the position table requires a multiple of 4."
+            )
+        if not 0 <= class_dropout_prob <= 1:
+            raise ValueError(f"`class_dropout_prob` is {class_dropout_prob}; required: within [0, 1].")
+
+        self.inner_dim = dim
+        self.out_channels = 2 * in_channels if learn_sigma else in_channels
+        feed_forward_dim = int(mlp_ratio * dim)
+        if activation_fn == "swiglu":
+            feed_forward_dim = int(2 / 3 * feed_forward_dim)
+
+        # Input
+        self.patch_embed = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+        # Stored with the weights: a checkpoint's own table counts, even where it differs from the formula.
+        grid_size = sample_size // patch_size
+        self.register_buffer("pos_embed", sincos_position_table(dim, grid_size, grid_size).unsqueeze(0))  # [1, N, D]
+        self.rope = LightningDiTRotaryEmbedding(attention_head_dim) if use_rope else None
+        # cos first; t in [0, 1] enters as it is, not multiplied by 1000
+        self.time_proj = Timesteps(num_channels=256, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.timestep_embedder = TimestepEmbedding(in_channels=256, time_embed_dim=dim)
+        self.class_embedder = LightningDiTClassEmbedding(num_classes, dim, class_dropout_prob)
+
+        # Blocks
+        self.transformer_blocks = nn.ModuleList(
+            [
+                LightningDiTTransformerBlock(
+                    dim=dim,
+                    num_attention_heads=num_attention_heads,
+                    feed_forward_dim=feed_forward_dim,
+                    activation_fn=activation_fn,
+                    norm_type=norm_type,
+                    qk_norm=norm_type if use_qk_norm else None,
+                    use_adaln_shift=use_adaln_shift,
+                )
+                for _ in range(num_layers)
+            ]
+        )
+
+        # Output
+        self.norm_out = AdaLayerNormContinuous(
+            dim, dim, elementwise_affine=norm_type == "rms_norm", eps=NORM_EPS, norm_type=norm_type
+        )
+        self.proj_out = nn.Linear(dim, patch_size**2 * self.out_channels)
+
+        self.gradient_checkpointing = False
+        self._init_weights()
+
+    def _init_weights(self):
+        """adaLN-Zero initialisation of DiT: every block starts as the identity, the network's output as zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for block in self.transformer_blocks:
+            # The paper's code draws query, key and value as one [3 D, D] matrix: its fan is (D + 3 D) / 2, not D.
+            for projection in (block.attn.to_q, block.attn.to_k, block.attn.to_v):
+                nn.init.xavier_uniform_(projection.weight, gain=math.sqrt(0.5))
+            nn.init.zeros_(block.adaln.weight)
+        nn.init.xavier_uniform_(self.patch_embed.weight.view(self.inner_dim, -1))  # as the linear layer that it is
+        nn.init.zeros_(self.patch_embed.bias)
+        nn.init.normal_(self.class_embedder.embedding_table.weight, std=0.02)
+        nn.init.normal_(self.timestep_embedder.linear_1.weight, std=0.02)
+        nn.init.normal_(self.timestep_embedder.linear_2.weight, std=0.02)
+        nn.init.zeros_(self.norm_out.linear.weight)
+        nn.init.zeros_(self.proj_out.weight)
+
+    def _position_table(self, height: int, width: int) -> torch.Tensor:
+        """The stored table for the trained size; for any other grid the same formula at the grid's own indices."""
+        trained_size = self.config.sample_size // self.config.patch_size
+        if (height, width) == (trained_size, trained_size):
+            return self.pos_embed
+        return sincos_position_table(self.inner_dim, height, width, self.pos_embed.device).unsqueeze(0)
+
+    @apply_lora_scale("attention_kwargs")
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor | float,
+        class_labels: torch.LongTensor,
+        return_dict: bool = True,
+        attention_kwargs: dict | None = None,
+    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+        """Velocity of the flow at (hidden_states, timestep).
+
+        Args:
+            hidden_states: noisy latents [B, C, height, width], normalised; height and width multiples of `patch_size`.
+            timestep: t in [0, 1], 0 = noise, 1 = data; a number, or [1], or [B].
+            class_labels: [B], 0 to `num_classes - 1`, or `num_classes` for the null class.
+            return_dict: return a `Transformer2DModelOutput` instead of a tuple.
+            attention_kwargs: `{"scale": s}` scales the active LoRA adapters.
+
+        Returns:
+            `sample`: velocity [B, C, height, width].
+
+        Raises:
+            ValueError: if the number of channels is not C, or a side is no multiple of `patch_size`.
+        """
+        batch_size, channels, height, width = hidden_states.shape
+        patch_size = self.config.patch_size
+        if channels != self.config.in_channels:
+            raise ValueError(f"`hidden_states` has {channels} channels; required: {self.config.in_channels}.")
+        if height % patch_size or width % patch_size:
+            raise ValueError(f"`hidden_states` is {height}x{width}; required: multiples of `patch_size`, {patch_size}.")
+        height, width = height // patch_size, width // patch_size
+
+        # Input
+        hidden_states = self.patch_embed(hidden_states).flatten(2).transpose(1, 2)  # [B, N, D]
+        hidden_states = hidden_states + self._position_table(height, width).to(hidden_states.dtype)
+        image_rotary_emb = self.rope(height, width, hidden_states.device) if self.rope is not None else None
+        timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(batch_size)
+        temb = self.timestep_embedder(self.time_proj(timestep).to(hidden_states.dtype))  # [B, D]
+        temb = temb + self.class_embedder(class_labels)
+
+        # Blocks
+        for block in self.transformer_blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states, temb, image_rotary_emb)
+            else:
+                hidden_states = block(hidden_states, temb, image_rotary_emb)
+
+        # Output
+        hidden_states = self.proj_out(self.norm_out(hidden_states, temb))  # [B, N, p p C_out]
+        hidden_states = hidden_states.reshape(batch_size, height, width, patch_size, patch_size, self.out_channels)
+        hidden_states = hidden_states.permute(0, 5, 1, 3, 2, 4)  # [B, C_out, height, p, width, p]
+        sample = hidden_states.reshape(batch_size, self.out_channels, height * patch_size, width * patch_size)
+        sample = sample[:, :channels]
+
+        if not return_dict:
+            return (sample,)
+        return Transformer2DModelOutput(sample=sample)

@@ -1,0 +1,1 @@
+"""Checkpoints of the original implementation: reading, translating, writing."""

@@ -1,0 +1,41 @@
+"""What every test shares: no network, seeds, and the golden data of the original implementation."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face import
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import pytest
+import torch
+
+TESTS = Path(__file__).parent
+# The whole recorded set where it lies beside a checkout, and the part of it that every checkout carries.
+GOLDEN_FOLDERS = (TESTS.parent.parent / "shared" / "golden", TESTS / "golden")
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """golden("dit/released/io.safetensors") -> path of a file or folder; skips the test where it is not present."""
+
+    def find(name: str) -> Path:
+        for folder in GOLDEN_FOLDERS:
+            if (folder / name).exists():
+                return folder / name
+        pytest.skip(f"golden data {name} is not in this checkout")
+
+    return find
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, none is available"))
