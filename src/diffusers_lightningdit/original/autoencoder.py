@@ -1,0 +1,251 @@
+"""The autoencoder's checkpoints: VA-VAE, LDM and MAR-VAE; architecture from keys and shapes, names of both sides."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..models import AutoencoderVAVAE
+from .files import CheckpointError, naming, plain_state_dict, read_checkpoint
+from .translation import Row, check_values, tensor_rows, translate_from_original, translate_to_original
+
+# What a training checkpoint holds beside the autoencoder. The first two are needed to train on ...
+TRAINING_KEYS = ("linear_proj.", "loss.discriminator.", "loss.logvar")
+# ... and these are published networks of their own (LPIPS; DINOv2, MAE).
+FOREIGN_KEYS = ("loss.perceptual_loss.", "foundation_model.")
+NUM_GROUPS = 32  # of every GroupNorm
+
+
+@dataclass
+class AutoencoderParts:
+    """An original autoencoder checkpoint, translated.
+
+    Attributes:
+        config: arguments of `AutoencoderVAVAE`.
+        state_dict: its weights.
+        training: what only training needs (`TRAINING_KEYS`), under the original's names.
+        left_out: the keys that were left out (`FOREIGN_KEYS`).
+    """
+
+    config: dict
+    state_dict: dict[str, torch.Tensor]
+    training: dict[str, torch.Tensor] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+
+def select_autoencoder_weights(checkpoint: dict) -> dict[str, torch.Tensor]:
+    """The state dict in a checkpoint of any published layout: {"state_dict"} (VA-VAE, LDM), {"model"} (MAR), flat."""
+    for name in ("state_dict", "model", "ema"):  # no autoencoder has `ema`, a transformer has: the keys will tell
+        if isinstance(checkpoint.get(name), dict):
+            return plain_state_dict(checkpoint[name], f"entry `{name}`")
+    return plain_state_dict(checkpoint, "the file")
+
+
+def autoencoder_config(state_dict: dict[str, torch.Tensor]) -> dict:
+    """Read the architecture off an original state dict; `sample_size` is not in the shapes and stays at its default.
+
+    Returns:
+        Arguments of `AutoencoderVAVAE`.
+
+    Raises:
+        CheckpointError: if it is not such an autoencoder.
+    """
+    if "x_embedder.proj.weight" in state_dict:
+        raise CheckpointError("is a LightningDiT transformer (key `x_embedder.proj.weight`); required: an autoencoder.")
+
+    def channels(key: str, axis: int) -> int:
+        if key not in state_dict:
+            raise CheckpointError(f"key `{key}` is missing; required in every autoencoder checkpoint.")
+        if state_dict[key].ndim != 4:
+            raise CheckpointError(f"key `{key}` has shape {list(state_dict[key].shape)}; required: 4 dimensions.")
+        return state_dict[key].shape[axis]
+
+    def count(prefix: str) -> int:
+        return len({key[len(prefix) :].split(".")[0] for key in state_dict if key.startswith(prefix)})
+
+    num_levels = count("encoder.down.")
+    widths = [channels(f"encoder.down.{i}.block.0.conv2.weight", 0) for i in range(num_levels)]
+    for i, width in enumerate(widths):
+        if width % NUM_GROUPS:
+            raise CheckpointError(
+                f"key `encoder.down.{i}.block.0.conv2.weight` has {width} channels; required: a multiple of "
+                f"{NUM_GROUPS}, the groups of its norms."
+            )
+
+    def with_attention(half: str, level: int) -> bool:
+        return any(key.startswith(f"{half}.{level}.attn.") for key in state_dict)
+
+    return {
+        "in_channels": channels("encoder.conv_in.weight", 1),
+        "out_channels": channels("decoder.conv_out.weight", 0),
+        "down_block_types": tuple(
+            "AttnDownEncoderBlock2D" if with_attention("encoder.down", i) else "DownEncoderBlock2D"
+            for i in range(num_levels)
+        ),
+        "up_block_types": tuple(
+            "AttnUpDecoderBlock2D" if with_attention("decoder.up", i) else "UpDecoderBlock2D"
+            for i in reversed(range(num_levels))
+        ),
+        "block_out_channels": tuple(widths),
+        "layers_per_block": count("encoder.down.0.block."),
+        "latent_channels": channels("post_quant_conv.weight", 1),
+        "norm_num_groups": NUM_GROUPS,
+    }
+
+
+def autoencoder_rows(model: AutoencoderVAVAE) -> list[Row]:
+    """The table: every tensor of the original and where it is in our model (only its shapes are used)."""
+
+    def resnet(theirs: str, ours: str) -> list[tuple]:
+        return [(f"{theirs}.{name}", f"{ours}.{name}") for name in ("norm1", "conv1", "norm2", "conv2")] + [
+            (f"{theirs}.nin_shortcut", f"{ours}.conv_shortcut")
+        ]
+
+    def attention(theirs: str, ours: str) -> list[tuple]:
+        return [(f"{theirs}.norm", f"{ours}.group_norm")] + [
+            (f"{theirs}.{their_name}", f"{ours}.{our_name}", "1x1 convolution")
+            for their_name, our_name in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0"))
+        ]
+
+    def middle(half: str) -> list[tuple]:
+        return (
+            resnet(f"{half}.mid.block_1", f"{half}.mid_block.resnets.0")
+            + attention(f"{half}.mid.attn_1", f"{half}.mid_block.attentions.0")
+            + resnet(f"{half}.mid.block_2", f"{half}.mid_block.resnets.1")
+        )
+
+    num_levels = len(model.config.block_out_channels)
+    num_resnets = model.config.layers_per_block
+    rows = [("encoder.conv_in", "encoder.conv_in")]
+    for i in range(num_levels):
+        theirs, ours = f"encoder.down.{i}", f"encoder.down_blocks.{i}"
+        for j in range(num_resnets):
+            rows += resnet(f"{theirs}.block.{j}", f"{ours}.resnets.{j}")
+            rows += attention(f"{theirs}.attn.{j}", f"{ours}.attentions.{j}")
+        rows += [(f"{theirs}.downsample.conv", f"{ours}.downsamplers.0.conv")]
+    rows += middle("encoder")
+    rows += [("encoder.norm_out", "encoder.conv_norm_out"), ("encoder.conv_out", "encoder.conv_out")]
+    rows += [("decoder.conv_in", "decoder.conv_in")]
+    rows += middle("decoder")
+    for i in range(num_levels):
+        # The original numbers the decoder's levels by resolution, diffusers in the order of use.
+        theirs, ours = f"decoder.up.{i}", f"decoder.up_blocks.{num_levels - 1 - i}"
+        for j in range(num_resnets + 1):
+            rows += resnet(f"{theirs}.block.{j}", f"{ours}.resnets.{j}")
+            rows += attention(f"{theirs}.attn.{j}", f"{ours}.attentions.{j}")
+        rows += [(f"{theirs}.upsample.conv", f"{ours}.upsamplers.0.conv")]
+    rows += [("decoder.norm_out", "decoder.conv_norm_out"), ("decoder.conv_out", "decoder.conv_out")]
+    rows += [("quant_conv", "quant_conv"), ("post_quant_conv", "post_quant_conv")]
+    return tensor_rows(rows, model.state_dict())
+
+
+def empty_autoencoder(config: dict) -> AutoencoderVAVAE:
+    """The model of a config without memory for its weights (on the meta device)."""
+    try:
+        with torch.device("meta"):
+            return AutoencoderVAVAE.from_config(config)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def autoencoder_from_original(state_dict: dict[str, torch.Tensor]) -> AutoencoderParts:
+    """Original state dict -> config and state dict of `AutoencoderVAVAE`, and what else was there; types are kept.
+
+    Raises:
+        CheckpointError: naming the first key that is missing, unknown, wrongly shaped or not finite.
+    """
+    training = {key: value.clone() for key, value in state_dict.items() if key.startswith(TRAINING_KEYS)}
+    left_out = [key for key in state_dict if key.startswith(FOREIGN_KEYS)]
+    weights = {key: value for key, value in state_dict.items() if key not in training and key not in set(left_out)}
+    if not weights:
+        raise CheckpointError("key `encoder.conv_in.weight` is missing; required in every autoencoder checkpoint.")
+    config = autoencoder_config(weights)
+    for key, value in training.items():
+        if value.is_floating_point():  # batch norms also count their batches
+            check_values({key: value})
+    model = empty_autoencoder(config)
+    translated = translate_from_original(autoencoder_rows(model), weights, model.state_dict())
+    return AutoencoderParts(config, translated, training, left_out)
+
+
+def autoencoder_to_original(config: dict, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """(config, state dict) of `AutoencoderVAVAE` -> the original's state dict.
+
+    Raises:
+        CheckpointError: naming the first key that is missing, unknown, wrongly shaped or not finite, or an argument of
+            the config that the original cannot express.
+    """
+    model = empty_autoencoder(config)
+    required = {
+        "norm_num_groups": NUM_GROUPS,
+        "act_fn": "silu",
+        "use_quant_conv": True,
+        "use_post_quant_conv": True,
+        "mid_block_add_attention": True,
+    }
+    for name, value in required.items():
+        if model.config[name] != value:
+            raise CheckpointError(f"config `{name}` is {model.config[name]}; required by the original: {value}.")
+    return translate_to_original(autoencoder_rows(model), state_dict, model.state_dict())
+
+
+def read_latents_statistics(file: str | Path | dict, latent_channels: int | None = None) -> tuple[list, list]:
+    """The original's latents_stats.pt, {"mean": [1, C, 1, 1], "std": [1, C, 1, 1]}, as two lists.
+
+    Raises:
+        CheckpointError: if it is not such a file, or not for `latent_channels` channels.
+    """
+    statistics = file if isinstance(file, dict) else read_checkpoint(file)
+    with naming("latents_stats" if isinstance(file, dict) else file):
+        lists = []
+        for name in ("mean", "std"):
+            value = statistics.get(name)
+            if not isinstance(value, torch.Tensor):
+                raise CheckpointError(f"has no tensor `{name}`; required: the tensors `mean` and `std`.")
+            required = [1, latent_channels or (value.shape[1] if value.ndim == 4 else "C"), 1, 1]
+            if list(value.shape) != required:
+                raise CheckpointError(f"`{name}` has shape {list(value.shape)}; required: {required}.")
+            if not torch.isfinite(value).all() or (name == "std" and not (value > 0).all()):
+                raise CheckpointError(f"`{name}` has values out of range; required: finite, and `std` positive.")
+            lists.append(value.flatten().tolist())
+    return tuple(lists)
+
+
+def load_autoencoder(
+    checkpoint: str | Path | dict, latents_stats: str | Path | dict | None = None, scaling_factor: float = 1.0
+) -> AutoencoderVAVAE:
+    """An original VA-VAE, LDM or MAR-VAE checkpoint as a model, in evaluation mode and the weights' own type.
+
+    Args:
+        checkpoint: a file in any published layout (or `user/repo:file` of the Hub), or what `read_checkpoint` returned.
+        latents_stats: the original's latents_stats.pt, or its dictionary.
+        scaling_factor: the original's `latent_multiplier`.
+
+    Raises:
+        CheckpointError: if it is not a complete autoencoder checkpoint.
+    """
+    return autoencoder_of(read_autoencoder(checkpoint), latents_stats, scaling_factor)
+
+
+def read_autoencoder(checkpoint: str | Path | dict) -> AutoencoderParts:
+    """As `load_autoencoder`, but returns all parts of the file."""
+    name = "checkpoint" if isinstance(checkpoint, dict) else checkpoint
+    if not isinstance(checkpoint, dict):
+        checkpoint = read_checkpoint(checkpoint)
+    with naming(name):
+        return autoencoder_from_original(select_autoencoder_weights(checkpoint))
+
+
+def autoencoder_of(
+    parts: AutoencoderParts, latents_stats: str | Path | dict | None = None, scaling_factor: float | None = None
+) -> AutoencoderVAVAE:
+    """The model of translated parts; `scaling_factor` None keeps that of the parts' config."""
+    config = dict(parts.config)
+    if scaling_factor is not None:
+        config["scaling_factor"] = scaling_factor
+    if latents_stats is not None:
+        mean, std = read_latents_statistics(latents_stats, config["latent_channels"])
+        config |= {"latents_mean": mean, "latents_std": std}
+    model = empty_autoencoder(config)
+    model.load_state_dict(parts.state_dict, assign=True)
+    return model.eval()

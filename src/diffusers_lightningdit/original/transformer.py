@@ -1,0 +1,279 @@
+"""The transformer's checkpoints: architecture from keys and shapes, and the names of both sides."""
+
+import math
+from pathlib import Path
+
+import torch
+
+from ..models import LightningDiTTransformer2DModel
+from .files import CheckpointError, naming, plain_state_dict, read_checkpoint
+from .translation import Row, check_shape, check_values, tensor_rows, translate_from_original, translate_to_original
+
+# The published sizes: name -> (depth, width, heads), each with the patch sizes it was published with.
+SIZES = {
+    "B": (12, 768, 12),
+    "L": (24, 1024, 16),
+    "XL": (28, 1152, 16),
+    "1p0B": (24, 1536, 24),
+    "1p6B": (28, 1792, 28),
+}
+PATCH_SIZES = {"B": (1, 2), "L": (2,), "XL": (1, 2), "1p0B": (1, 2), "1p6B": (1, 2)}
+MODEL_TYPES = {
+    f"LightningDiT-{size}/{patch_size}": (*SIZES[size], patch_size)
+    for size, patch_sizes in PATCH_SIZES.items()
+    for patch_size in patch_sizes
+}
+
+# A stored rotary table may differ from the formula by the rounding of its type and no more.
+ROPE_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+def select_transformer_weights(checkpoint: dict, weights: str | None = None) -> dict[str, torch.Tensor]:
+    """The state dict in a checkpoint of any published layout: {"ema"}, {"model", "ema", "opt", ...}, {"model"}, flat.
+
+    Args:
+        checkpoint: what `read_checkpoint` returned.
+        weights: "ema" or "model"; None takes `ema` where it exists.
+
+    Raises:
+        CheckpointError: if these weights are not there.
+    """
+    present = [name for name in ("ema", "model") if isinstance(checkpoint.get(name), dict)]
+    if weights is not None and weights not in present:
+        raise CheckpointError(
+            f"has no `{weights}` weights; it has {' and '.join(f'`{name}`' for name in present) or 'no such entry'}."
+        )
+    if present:
+        return plain_state_dict(checkpoint[weights or present[0]], f"entry `{weights or present[0]}`")
+    if isinstance(checkpoint.get("state_dict"), dict):  # how autoencoders are saved: the keys will tell
+        return plain_state_dict(checkpoint["state_dict"], "entry `state_dict`")
+    return plain_state_dict(checkpoint, "the file")
+
+
+def transformer_config(state_dict: dict[str, torch.Tensor], num_attention_heads: int | None = None) -> dict:
+    """Read the architecture off an original state dict.
+
+    The number of heads is in the shapes only with RoPE or qk-norm; otherwise the published sizes are looked up.
+
+    Args:
+        state_dict: weights under the original's keys.
+        num_attention_heads: for architectures that are not one of the published sizes.
+
+    Returns:
+        Arguments of `LightningDiTTransformer2DModel`.
+
+    Raises:
+        CheckpointError: if it is not a LightningDiT, or the arguments contradict each other.
+    """
+    if "encoder.conv_in.weight" in state_dict or "decoder.conv_in.weight" in state_dict:
+        raise CheckpointError("is an autoencoder (key `decoder.conv_in.weight`); required: a LightningDiT transformer.")
+
+    def shape(key: str, num_dims: int) -> torch.Size:
+        if key not in state_dict:
+            raise CheckpointError(f"key `{key}` is missing; required in every LightningDiT checkpoint.")
+        if state_dict[key].ndim != num_dims:
+            raise CheckpointError(
+                f"key `{key}` has shape {list(state_dict[key].shape)}; required: {num_dims} dimensions."
+            )
+        return state_dict[key].shape
+
+    width, in_channels, patch_size, _ = shape("x_embedder.proj.weight", 4)
+    num_tokens = shape("pos_embed", 3)[1]
+    grid_size = math.isqrt(num_tokens)
+    if grid_size**2 != num_tokens:
+        raise CheckpointError(f"key `pos_embed` has {num_tokens} tokens; required: a square number.")
+    block_names = {key.split(".")[1] for key in state_dict if key.startswith("blocks.")}
+    depth = len(block_names)  # a gap in their numbers shows as a missing key
+    adaln_rows = shape("blocks.0.adaLN_modulation.1.weight", 2)[0]
+    use_adaln_shift = adaln_rows == 6 * width
+    if adaln_rows not in (4 * width, 6 * width):
+        raise CheckpointError(
+            f"key `blocks.0.adaLN_modulation.1.weight` has {adaln_rows} rows; required: {6 * width}, or {4 * width} "
+            "without shift."
+        )
+    output_rows = shape("final_layer.linear.weight", 2)[0]
+    if output_rows not in (patch_size**2 * in_channels, 2 * patch_size**2 * in_channels):
+        raise CheckpointError(
+            f"key `final_layer.linear.weight` has {output_rows} rows; required: {patch_size**2 * in_channels}, or "
+            f"twice that with learned sigma."
+        )
+    use_swiglu = "blocks.0.mlp.w12.weight" in state_dict
+    use_rope = any(key.startswith("feat_rope.") for key in state_dict)
+    use_qk_norm = "blocks.0.attn.q_norm.weight" in state_dict
+    feed_forward_dim = shape(f"blocks.0.mlp.{'w3' if use_swiglu else 'fc2'}.weight", 2)[1]
+
+    head_dims = {}
+    if use_rope:
+        head_dims["feat_rope.freqs_cos"] = shape("feat_rope.freqs_cos", 2)[1]
+    if use_qk_norm:
+        head_dims["blocks.0.attn.q_norm.weight"] = shape("blocks.0.attn.q_norm.weight", 1)[0]
+    num_heads = _num_heads(width, depth, head_dims, num_attention_heads)
+    return {
+        "sample_size": grid_size * patch_size,
+        "patch_size": patch_size,
+        "in_channels": in_channels,
+        "num_layers": depth,
+        "num_attention_heads": num_heads,
+        "attention_head_dim": width // num_heads,
+        "mlp_ratio": _mlp_ratio(width, feed_forward_dim, use_swiglu),
+        "num_classes": shape("y_embedder.embedding_table.weight", 2)[0] - 1,
+        "activation_fn": "swiglu" if use_swiglu else "gelu-approximate",
+        "norm_type": "rms_norm" if "blocks.0.norm1.weight" in state_dict else "layer_norm",
+        "use_qk_norm": use_qk_norm,
+        "use_rope": use_rope,
+        "use_adaln_shift": use_adaln_shift,
+        "learn_sigma": output_rows == 2 * patch_size**2 * in_channels,
+    }
+
+
+def _mlp_ratio(width: int, feed_forward_dim: int, use_swiglu: bool) -> float:
+    """The published models have 4; the smallest ratio that gives the width of the feed-forward layers otherwise."""
+
+    def dim(hidden: int) -> int:
+        return int(2 / 3 * hidden) if use_swiglu else hidden
+
+    hidden = 4 * width
+    if dim(hidden) != feed_forward_dim:
+        hidden = feed_forward_dim
+        while dim(hidden) < feed_forward_dim:
+            hidden += 1
+    ratio = hidden / width
+    return ratio if int(ratio * width) == hidden else math.nextafter(ratio, math.inf)
+
+
+def _num_heads(width: int, depth: int, head_dims: dict[str, int], given: int | None) -> int:
+    """All sources have to agree: the argument, the shapes that know the head's width, the table of published sizes."""
+    found = {}
+    if given is not None:
+        if given < 1 or width % given:
+            raise CheckpointError(f"num_attention_heads is {given}; required: a divisor of the width, {width}.")
+        found["num_attention_heads"] = given
+    for key, head_dim in head_dims.items():
+        if head_dim < 1 or width % head_dim:
+            raise CheckpointError(f"key `{key}` has heads of {head_dim}; required: a divisor of the width, {width}.")
+        found[f"key `{key}`"] = width // head_dim
+    if not found:
+        found = {name: heads for name, (*size, heads) in SIZES.items() if size == [depth, width]}
+    if not found:
+        raise CheckpointError(
+            f"num_attention_heads is not given, and depth {depth}, width {width} is no published size; required: the "
+            "number of heads, by --num_attention_heads or the YAML's model.x_test_size.num_heads."
+        )
+    (first, num_heads), *others = found.items()
+    for name, value in others:
+        if value != num_heads:
+            raise CheckpointError(f"{first} gives {num_heads} heads, but {name} gives {value}; required: the same.")
+    return num_heads
+
+
+def transformer_rows(model: LightningDiTTransformer2DModel) -> list[Row]:
+    """The table: every tensor of the original and where it is in our model (only its shapes are used)."""
+    swiglu = model.config.activation_fn == "swiglu"
+    rows = [
+        ("pos_embed", "pos_embed"),
+        ("x_embedder.proj", "patch_embed"),
+        ("t_embedder.mlp.0", "timestep_embedder.linear_1"),
+        ("t_embedder.mlp.2", "timestep_embedder.linear_2"),
+        ("y_embedder.embedding_table", "class_embedder.embedding_table"),
+    ]
+    for i in range(model.config.num_layers):
+        theirs, ours = f"blocks.{i}", f"transformer_blocks.{i}"
+        rows += [
+            (f"{theirs}.norm1", f"{ours}.norm1"),
+            (f"{theirs}.attn.qkv", tuple(f"{ours}.attn.to_{name}" for name in "qkv"), "three in one"),
+            (f"{theirs}.attn.q_norm", f"{ours}.attn.norm_q"),
+            (f"{theirs}.attn.k_norm", f"{ours}.attn.norm_k"),
+            (f"{theirs}.attn.proj", f"{ours}.attn.to_out.0"),
+            (f"{theirs}.norm2", f"{ours}.norm2"),
+            (f"{theirs}.mlp.w12", f"{ours}.ff.net.0.proj", "halves swapped")
+            if swiglu
+            else (f"{theirs}.mlp.fc1", f"{ours}.ff.net.0.proj"),
+            (f"{theirs}.mlp.{'w3' if swiglu else 'fc2'}", f"{ours}.ff.net.2"),
+            (f"{theirs}.adaLN_modulation.1", f"{ours}.adaln"),
+        ]
+    rows += [
+        ("final_layer.norm_final", "norm_out.norm"),
+        ("final_layer.adaLN_modulation.1", "norm_out.linear", "halves swapped"),
+        ("final_layer.linear", "proj_out"),
+    ]
+    return tensor_rows(rows, model.state_dict())
+
+
+def rope_tables(model: LightningDiTTransformer2DModel) -> dict[str, torch.Tensor]:
+    """What the original stores and we compute: `feat_rope.freqs_cos` and `_sin`, float32 [tokens, head width]."""
+    if not model.config.use_rope:
+        return {}
+    grid_size = model.config.sample_size // model.config.patch_size
+    cos, sin = model.rope(grid_size, grid_size, torch.device("cpu"))
+    return {"feat_rope.freqs_cos": cos, "feat_rope.freqs_sin": sin}
+
+
+def empty_transformer(config: dict) -> LightningDiTTransformer2DModel:
+    """The model of a config without memory for its weights (on the meta device)."""
+    try:
+        with torch.device("meta"):
+            return LightningDiTTransformer2DModel.from_config(config)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def transformer_from_original(
+    state_dict: dict[str, torch.Tensor], num_attention_heads: int | None = None
+) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Original state dict -> (config, state dict) of `LightningDiTTransformer2DModel`; types are kept.
+
+    Raises:
+        CheckpointError: naming the first key that is missing, unknown, wrongly shaped or not finite.
+    """
+    config = transformer_config(state_dict, num_attention_heads)
+    model = empty_transformer(config)
+    weights = dict(state_dict)
+    for key, computed in rope_tables(model).items():
+        if key not in weights:
+            raise CheckpointError(f"key `{key}` is missing; required: both tables of `feat_rope`, or none.")
+        stored = weights.pop(key)
+        check_shape(key, stored, computed.shape)
+        check_values({key: stored})
+        difference = (stored.float() - computed).abs().max().item()
+        if difference > ROPE_TOLERANCE.get(stored.dtype, 1e-4):
+            raise CheckpointError(
+                f"key `{key}` differs from the formula of RoPE by up to {difference:.2g}; required: the original's "
+                "table, since it is computed and not stored here."
+            )
+    return config, translate_from_original(transformer_rows(model), weights, model.state_dict())
+
+
+def transformer_to_original(config: dict, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """(config, state dict) of `LightningDiTTransformer2DModel` -> the original's state dict, complete for strict loading.
+
+    Raises:
+        CheckpointError: naming the first key that is missing, unknown, wrongly shaped or not finite.
+    """
+    model = empty_transformer(config)
+    original = translate_to_original(transformer_rows(model), state_dict, model.state_dict())
+    dtype = original["pos_embed"].dtype
+    return original | {key: table.to(dtype) for key, table in rope_tables(model).items()}
+
+
+def load_transformer(
+    checkpoint: str | Path | dict, weights: str | None = None, num_attention_heads: int | None = None
+) -> LightningDiTTransformer2DModel:
+    """An original LightningDiT checkpoint as a model, in evaluation mode and the weights' own type.
+
+    Args:
+        checkpoint: a file in any published layout (or `user/repo:file` of the Hub), or what `read_checkpoint` returned.
+        weights: "ema" or "model"; None takes `ema` where the file has it.
+        num_attention_heads: where neither the shapes nor the published sizes tell.
+
+    Raises:
+        CheckpointError: if it is not a complete LightningDiT checkpoint.
+    """
+    name = "checkpoint" if isinstance(checkpoint, dict) else checkpoint
+    if not isinstance(checkpoint, dict):
+        checkpoint = read_checkpoint(checkpoint)
+    with naming(name):
+        original = select_transformer_weights(checkpoint, weights)
+        config, state_dict = transformer_from_original(original, num_attention_heads)
+    model = empty_transformer(config)
+    model.load_state_dict(state_dict, assign=True)
+    return model.eval()

@@ -1,0 +1,116 @@
+"""Translating a state dict, in both directions, by one table of rows."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from .files import CheckpointError
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How the values of one original tensor are arranged in ours: (original -> ours, ours -> original)
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _swap_halves(value: torch.Tensor) -> torch.Tensor:
+    return torch.cat(value.chunk(2)[::-1])
+
+
+CHANGES = {
+    "same": (lambda value: [value], lambda values: values[0]),
+    # diffusers gates with the second half of SwiGLU, and has (scale, shift) where the original has (shift, scale)
+    "halves swapped": (lambda value: [_swap_halves(value)], lambda values: _swap_halves(values[0])),
+    # one matrix for query, key and value
+    "three in one": (lambda value: value.chunk(3), torch.cat),
+    # a linear layer written as a 1x1 convolution
+    "1x1 convolution": (
+        lambda value: [value[:, :, 0, 0] if value.ndim == 4 else value],
+        lambda values: values[0][:, :, None, None] if values[0].ndim == 2 else values[0],
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor of the original: its key, the keys it has in our model, and the change of `CHANGES` between them."""
+
+    original: str
+    ours: tuple[str, ...]
+    change: str = "same"
+
+    def to_ours(self, value: torch.Tensor) -> dict[str, torch.Tensor]:
+        # Cloned: the parts of one tensor must not share memory, and a mapped file may go away.
+        return {key: part.clone() for key, part in zip(self.ours, CHANGES[self.change][0](value), strict=True)}
+
+    def to_original(self, state_dict: dict[str, torch.Tensor]) -> torch.Tensor:
+        return CHANGES[self.change][1]([state_dict[key] for key in self.ours]).contiguous()
+
+
+def tensor_rows(module_rows: Iterable[tuple], model_state: dict[str, torch.Tensor]) -> list[Row]:
+    """Rows of modules (original, ours or a tuple of ours[, change]) -> rows of tensors, for what our model has."""
+    rows = []
+    for original, ours, *change in module_rows:
+        ours = (ours,) if isinstance(ours, str) else ours
+        for name in (".weight", ".bias", ""):
+            if f"{ours[0]}{name}" in model_state:
+                rows.append(Row(original + name, tuple(key + name for key in ours), *change))
+    assert sorted(key for row in rows for key in row.ours) == sorted(model_state), "the table misses a tensor"
+    return rows
+
+
+def translate_from_original(
+    rows: list[Row], original: dict[str, torch.Tensor], model_state: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Original state dict -> ours.
+
+    Args:
+        rows: the table.
+        original: the state dict; it has to have exactly the rows' keys, with finite values of one floating-point type.
+        model_state: our model's state dict (on the meta device), for the shapes.
+
+    Raises:
+        CheckpointError: naming the first key that is missing, unknown, wrongly shaped or not finite.
+    """
+    check_keys(original, [row.original for row in rows])
+    for row in rows:
+        check_shape(row.original, original[row.original], row.to_original(model_state).shape)
+    check_values(original)
+    return {key: value for row in rows for key, value in row.to_ours(original[row.original]).items()}
+
+
+def translate_to_original(
+    rows: list[Row], ours: dict[str, torch.Tensor], model_state: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Our state dict -> the original; arguments and errors as in `translate_from_original`."""
+    check_keys(ours, list(model_state))
+    for key, value in model_state.items():
+        check_shape(key, ours[key], value.shape)
+    check_values(ours)
+    return {row.original: row.to_original(ours) for row in rows}
+
+
+def check_keys(state_dict: dict, required: list[str]) -> None:
+    for key in required:
+        if key not in state_dict:
+            raise CheckpointError(f"key `{key}` is missing; required for an architecture with these other keys.")
+    known = set(required)
+    for key in state_dict:
+        if key not in known:
+            raise CheckpointError(f"key `{key}` is unknown; required: only keys that an architecture with these has.")
+
+
+def check_shape(key: str, value: torch.Tensor, required: torch.Size) -> None:
+    if value.shape != required:
+        raise CheckpointError(f"key `{key}` has shape {list(value.shape)}; required: {list(required)}.")
+
+
+def check_values(state_dict: dict[str, torch.Tensor]) -> None:
+    first = next(iter(state_dict))
+    dtype = state_dict[first].dtype
+    for key, value in state_dict.items():
+        if not value.is_floating_point():
+            raise CheckpointError(f"key `{key}` has type {value.dtype}; required: a floating-point type.")
+        if value.dtype != dtype:
+            raise CheckpointError(f"key `{key}` has type {value.dtype}; required: {dtype}, as `{first}` has.")
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"key `{key}` has values that are NaN or infinite; required: finite values.")
