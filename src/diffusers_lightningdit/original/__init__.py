@@ -4,13 +4,17 @@ from .autoencoder import (
     AutoencoderParts,
     autoencoder_from_original,
     autoencoder_to_original,
+    build_autoencoder,
     load_autoencoder,
     read_autoencoder,
     read_latents_statistics,
 )
+from .config import OriginalConfig
 from .files import CheckpointError, read_checkpoint
+from .pipeline import build_pipeline, imagenet_labels
 from .transformer import (
     MODEL_TYPES,
+    embedded_config,
     load_transformer,
     select_transformer_weights,
     transformer_from_original,
@@ -21,8 +25,13 @@ __all__ = [
     "MODEL_TYPES",
     "AutoencoderParts",
     "CheckpointError",
+    "OriginalConfig",
     "autoencoder_from_original",
     "autoencoder_to_original",
+    "build_autoencoder",
+    "build_pipeline",
+    "embedded_config",
+    "imagenet_labels",
     "load_autoencoder",
     "load_transformer",
     "read_autoencoder",

@@ -6,13 +6,15 @@ from pathlib import Path
 import torch
 
 from ..models import AutoencoderVAVAE
-from .files import CheckpointError, naming, plain_state_dict, read_checkpoint
+from .config import OriginalConfig
+from .files import CheckpointError, load_model_folder, naming, plain_state_dict, read_checkpoint, resolve_file
 from .translation import Row, check_values, tensor_rows, translate_from_original, translate_to_original
 
 # What a training checkpoint holds beside the autoencoder. The first two are needed to train on ...
 TRAINING_KEYS = ("linear_proj.", "loss.discriminator.", "loss.logvar")
 # ... and these are published networks of their own (LPIPS; DINOv2, MAE).
 FOREIGN_KEYS = ("loss.perceptual_loss.", "foundation_model.")
+TRAINING_FOLDER = "training"
 NUM_GROUPS = 32  # of every GroupNorm
 
 
@@ -211,38 +213,103 @@ def read_latents_statistics(file: str | Path | dict, latent_channels: int | None
     return tuple(lists)
 
 
-def load_autoencoder(
-    checkpoint: str | Path | dict, latents_stats: str | Path | dict | None = None, scaling_factor: float = 1.0
-) -> AutoencoderVAVAE:
-    """An original VA-VAE, LDM or MAR-VAE checkpoint as a model, in evaluation mode and the weights' own type.
+def check_autoencoder_yaml(parts: AutoencoderParts, yaml: OriginalConfig) -> None:
+    """Raise CheckpointError where the original's YAML contradicts the architecture; note its `resolution`."""
+    config, dimensions = parts.config, "model.params.ddconfig"
+    yaml.check("model.params.embed_dim", int, config["latent_channels"])
+    yaml.check(f"{dimensions}.z_channels", int, config["latent_channels"])
+    yaml.check(f"{dimensions}.double_z", bool, True)
+    yaml.check(f"{dimensions}.in_channels", int, config["in_channels"])
+    yaml.check(f"{dimensions}.out_ch", int, config["out_channels"])
+    yaml.check(f"{dimensions}.num_res_blocks", int, config["layers_per_block"])
+    widths = list(config["block_out_channels"])
+    width, multipliers = yaml.get(f"{dimensions}.ch", int), yaml.get(f"{dimensions}.ch_mult", list)
+    if width and multipliers and multipliers != [level_width / width for level_width in widths]:
+        raise yaml.error(
+            f"{dimensions}.ch_mult", multipliers, f"times `ch`, {width}, the widths {widths} that the weights have"
+        )
+    resolution, attention = yaml.get(f"{dimensions}.resolution", int), yaml.get(f"{dimensions}.attn_resolutions", list)
+    if resolution is not None:
+        resolutions = [resolution // 2**i for i in range(len(widths))]
+        of_weights = [
+            level for level, block in zip(resolutions, config["down_block_types"], strict=True) if "Attn" in block
+        ]
+        if attention is not None and [level for level in resolutions if level in attention] != of_weights:
+            raise yaml.error(f"{dimensions}.attn_resolutions", attention, f"{of_weights}, as the encoder has them")
+        config["sample_size"] = resolution
+    if "linear_proj.weight" in parts.training:
+        yaml.check("model.params.reverse_proj", bool, "linear_proj.bias" not in parts.training)
+
+
+def read_autoencoder(
+    checkpoint: str | Path | dict, config: str | Path | OriginalConfig | None = None
+) -> AutoencoderParts:
+    """All parts of an original checkpoint, or of an `AutoencoderVAVAE` or plain `AutoencoderKL` folder of diffusers.
 
     Args:
-        checkpoint: a file in any published layout (or `user/repo:file` of the Hub), or what `read_checkpoint` returned.
-        latents_stats: the original's latents_stats.pt, or its dictionary.
-        scaling_factor: the original's `latent_multiplier`.
+        checkpoint: a file in any published layout (or `user/repo:file` of the Hub), a folder, or what `read_checkpoint`
+            returned.
+        config: the original's YAML of the autoencoder; it must not contradict the weights.
 
     Raises:
-        CheckpointError: if it is not a complete autoencoder checkpoint.
+        CheckpointError: if it is not a complete autoencoder.
     """
-    return autoencoder_of(read_autoencoder(checkpoint), latents_stats, scaling_factor)
+    is_folder = not isinstance(checkpoint, dict) and resolve_file(checkpoint).is_dir()
+    if is_folder:
+        parts = _read_autoencoder_folder(Path(checkpoint))
+    else:
+        loaded = checkpoint if isinstance(checkpoint, dict) else read_checkpoint(checkpoint)
+        with naming("checkpoint" if isinstance(checkpoint, dict) else checkpoint):
+            parts = autoencoder_from_original(select_autoencoder_weights(loaded))
+    if config is not None:
+        config = config if isinstance(config, OriginalConfig) else OriginalConfig.read(config)
+        check_autoencoder_yaml(parts, config)
+    return parts
 
 
-def read_autoencoder(checkpoint: str | Path | dict) -> AutoencoderParts:
-    """As `load_autoencoder`, but returns all parts of the file."""
-    name = "checkpoint" if isinstance(checkpoint, dict) else checkpoint
-    if not isinstance(checkpoint, dict):
-        checkpoint = read_checkpoint(checkpoint)
-    with naming(name):
-        return autoencoder_from_original(select_autoencoder_weights(checkpoint))
+def _read_autoencoder_folder(folder: Path) -> AutoencoderParts:
+    """A folder that diffusers saved, with the training weights that `convert_vavae_to_diffusers.py` put beside."""
+    model = load_model_folder(AutoencoderVAVAE, folder, ("AutoencoderVAVAE", "AutoencoderKL"))
+    if model.config.shift_factor:
+        raise CheckpointError(
+            f"{folder}: config `shift_factor` is {model.config.shift_factor}; required: none, since latents are "
+            "normalised by `latents_mean` and `latents_std` here."
+        )
+    state_dict = model.state_dict()
+    with naming(folder):
+        check_values(state_dict)
+    training = {}
+    for file in sorted((folder / TRAINING_FOLDER).glob("*.safetensors")):
+        training |= read_checkpoint(file)
+    for key in training:
+        if not key.startswith(TRAINING_KEYS):
+            raise CheckpointError(f"{folder / TRAINING_FOLDER}: key `{key}` is unknown; required: {TRAINING_KEYS}.")
+    # the arguments only, without diffusers' own entries such as the version
+    config = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    return AutoencoderParts(config, state_dict, training)
 
 
-def autoencoder_of(
-    parts: AutoencoderParts, latents_stats: str | Path | dict | None = None, scaling_factor: float | None = None
+def load_autoencoder(
+    checkpoint: str | Path | dict,
+    latents_stats: str | Path | dict | None = None,
+    config: str | Path | OriginalConfig | None = None,
 ) -> AutoencoderVAVAE:
-    """The model of translated parts; `scaling_factor` None keeps that of the parts' config."""
+    """An original VA-VAE, LDM or MAR-VAE checkpoint, or a folder of diffusers, as a model in evaluation mode.
+
+    Args:
+        checkpoint: as in `read_autoencoder`.
+        latents_stats: the original's latents_stats.pt, or its dictionary.
+        config: as in `read_autoencoder`.
+
+    Raises:
+        CheckpointError: if it is not a complete autoencoder.
+    """
+    return build_autoencoder(read_autoencoder(checkpoint, config), latents_stats)
+
+
+def build_autoencoder(parts: AutoencoderParts, latents_stats: str | Path | dict | None = None) -> AutoencoderVAVAE:
+    """The model of translated parts, with the statistics of its latents if given."""
     config = dict(parts.config)
-    if scaling_factor is not None:
-        config["scaling_factor"] = scaling_factor
     if latents_stats is not None:
         mean, std = read_latents_statistics(latents_stats, config["latent_channels"])
         config |= {"latents_mean": mean, "latents_std": std}

@@ -1,6 +1,7 @@
 """Files of the original implementation: finding, reading and writing them, without ever running code they contain."""
 
 import contextlib
+import json
 import re
 import shutil
 import tempfile
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from diffusers import ModelMixin
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 HUB_FILE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[^:]+)")
@@ -93,6 +96,66 @@ def plain_state_dict(entry: object, name: str) -> dict[str, torch.Tensor]:
     if all(key.startswith("module.") for key in entry):
         return {key.removeprefix("module."): value for key, value in entry.items()}
     return entry
+
+
+def read_json(file: Path) -> dict:
+    """A configuration file of diffusers; raises CheckpointError if it is missing or no JSON dictionary."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{file}: is missing or no JSON file; required in a folder of diffusers.") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file}: holds a {type(values).__name__}; required: a dictionary.")
+    return values
+
+
+def load_model_folder(model_class: type[ModelMixin], folder: Path, class_names: tuple[str, ...]) -> ModelMixin:
+    """`from_pretrained`, strictly: of one of these classes, with every weight, in the type in which they are stored.
+
+    Raises:
+        CheckpointError: naming the folder, file or key that is at fault.
+    """
+    class_name = read_json(folder / "config.json").get("_class_name")
+    if class_name not in class_names:
+        raise CheckpointError(f"{folder}: holds a {class_name}; required: {' or '.join(class_names)}.")
+    try:
+        model, info = model_class.from_pretrained(
+            folder, torch_dtype=_stored_dtype(folder), output_loading_info=True, local_files_only=True
+        )
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise CheckpointError(f"{folder}: cannot be loaded: {first_line(error)}") from error
+    for fault, meaning in (
+        ("missing_keys", "missing"),
+        ("unexpected_keys", "unknown"),
+        ("mismatched_keys", "misshapen"),
+    ):
+        if info[fault]:
+            raise CheckpointError(f"{folder}: key `{info[fault][0]}` is {meaning}; required: the model's keys exactly.")
+    return model.eval()
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    first = None
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118 (no dictionary)
+                    dtype = tensors.get_slice(key).get_dtype()
+                    first = first or (key, dtype)
+                    if dtype != first[1]:
+                        raise CheckpointError(
+                            f"{file}: key `{key}` has type {dtype}; required: {first[1]}, as `{first[0]}` has."
+                        )
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"{file}: is damaged or no safetensors file ({type(error).__name__}).") from error
+    types = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    if first is not None and first[1] not in types:
+        raise CheckpointError(f"{folder}: key `{first[0]}` has type {first[1]}; required: a floating-point type.")
+    return torch.float32 if first is None else types[first[1]]
 
 
 def check_new_folder(folder: str | Path) -> None:

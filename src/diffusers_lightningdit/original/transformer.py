@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ..models import LightningDiTTransformer2DModel
+from .config import OriginalConfig
 from .files import CheckpointError, naming, plain_state_dict, read_checkpoint
 from .translation import Row, check_shape, check_values, tensor_rows, translate_from_original, translate_to_original
 
@@ -217,15 +218,71 @@ def empty_transformer(config: dict) -> LightningDiTTransformer2DModel:
         raise CheckpointError(str(error)) from error
 
 
+def check_transformer_yaml(config: dict, yaml: OriginalConfig) -> None:
+    """Raise CheckpointError where the original's YAML contradicts the architecture read off the weights."""
+    depth, width = config["num_layers"], config["num_attention_heads"] * config["attention_head_dim"]
+    yaml.check("model.x_test_size.depth", int, depth)
+    yaml.check("model.x_test_size.hidden_size", int, width)
+    yaml.check("model.x_test_size.num_heads", int, config["num_attention_heads"])
+    yaml.check("model.in_chans", int, config["in_channels"])
+    yaml.check("data.num_classes", int, config["num_classes"])
+    for switch, of_weights in (
+        ("use_swiglu", config["activation_fn"] == "swiglu"),
+        ("use_rope", config["use_rope"]),
+        ("use_rmsnorm", config["norm_type"] == "rms_norm"),
+        ("use_qknorm", config["use_qk_norm"]),
+        ("wo_shift", not config["use_adaln_shift"]),
+        ("learn_sigma", config["learn_sigma"]),
+    ):
+        yaml.check(f"model.{switch}", bool, of_weights)
+
+    model_type = yaml.get("model.model_type", str)
+    if model_type is not None:
+        if model_type not in MODEL_TYPES:
+            raise yaml.error("model.model_type", model_type, f"one of {', '.join(MODEL_TYPES)}")
+        *size, patch_size = MODEL_TYPES[model_type]
+        of_weights = [depth, width, config["num_attention_heads"]]
+        if patch_size != config["patch_size"]:
+            raise yaml.error(
+                "model.model_type", model_type, f"patch size {config['patch_size']}, as the weights have it"
+            )
+        # `x_test_size` stands for models smaller than any of the types: only the patch size is of the type then.
+        if yaml.get("model.x_test_size", dict) is None and size != of_weights:
+            raise yaml.error(
+                "model.model_type",
+                model_type,
+                f"depth {depth}, width {width}, {of_weights[2]} heads, as the weights have it "
+                f"(this type: {size[0]}, {size[1]}, {size[2]})",
+            )
+
+    image_size, ratio = yaml.get("data.image_size", int), yaml.get("vae.downsample_ratio", int)
+    if image_size is not None and ratio is not None and image_size != ratio * config["sample_size"]:
+        raise yaml.error(
+            "data.image_size",
+            image_size,
+            f"{ratio * config['sample_size']}, since `vae.downsample_ratio` is {ratio} and `pos_embed` of the weights "
+            f"is for latents of {config['sample_size']}x{config['sample_size']}",
+        )
+
+
 def transformer_from_original(
-    state_dict: dict[str, torch.Tensor], num_attention_heads: int | None = None
+    state_dict: dict[str, torch.Tensor], num_attention_heads: int | None = None, yaml: OriginalConfig | None = None
 ) -> tuple[dict, dict[str, torch.Tensor]]:
     """Original state dict -> (config, state dict) of `LightningDiTTransformer2DModel`; types are kept.
+
+    Args:
+        state_dict: weights under the original's keys.
+        num_attention_heads: where neither the YAML nor the shapes nor the published sizes tell.
+        yaml: the original's configuration; it must not contradict the weights.
 
     Raises:
         CheckpointError: naming the first key that is missing, unknown, wrongly shaped or not finite.
     """
+    if yaml is not None and num_attention_heads is None:
+        num_attention_heads = yaml.get("model.x_test_size.num_heads", int)
     config = transformer_config(state_dict, num_attention_heads)
+    if yaml is not None:
+        check_transformer_yaml(config, yaml)
     model = empty_transformer(config)
     weights = dict(state_dict)
     for key, computed in rope_tables(model).items():
@@ -244,7 +301,7 @@ def transformer_from_original(
 
 
 def transformer_to_original(config: dict, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """(config, state dict) of `LightningDiTTransformer2DModel` -> the original's state dict, complete for strict loading.
+    """(config, state dict) of `LightningDiTTransformer2DModel` -> the original's, complete for strict loading.
 
     Raises:
         CheckpointError: naming the first key that is missing, unknown, wrongly shaped or not finite.
@@ -255,25 +312,39 @@ def transformer_to_original(config: dict, state_dict: dict[str, torch.Tensor]) -
     return original | {key: table.to(dtype) for key, table in rope_tables(model).items()}
 
 
+def embedded_config(checkpoint: dict) -> OriginalConfig | None:
+    """The YAML that a training checkpoint carries, if it does."""
+    values = checkpoint.get("config")
+    return OriginalConfig(values, "the checkpoint's `config`") if isinstance(values, dict) else None
+
+
 def load_transformer(
-    checkpoint: str | Path | dict, weights: str | None = None, num_attention_heads: int | None = None
+    checkpoint: str | Path | dict,
+    config: str | Path | OriginalConfig | None = None,
+    weights: str | None = None,
+    num_attention_heads: int | None = None,
 ) -> LightningDiTTransformer2DModel:
     """An original LightningDiT checkpoint as a model, in evaluation mode and the weights' own type.
 
     Args:
         checkpoint: a file in any published layout (or `user/repo:file` of the Hub), or what `read_checkpoint` returned.
+        config: the original's YAML; None takes the one that a training checkpoint carries.
         weights: "ema" or "model"; None takes `ema` where the file has it.
-        num_attention_heads: where neither the shapes nor the published sizes tell.
+        num_attention_heads: where neither the YAML nor the shapes nor the published sizes tell.
 
     Raises:
-        CheckpointError: if it is not a complete LightningDiT checkpoint.
+        CheckpointError: if it is not a complete LightningDiT checkpoint, or contradicts the YAML.
     """
     name = "checkpoint" if isinstance(checkpoint, dict) else checkpoint
     if not isinstance(checkpoint, dict):
         checkpoint = read_checkpoint(checkpoint)
+    if config is None:
+        config = embedded_config(checkpoint)
+    elif not isinstance(config, OriginalConfig):
+        config = OriginalConfig.read(config)
     with naming(name):
         original = select_transformer_weights(checkpoint, weights)
-        config, state_dict = transformer_from_original(original, num_attention_heads)
-    model = empty_transformer(config)
+        model_config, state_dict = transformer_from_original(original, num_attention_heads, config)
+    model = empty_transformer(model_config)
     model.load_state_dict(state_dict, assign=True)
     return model.eval()

@@ -1,0 +1,60 @@
+"""Convert an original VA-VAE, LDM or MAR-VAE checkpoint, or a plain AutoencoderKL folder, to AutoencoderVAVAE.
+
+    python conversion/convert_vavae_to_diffusers.py --checkpoint vavae-imagenet256-f16d32-dinov2.pt \
+        --latents_stats latents_stats.pt --output_dir vavae-f16d32
+
+What only training needs (the projection onto the foundation model's features, the discriminator) goes to
+OUTPUT_DIR/training under its original names, so that training can go on.
+"""
+
+import argparse
+from collections import Counter
+
+from safetensors.torch import save_file
+
+from diffusers_lightningdit.original import build_autoencoder, read_autoencoder
+from diffusers_lightningdit.original.autoencoder import TRAINING_FOLDER
+from diffusers_lightningdit.original.command_line import OneLineParser, run
+from diffusers_lightningdit.original.files import check_new_folder, new_folder
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="path, or user/repo:file, or a folder")
+    parser.add_argument("--config", metavar="YAML", help="the original's YAML of the autoencoder, to check against")
+    parser.add_argument("--latents_stats", metavar="FILE", help="the original's latents_stats.pt")
+    parser.add_argument("--output_dir", required=True, metavar="DIR", help="new or empty")
+    return parser
+
+
+def convert(args: argparse.Namespace) -> None:
+    check_new_folder(args.output_dir)
+    parts = read_autoencoder(args.checkpoint, args.config)
+    vae = build_autoencoder(parts, args.latents_stats)
+    files: dict[str, dict] = {}
+    for key, value in parts.training.items():  # loss.safetensors, linear_proj.safetensors
+        files.setdefault(key.split(".")[0], {})[key] = value
+    with new_folder(args.output_dir) as folder:
+        vae.save_pretrained(folder)
+        for name, tensors in files.items():
+            (folder / TRAINING_FOLDER).mkdir(exist_ok=True)
+            save_file(tensors, folder / TRAINING_FOLDER / f"{name}.safetensors")
+
+    print(
+        f"{args.output_dir}: {type(vae).__name__}; widths {list(vae.config.block_out_channels)}, "
+        f"{vae.config.latent_channels} latent channels, {vae.num_parameters():,} parameters, "
+        f"scaling_factor {vae.config.scaling_factor:.6g}, "
+        f"latents statistics: {'none' if vae.config.latents_mean is None else 'in the config'}"
+    )
+    for name, tensors in files.items():
+        print(f"kept for training: {TRAINING_FOLDER}/{name}.safetensors, {len(tensors)} tensors")
+    for name, number in Counter(".".join(key.split(".")[:2]) for key in parts.left_out).items():
+        print(f"left out: {name}.*, {number} tensors (a published network of its own)")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    run(convert, get_parser(), arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""The YAML configuration of the original: what shapes cannot tell, above all how a checkpoint is sampled."""
+
+import math
+from pathlib import Path
+
+import yaml
+
+from .files import CheckpointError, first_line, resolve_file
+
+# `latent_multiplier` of the original where its YAML does not name it
+DEFAULT_LATENT_MULTIPLIER = 0.18215
+# The original always guides the first three channels (of 32).
+GUIDANCE_CHANNELS = 3
+# What a sampling recipe of the pipeline can express; torchdiffeq's methods beside Euler.
+REQUIRED_SETTINGS = {
+    "transport.path_type": "Linear",
+    "transport.prediction": "velocity",
+    "sample.mode": "ODE",
+    "sample.reverse": False,
+}
+SAMPLING_METHODS = ("euler", "dopri5", "heun2")
+
+
+class OriginalConfig:
+    """Typed access to the values of an original YAML, by dotted names such as "sample.cfg_scale".
+
+    Args:
+        values: the file's content.
+        name: how errors call it.
+    """
+
+    def __init__(self, values: dict, name: str = "config"):
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{name}: holds a {type(values).__name__}; required: a mapping of sections.")
+        self.values = values
+        self.name = name
+
+    @classmethod
+    def read(cls, file: str | Path) -> "OriginalConfig":
+        """Read a YAML file; raises CheckpointError if it is none."""
+        path = resolve_file(file)
+        try:
+            return cls(yaml.safe_load(path.read_text(encoding="utf-8")), str(file))
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+            raise CheckpointError(f"{file}: is no readable YAML file: {first_line(error)}") from error
+
+    def get(self, key: str, kind: type, default=None):
+        """The value of a dotted key, or `default` if it or its section is absent or null.
+
+        Raises:
+            CheckpointError: if the value is not of `kind` (bool, int, float, str, list or dict).
+        """
+        value = self.values
+        for part in key.split("."):
+            if value is None:
+                return default
+            if not isinstance(value, dict):
+                raise self.error(key, value, "a section before the last dot")
+            value = value.get(part)
+        if value is None:
+            return default
+        if kind is float:  # YAML 1.1 takes 1e-6 (no dot) for a string
+            try:
+                number = math.nan if isinstance(value, bool) else float(value)
+            except (TypeError, ValueError):
+                number = math.nan
+            if not math.isfinite(number):
+                raise self.error(key, value, "a number")
+            return number
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise self.error(key, value, f"of type {kind.__name__}")
+        return value
+
+    def error(self, key: str, value, requirement: str) -> CheckpointError:
+        return CheckpointError(f"{self.name}: `{key}` is {value!r}; required: {requirement}.")
+
+    def check(self, key: str, kind: type, of_weights) -> None:
+        """Raise CheckpointError if the YAML has the key, with another value than the weights."""
+        value = self.get(key, kind)
+        if value is not None and value != of_weights:
+            raise self.error(key, value, f"{of_weights!r}, as the weights have it")
+
+    @property
+    def latent_multiplier(self) -> float:
+        value = self.get("data.latent_multiplier", float, DEFAULT_LATENT_MULTIPLIER)
+        if value <= 0:
+            raise self.error("data.latent_multiplier", value, "a positive number")
+        return value
+
+    @property
+    def scheduler_shift(self) -> float:
+        """diffusers' shift of the time grid, the inverse of the original's; 0 or none there means no shift."""
+        value = self.get("sample.timestep_shift", float, 0.0)
+        if value < 0:
+            raise self.error("sample.timestep_shift", value, "0 or a positive number")
+        return 1 / value if value > 0 else 1.0
+
+    def sampling_recipe(self, in_channels: int) -> dict | None:
+        """The `sample` section as a recipe of `LightningDiTPipeline`; None if the YAML has no such section.
+
+        Raises:
+            CheckpointError: for a setting that the pipeline does not sample with.
+        """
+        for key, required in REQUIRED_SETTINGS.items():
+            value = self.get(key, type(required), required)
+            if value != required:
+                raise self.error(key, value, f"{required!r}, since the pipeline samples nothing else")
+        if not self.get("sample", dict):
+            return None
+        method = self.get("sample.sampling_method", str, "euler")
+        if method not in SAMPLING_METHODS:
+            raise self.error("sample.sampling_method", method, f"one of {', '.join(SAMPLING_METHODS)}")
+        num_points = self.get("sample.num_sampling_steps", int)
+        if num_points is None or num_points < 2:
+            raise self.error("sample.num_sampling_steps", num_points, "at least 2, the points of the time grid")
+        scale = self.get("sample.cfg_scale", float, 1.0)
+        if scale < 0:
+            raise self.error("sample.cfg_scale", scale, "at least 0")
+        start = self.get("sample.cfg_interval_start", float, 0.0)
+        if not 0 <= start <= 1:
+            raise self.error("sample.cfg_interval_start", start, "a time from 0 to 1")
+        recipe = {
+            "num_inference_steps": num_points - 1,  # the original counts the points of the grid
+            "guidance_scale": scale,
+            "guidance_interval": [start, 1.0],
+            "guidance_channels": min(GUIDANCE_CHANNELS, in_channels),
+        }
+        if method != "euler":
+            recipe["ode_method"] = method
+            for name in ("atol", "rtol"):
+                tolerance = self.get(f"sample.{name}", float)
+                if tolerance is not None:
+                    recipe[f"ode_{name}"] = tolerance
+        return recipe
+
+
+def sampling_section(recipe: dict, scheduler_shift: float) -> dict | None:
+    """The way back: a recipe as the `sample` section of a YAML, or None if the original cannot sample so."""
+    interval = recipe.get("guidance_interval") or [0.0, 1.0]
+    scale = recipe.get("guidance_scale")
+    guided = scale is not None and scale > 1
+    if recipe.get("num_inference_steps") is None or scale is None:
+        return None
+    if guided and (recipe.get("guidance_channels") != GUIDANCE_CHANNELS or interval[1] != 1):
+        return None
+    return {
+        "mode": "ODE",
+        "sampling_method": recipe.get("ode_method") or "euler",
+        "atol": recipe.get("ode_atol", 1e-6),
+        "rtol": recipe.get("ode_rtol", 1e-3),
+        "reverse": False,
+        "likelihood": False,
+        "num_sampling_steps": recipe["num_inference_steps"] + 1,
+        "cfg_scale": scale,
+        "cfg_interval_start": interval[0],
+        "timestep_shift": 0.0 if scheduler_shift == 1 else round(1 / scheduler_shift, 12),
+    }
