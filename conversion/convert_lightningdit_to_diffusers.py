@@ -42,7 +42,9 @@ def convert(args: argparse.Namespace) -> None:
         raise CheckpointError("latents_stats is given without vae; required: --vae, whose config keeps the statistics.")
     checkpoint = read_checkpoint(args.checkpoint)
     config = OriginalConfig.read(args.config) if args.config else embedded_config(checkpoint)
-    transformer = load_transformer(args.checkpoint, config, args.weights, args.num_attention_heads)
+    transformer = load_transformer(
+        args.checkpoint, args.weights, config=config, num_attention_heads=args.num_attention_heads
+    )
     saved, notes = transformer, []
     if args.vae is not None:
         parts = read_autoencoder(args.vae)

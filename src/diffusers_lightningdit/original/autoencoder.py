@@ -292,6 +292,8 @@ def _read_autoencoder_folder(folder: Path) -> AutoencoderParts:
 def load_autoencoder(
     checkpoint: str | Path | dict,
     latents_stats: str | Path | dict | None = None,
+    *,
+    latent_multiplier: float | None = None,
     config: str | Path | OriginalConfig | None = None,
 ) -> AutoencoderVAVAE:
     """An original VA-VAE, LDM or MAR-VAE checkpoint, or a folder of diffusers, as a model in evaluation mode.
@@ -299,12 +301,16 @@ def load_autoencoder(
     Args:
         checkpoint: as in `read_autoencoder`.
         latents_stats: the original's latents_stats.pt, or its dictionary.
+        latent_multiplier: the original's, our `scaling_factor`; None keeps that of a folder, and 1 for a checkpoint.
         config: as in `read_autoencoder`.
 
     Raises:
         CheckpointError: if it is not a complete autoencoder.
     """
-    return build_autoencoder(read_autoencoder(checkpoint, config), latents_stats)
+    model = build_autoencoder(read_autoencoder(checkpoint, config), latents_stats)
+    if latent_multiplier is not None:
+        model.register_to_config(scaling_factor=latent_multiplier)
+    return model
 
 
 def build_autoencoder(parts: AutoencoderParts, latents_stats: str | Path | dict | None = None) -> AutoencoderVAVAE:

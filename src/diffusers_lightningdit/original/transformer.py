@@ -320,16 +320,17 @@ def embedded_config(checkpoint: dict) -> OriginalConfig | None:
 
 def load_transformer(
     checkpoint: str | Path | dict,
-    config: str | Path | OriginalConfig | None = None,
     weights: str | None = None,
+    *,
+    config: str | Path | OriginalConfig | None = None,
     num_attention_heads: int | None = None,
 ) -> LightningDiTTransformer2DModel:
     """An original LightningDiT checkpoint as a model, in evaluation mode and the weights' own type.
 
     Args:
         checkpoint: a file in any published layout (or `user/repo:file` of the Hub), or what `read_checkpoint` returned.
-        config: the original's YAML; None takes the one that a training checkpoint carries.
         weights: "ema" or "model"; None takes `ema` where the file has it.
+        config: the original's YAML; None takes the one that a training checkpoint carries.
         num_attention_heads: where neither the YAML nor the shapes nor the published sizes tell.
 
     Raises:
