@@ -96,21 +96,17 @@ def check_scheduler(scheduler) -> None:
     if name in REFUSED_SCHEDULERS:
         raise ValueError(f"`scheduler` is {name}: {REFUSED_SCHEDULERS[name]}. {remedy}")
     if isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)):
-        for flag in ("use_dynamic_shifting", "invert_sigmas"):
-            if scheduler.config.get(flag):
-                raise ValueError(f"`scheduler` is {name} with {flag}=True; required: {flag}=False.")
+        required = {"use_dynamic_shifting": False, "invert_sigmas": False}
     elif isinstance(scheduler, (DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, UniPCMultistepScheduler)):
         required = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "final_sigmas_type": "zero"}
-        for flag, value in required.items():
-            if scheduler.config.get(flag) != value:
-                raise ValueError(
-                    f"`scheduler` is {name} with {flag}={scheduler.config.get(flag)!r}; a velocity model requires "
-                    f"{flag}={value!r} ({name}.from_config(scheduler.config, {FLOW_SETTINGS}))."
-                )
-        if scheduler.config.get("use_dynamic_shifting"):
-            raise ValueError(f"`scheduler` is {name} with use_dynamic_shifting=True; required: False.")
+        required |= {"use_dynamic_shifting": False}
     else:
         raise ValueError(f"`scheduler` is {name}: it does not integrate a flow with sigma = 1 - t. {remedy}")
+    for flag, value in required.items():
+        if scheduler.config.get(flag, value) != value:
+            raise ValueError(
+                f"`scheduler` is {name} with {flag}={scheduler.config[flag]!r}; required: {flag}={value!r}. {remedy}"
+            )
 
 
 def set_timesteps(scheduler, num_inference_steps: int, device: torch.device) -> torch.Tensor:
@@ -209,6 +205,18 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
                 )
         self.register_to_config(id2label=self.id2label or None, sampling_recipe=sampling_recipe)
         self.image_processor = VaeImageProcessor()
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "LightningDiTPipeline":
+        """As in diffusers; components are taken over by name.
+
+        diffusers itself compares their classes with the constructor's annotations, which a self-contained file cannot
+        give for the transformer, and must not narrow for the autoencoder.
+        """
+        for name in ("transformer", "vae"):
+            if name in pipeline.components:
+                kwargs.setdefault(name, pipeline.components[name])
+        return super().from_pipe(pipeline, **kwargs)
 
     # -- labels ---------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,11 @@ def golden():
     return find
 
 
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return TESTS.parent
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

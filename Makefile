@@ -1,0 +1,44 @@
+# `make demo` and `make test` do all of their own set-up, in .venv; PYTHON names the interpreter that makes it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test test-lowest digits style quality clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python demo/generate_grid.py
+
+test: $(VENV)/.test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+# the lowest versions that setup.py declares; needs a Python 3.10
+test-lowest:
+	$(MAKE) test VENV=.venv-lowest PYTHON=python3.10 PIP_CONSTRAINT=$(CURDIR)/constraints-lowest.txt
+
+# trains and judges the embedded checkpoint from nothing, into outputs/digits
+digits: $(VENV)/.test
+	PATH="$(CURDIR)/$(BIN):$$PATH" training_scripts/digits.sh
+
+style: $(VENV)/.quality
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+quality: $(VENV)/.quality
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) .venv-lowest build dist outputs src/*.egg-info
+
+# One stamp for each set of packages: made again when the declared dependencies change.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.demo: $(VENV)/bin/python setup.py pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.test $(VENV)/.quality: $(VENV)/.%: $(VENV)/bin/python setup.py pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	@touch $@
