@@ -1,0 +1,102 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Images with class labels from Hugging Face `datasets`, as pixels that the models take."""
+
+import datasets
+import numpy as np
+import torch
+from datasets import ClassLabel, load_dataset
+from PIL import Image
+from torch.utils.data import Dataset
+
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One image
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """The centre square of an image, as [size, size] (the pre-processing of ADM, arXiv 2105.05233).
+
+    Halving with a box filter while the shorter side is at least twice `size` keeps the bicubic step from aliasing.
+    Smaller images are enlarged.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), resample=Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), resample=Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def image_to_pixels(image: Image.Image, size: int) -> torch.Tensor:
+    """An image of any 8-bit mode -> centre square in RGB, float32 [3, size, size] in [-1, 1].
+
+    Raises:
+        ValueError: for an image of more than 8 bits a channel, which Pillow's conversion to RGB would clip.
+    """
+    if image.mode not in EIGHT_BIT_MODES:
+        raise ValueError(f"an image has mode {image.mode!r}; required: one of {', '.join(EIGHT_BIT_MODES)}.")
+    pixels = torch.from_numpy(np.array(center_crop(image.convert("RGB"), size)))  # uint8 [size, size, 3]
+    return (pixels.permute(2, 0, 1).float() / 255 - 0.5) / 0.5
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A data set of images
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ImageDataset(Dataset):
+    """A data set of images that `datasets.load_dataset` reads: a local folder (imagefolder, parquet, ...) or a Hub id.
+
+    Items are `{"pixel_values": float32 [3, resolution, resolution] in [-1, 1], "class_labels": int}`.
+
+    Args:
+        data: local folder or Hub id.
+        resolution: side of the square images.
+        split: name of the split.
+        image_column: name of the column of images.
+        label_column: name of a `ClassLabel` column, whose names become `id2label`; None for images without labels.
+
+    Raises:
+        ValueError: if the data cannot be read, or a column is missing or of another kind.
+    """
+
+    def __init__(
+        self,
+        data: str,
+        resolution: int,
+        split: str = "train",
+        image_column: str = "image",
+        label_column: str | None = "label",
+    ):
+        try:
+            rows = load_dataset(data, split=split)
+        except (OSError, ValueError) as error:  # not found, no network, no such split: `datasets` names which
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ValueError(
+                f"`data` is {data!r}, split {split!r}; required: a folder or Hub id that `datasets` reads ({reason})."
+            ) from error
+        columns = ", ".join(rows.column_names)
+        if not isinstance(rows.features.get(image_column), datasets.Image):
+            raise ValueError(f"`image_column` is {image_column!r}; required: a column of images among {columns}.")
+        self.id2label = None
+        if label_column is not None:
+            if not isinstance(rows.features.get(label_column), ClassLabel):
+                raise ValueError(f"`label_column` is {label_column!r}; required: a ClassLabel column among {columns}.")
+            self.id2label = dict(enumerate(rows.features[label_column].names))
+        self.rows = rows
+        self.resolution = resolution
+        self.image_column = image_column
+        self.label_column = label_column
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        row = self.rows[index]
+        item = {"pixel_values": image_to_pixels(row[self.image_column], self.resolution)}
+        if self.label_column is not None:
+            item["class_labels"] = row[self.label_column]
+        return item
