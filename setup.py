@@ -9,14 +9,14 @@ HERE = Path(__file__).parent
 # Every lower bound was tried: `make test-lowest` installs exactly these versions and runs the suite with them.
 INSTALL_REQUIRES = [
     "torch>=2.6",
-    "diffusers>=0.42.1",
-    "transformers>=4.56",
+    "diffusers>=0.41",
+    "transformers>=5.0",
     "accelerate>=1.10",
-    "peft>=0.17",
+    "peft>=0.18",
     "datasets>=4.0",
-    "safetensors>=0.6",
-    "huggingface_hub>=1.0",
-    "pyyaml>=6.0",
+    "safetensors>=0.8",
+    "huggingface_hub>=1.32",
+    "pyyaml>=6.0.1",
 ]
 
 EXTRAS = {

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# Tiny tensors: a second thread costs more than it gives, and far more on a machine that is busy with other work.
+torch.set_num_threads(1)
+
 TESTS = Path(__file__).parent
 # The whole recorded set where it lies beside a checkout, and the part of it that every checkout carries.
 GOLDEN_FOLDERS = (TESTS.parent.parent / "shared" / "golden", TESTS / "golden")

@@ -1,0 +1,80 @@
+"""Guards each use of diffusers' private registries: a diffusers that moves one of them fails here, by name."""
+
+import subprocess
+import sys
+
+import diffusers
+import pytest
+from diffusers.hooks._helpers import TransformerBlockRegistry
+from diffusers.pipelines import pipeline_loading_utils
+
+import diffusers_lightningdit
+from diffusers_lightningdit.models.transformer_lightningdit import LightningDiTTransformerBlock
+from diffusers_lightningdit.registration import register_with_diffusers
+
+PUBLIC_CLASSES = ["AutoencoderVAVAE", "LightningDiTPipeline", "LightningDiTTransformer2DModel"]
+
+
+@pytest.mark.parametrize("name", PUBLIC_CLASSES)
+def test_public_classes_are_attributes_of_diffusers(name):
+    assert getattr(diffusers, name) is getattr(diffusers_lightningdit, name)
+
+
+def test_the_package_is_a_loadable_library():
+    methods = pipeline_loading_utils.LOADABLE_CLASSES["diffusers_lightningdit"]
+    assert methods == {"ModelMixin": ["save_pretrained", "from_pretrained"]}
+    assert methods["ModelMixin"] == pipeline_loading_utils.LOADABLE_CLASSES["diffusers"]["ModelMixin"]
+    # diffusers looks the key up in the package's own namespace
+    assert issubclass(diffusers_lightningdit.LightningDiTTransformer2DModel, diffusers_lightningdit.ModelMixin)
+
+
+def test_repositories_that_carry_the_code_use_the_installed_package():
+    assert diffusers.pipelines.diffusers_lightningdit is diffusers_lightningdit
+
+
+def test_caches_know_the_blocks():
+    metadata = TransformerBlockRegistry.get(LightningDiTTransformerBlock)
+    assert metadata.return_hidden_states_index == 0
+
+
+def test_first_block_cache_takes_effect():
+    """The registration's purpose: with the cache on, later blocks are skipped when the first one hardly changes."""
+    import torch
+    from diffusers import FirstBlockCacheConfig
+
+    model = diffusers_lightningdit.LightningDiTTransformer2DModel(
+        sample_size=4, in_channels=4, num_layers=3, num_attention_heads=2, attention_head_dim=8, num_classes=3
+    ).eval()
+    calls = []
+    model.transformer_blocks[2].attn.register_forward_hook(lambda *_: calls.append(1))
+    model.enable_cache(FirstBlockCacheConfig(threshold=10.0))
+    latents, labels = torch.randn(1, 4, 4, 4), torch.tensor([1])
+    with torch.no_grad():
+        for t in (0.1, 0.2, 0.3):
+            with model.cache_context("cond"):
+                model(latents, t, labels)
+    assert len(calls) == 1
+
+
+def test_registering_again_changes_nothing():
+    before = dict(pipeline_loading_utils.LOADABLE_CLASSES)
+    register_with_diffusers()
+    assert before == pipeline_loading_utils.LOADABLE_CLASSES
+
+
+def test_private_names_of_diffusers_are_used_in_one_module(repository):
+    private = ("LOADABLE_CLASSES", "hooks._helpers", "TransformerBlockRegistry", "diffusers.pipelines,")
+    sources = [*(repository / "src").rglob("*.py"), *(repository / "pipelines").glob("*.py")]
+    users = {path.name for path in sources if any(name in path.read_text(encoding="utf-8") for name in private)}
+    assert users == {"registration.py"}
+
+
+def test_import_is_quiet_and_touches_nothing():
+    """No download, no output, no change of torch's global state on import."""
+    code = (
+        "import torch; before = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.initial_seed());"
+        "import diffusers_lightningdit;"
+        "assert before == (torch.get_default_dtype(), torch.is_grad_enabled(), torch.initial_seed())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == ""
