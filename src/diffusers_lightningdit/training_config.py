@@ -19,8 +19,50 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from diffusers.optimization import SchedulerType
 
 Config = TypeVar("Config")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What every training stage has
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrainingConfig:
+    """Fields that the training scripts share; a script's own dataclass inherits them and adds its own.
+
+    Raises:
+        ValueError: for a value that cannot be trained with.
+    """
+
+    # Data
+    data: str  # folder or Hub id, for `datasets.load_dataset`
+    split: str = "train"
+    image_column: str = "image"
+    resolution: int = 256
+    num_workers: int = 0  # processes that load images, beside each training process
+    # Optimisation
+    train_batch_size: int  # a process
+    max_train_steps: int
+    learning_rate: float
+    lr_scheduler: str = "constant"  # of diffusers' get_scheduler
+    lr_warmup_steps: int = 0
+    mixed_precision: str = "no"
+    seed: int = 0
+    # Result
+    output_dir: str  # new or empty
+
+    def __post_init__(self):
+        for name in ("resolution", "train_batch_size", "max_train_steps"):
+            check_at_least(name, getattr(self, name), 1)
+        for name in ("num_workers", "lr_warmup_steps", "seed"):
+            check_at_least(name, getattr(self, name), 0)
+        check_positive("learning_rate", self.learning_rate)
+        check_choice("lr_scheduler", self.lr_scheduler, [name.value for name in SchedulerType])
+        check_choice("mixed_precision", self.mixed_precision, ("no", "fp16", "bf16"))
+        check_output_dir(self.output_dir)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -144,6 +186,12 @@ def check_at_least(name: str, value: float, minimum: float) -> None:
     """Raise ValueError if `value` is below `minimum`."""
     if not value >= minimum:
         raise ValueError(f"`{name}` is {value}; required: at least {minimum}.")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ValueError if `value` is not above 0."""
+    if not value > 0:
+        raise ValueError(f"`{name}` is {value}; required: a positive number.")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,85 @@
+"""A data set, an autoencoder and recipes so small that a whole training stage runs in seconds."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.state import AcceleratorState
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
+from PIL import Image
+
+TRAINING_SCRIPTS = Path(__file__).parents[2] / "training_scripts"
+sys.path.insert(0, str(TRAINING_SCRIPTS))
+
+TINY_VAE = {"block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}
+TINY_TRANSFORMER = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    """Accelerate keeps mixed precision and more for the life of a process; every run of a script is a new one."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> str:
+    """Eight images of two classes, 20x16 pixels."""
+    folder = tmp_path_factory.mktemp("data")
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["cat", "dog"])})
+    images = [Image.effect_noise((20, 16), 40 + number).convert("RGB") for number in range(8)]
+    Dataset.from_dict({"image": images, "label": [0, 1] * 4}, features=features).to_parquet(folder / "train.parquet")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def vae_recipe(tmp_path_factory) -> str:
+    return write_recipe(
+        tmp_path_factory.mktemp("recipe") / "vae.yaml",
+        {"resolution": 8, "vae": TINY_VAE, "train_batch_size": 4, "max_train_steps": 3},
+    )
+
+
+@pytest.fixture(scope="session")
+def transformer_recipe(tmp_path_factory) -> str:
+    recipe = {
+        "resolution": 8,
+        "transformer": TINY_TRANSFORMER,
+        "train_batch_size": 4,
+        "max_train_steps": 3,
+        "learning_rate": 1e-2,
+        "ema_decay": 0.5,
+        "num_inference_steps": 3,
+        "timestep_shift": 0.5,
+        "guidance_scale": 1.5,
+        "guidance_interval": [0.25, 1.0],
+        "guidance_channels": None,
+    }
+    return write_recipe(tmp_path_factory.mktemp("recipe") / "transformer.yaml", recipe)
+
+
+@pytest.fixture(scope="session")
+def tiny_vae_arguments() -> dict:
+    return TINY_VAE
+
+
+@pytest.fixture(scope="session")
+def tiny_transformer_arguments() -> dict:
+    return TINY_TRANSFORMER
+
+
+def write_recipe(path: Path, recipe: dict) -> str:
+    path.write_text(yaml.safe_dump(recipe))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def trained_vae(tmp_path_factory, data, vae_recipe) -> str:
+    """The folder that a run of train_vavae.py leaves."""
+    import train_vavae
+
+    folder = str(tmp_path_factory.mktemp("trained") / "vae")
+    train_vavae.main(["--config", vae_recipe, f"data={data}", f"output_dir={folder}"])
+    return folder

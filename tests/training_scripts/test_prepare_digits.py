@@ -1,0 +1,26 @@
+import numpy as np
+import prepare_digits
+import pytest
+
+from diffusers_lightningdit.image_data import ImageDataset
+
+
+def test_a_digit_becomes_an_rgb_image():
+    digit = np.zeros((8, 8))
+    digit[:, 4:] = 16
+    image = np.array(prepare_digits.digit_to_image(digit))
+    assert image.shape == (32, 32, 3)
+    assert (image[:, :8] == 0).all() and (image[:, -8:] == 255).all()
+    assert (image == image[..., :1]).all()
+
+
+def test_the_data_set_has_all_digits_with_their_names(tmp_path):
+    folder = tmp_path / "data"
+    prepare_digits.main(["--output_dir", str(folder)])
+    dataset = ImageDataset(str(folder), 32)
+    assert len(dataset) == 1797
+    assert list(dataset.id2label.values()) == prepare_digits.CLASS_NAMES
+    assert [dataset[index]["class_labels"] for index in range(3)] == [0, 1, 2]
+    assert dataset[0]["pixel_values"].min() == -1
+    with pytest.raises(SystemExit):
+        prepare_digits.main(["--output_dir", str(folder)])

@@ -1,0 +1,18 @@
+#!/bin/sh
+# The embedded checkpoint from nothing: data, autoencoder, transformer, metrics. On 2 CPU cores, without a network.
+#
+#     sh training_scripts/digits.sh [FOLDER]        (outputs/digits; PYTHON=... chooses the interpreter)
+#
+# FOLDER/pipeline is what lies in model_cards/lightningdit-digits, without the card.
+set -eu
+scripts=$(dirname "$0")
+folder=${1:-outputs/digits}
+python=${PYTHON:-python}
+
+"$python" "$scripts/prepare_digits.py" --output_dir "$folder/data"
+"$python" "$scripts/train_vavae.py" --config "$scripts/recipes/digits_vavae.yaml" \
+    data="$folder/data" output_dir="$folder/vae"
+"$python" "$scripts/train_lightningdit.py" --config "$scripts/recipes/digits_lightningdit.yaml" \
+    data="$folder/data" vae="$folder/vae" output_dir="$folder/pipeline"
+"$python" "$scripts/judge_digits.py" --pipeline "$folder/pipeline" --data "$folder/data" \
+    --metrics "$folder/pipeline/metrics.json" --picture "$folder/pipeline/digits.png"
