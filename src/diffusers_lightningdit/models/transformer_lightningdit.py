@@ -415,12 +415,13 @@ class LightningDiTTransformer2DModel(
             raise ValueError(f"`hidden_states` is {height}x{width}; required: multiples of `patch_size`, {patch_size}.")
         height, width = height // patch_size, width // patch_size
 
-        # Input
-        hidden_states = self.patch_embed(hidden_states).flatten(2).transpose(1, 2)  # [B, N, D]
-        hidden_states = hidden_states + self._position_table(height, width).to(hidden_states.dtype)
+        # Input. The residual stream has the input's type: float32 under autocast, where the patch embedding returns less.
+        dtype = hidden_states.dtype
+        hidden_states = self.patch_embed(hidden_states).flatten(2).transpose(1, 2).to(dtype)  # [B, N, D]
+        hidden_states = hidden_states + self._position_table(height, width).to(dtype)
         image_rotary_emb = self.rope(height, width, hidden_states.device) if self.rope is not None else None
         timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(batch_size)
-        temb = self.timestep_embedder(self.time_proj(timestep).to(hidden_states.dtype))  # [B, D]
+        temb = self.timestep_embedder(self.time_proj(timestep).to(dtype))  # [B, D]
         temb = temb + self.class_embedder(class_labels)
 
         # Blocks
