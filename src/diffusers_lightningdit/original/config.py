@@ -51,11 +51,12 @@ class OriginalConfig:
             CheckpointError: if the value is not of `kind` (bool, int, float, str, list or dict).
         """
         value = self.values
-        for part in key.split("."):
+        parts = key.split(".")
+        for i, part in enumerate(parts):
             if value is None:
                 return default
             if not isinstance(value, dict):
-                raise self.error(key, value, "a section before the last dot")
+                raise self.error(".".join(parts[:i]), value, "a section with names of its own")
             value = value.get(part)
         if value is None:
             return default

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,10 +72,12 @@ def read_checkpoint(file: str | Path) -> dict:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        # Mapped, so that the optimiser state of a training checkpoint is never read.
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocols of old files
+            # Mapped, so that the optimiser state of a training checkpoint is never read.
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged file can raise nearly anything
-        code = re.search(r"Unsupported (?:global|class)[^\n]*?([\w.]+\.\w+)", str(error))
+        code = re.search(r"unsupported global:? (?:GLOBAL )?([\w.]+)", str(error), re.IGNORECASE)
         if code is not None:
             raise CheckpointError(
                 f"{file}: contains the Python object {code[1]}; required: tensors and plain values only, because "
@@ -126,13 +129,9 @@ def load_model_folder(model_class: type[ModelMixin], folder: Path, class_names: 
         raise
     except Exception as error:  # a damaged file can raise nearly anything
         raise CheckpointError(f"{folder}: cannot be loaded: {first_line(error)}") from error
-    for fault, meaning in (
-        ("missing_keys", "missing"),
-        ("unexpected_keys", "unknown"),
-        ("mismatched_keys", "misshapen"),
-    ):
-        if info[fault]:
-            raise CheckpointError(f"{folder}: key `{info[fault][0]}` is {meaning}; required: the model's keys exactly.")
+    for fault in ("missing", "unexpected", "mismatched"):
+        for key in info[f"{fault}_keys"]:
+            raise CheckpointError(f"{folder}: key `{key}` is {fault}; required: exactly the keys of its config.json.")
     return model.eval()
 
 
