@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -36,6 +38,28 @@ def test_statistics_survive_a_mean_far_from_zero():
     for batch in latents.split(16):
         statistics.update(batch)
     assert statistics.std == pytest.approx([latents.std().item()], rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_statistics_have_the_same_bits_in_any_order(dtype):
+    latents = (torch.randn(30, 3, 5, 4) * torch.tensor([1e-3, 1.0, 300.0]).view(1, 3, 1, 1)).to(dtype)
+    at_once, shuffled = LatentsStatistics(3), LatentsStatistics(3)
+    at_once.update(latents)
+    for part in latents[torch.randperm(30)].split([7, 1, 22]):
+        other = LatentsStatistics(3)
+        other.update(part)
+        shuffled.merge(json.loads(json.dumps(other.state_dict())))
+    assert shuffled.mean == at_once.mean
+    assert shuffled.std == at_once.std
+    assert at_once.std == pytest.approx(latents.double().transpose(0, 1).flatten(1).std(1).tolist(), rel=1e-12)
+
+
+@pytest.mark.parametrize(("value", "shown"), [(float("nan"), "NaN"), (-float("inf"), "the value -inf"), (7e4, "70000")])
+def test_statistics_refuse_what_is_no_latent(value, shown):
+    statistics = LatentsStatistics(1)
+    with pytest.raises(ValueError, match=f"latents hold .*{shown}; required: finite values below 65536"):
+        statistics.update(torch.tensor([0.0, value]).view(2, 1, 1, 1))
+    assert statistics.count == 0
 
 
 def test_statistics_are_the_originals(golden):
@@ -80,6 +104,7 @@ def test_load_frozen_vae_refuses_what_is_none(tmp_path):
     tiny_vae().save_pretrained(tmp_path / "vae")
     with pytest.raises(ValueError, match="without `latents_mean` in its config"):
         load_frozen_vae(str(tmp_path / "vae"))
+    load_frozen_vae(str(tmp_path / "vae"), with_statistics=False)
     transformer = LightningDiTTransformer2DModel(
         sample_size=4, in_channels=4, num_layers=1, num_attention_heads=1, attention_head_dim=8
     )

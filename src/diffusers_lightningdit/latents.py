@@ -4,6 +4,9 @@
 Letters in the shape comments: B batch, C latent channels.
 """
 
+import math
+from fractions import Fraction
+
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch.utils.data import DataLoader, TensorDataset
@@ -16,11 +19,15 @@ from .models import AutoencoderVAVAE
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def load_frozen_vae(name: str) -> AutoencoderVAVAE:
+def load_frozen_vae(name: str, with_statistics: bool = True) -> AutoencoderVAVAE:
     """An `AutoencoderVAVAE` from a folder or Hub id, for encoding only.
 
+    Args:
+        name: folder or Hub id.
+        with_statistics: require the statistics of its latents, which normalising needs and measuring them doesn't.
+
     Raises:
-        ValueError: if there is none, if it is another model, or if its config has no statistics of its latents.
+        ValueError: if there is none, if it is another model, or if its config lacks required statistics.
     """
     try:
         model_class = AutoencoderVAVAE.load_config(name).get("_class_name")
@@ -29,7 +36,7 @@ def load_frozen_vae(name: str) -> AutoencoderVAVAE:
     if model_class != AutoencoderVAVAE.__name__:
         raise ValueError(f"`vae` is {name!r}, a {model_class}; required: an {AutoencoderVAVAE.__name__}.")
     vae = AutoencoderVAVAE.from_pretrained(name).requires_grad_(False).eval()
-    if vae.config.latents_mean is None:
+    if with_statistics and vae.config.latents_mean is None:
         raise ValueError(f"`vae` is {name!r}, without `latents_mean` in its config; required: a VAE with statistics.")
     return vae
 
@@ -82,32 +89,77 @@ class MomentsDataset(TensorDataset):
 
 
 class LatentsStatistics:
-    """Mean and unbiased standard deviation per channel, over images and positions, of latents seen batch by batch.
+    """Mean and unbiased standard deviation per channel, over images and positions, of latents in any order.
 
-    Counts, means and squared deviations are merged in float64 (Chan, Golub, LeVeque 1979), which stays exact where
-    a sum of squares cancels.
+    The sums of the values and of their squares are exact integers in units of 2^-48, so that the result has the same
+    bits whatever the order, the batches or the processes that the latents came in, and nothing cancels. All that is
+    rounded, by at most 2^-49, is each square, and each value below 2^-24.
+
+    Args:
+        latent_channels: C.
     """
 
+    LIMIT = 2.0**16  # of a value; its square then is below 2^80 units, two limbs of 32 and 48 bits
+    UNIT_BITS = 48
+    LIMB_BITS = 32
+    CHUNK = 2**14  # values whose upper limbs, below 2^48 each, sum up within an int64
+
     def __init__(self, latent_channels: int):
-        self.count = 0
-        self._mean = torch.zeros(latent_channels, dtype=torch.float64)
-        self._squared_deviations = torch.zeros(latent_channels, dtype=torch.float64)
+        self.count = 0  # values of a channel
+        self._sums = [0] * latent_channels
+        self._square_sums = [0] * latent_channels
 
     def update(self, latents: torch.Tensor) -> None:
-        """Take in raw latents [B, C, height, width]."""
-        values = latents.detach().cpu().double().transpose(0, 1).flatten(1)  # [C, B height width]
-        count, mean = values.shape[1], values.mean(1)
-        delta, total = mean - self._mean, self.count + count
-        self._squared_deviations += (values - mean[:, None]).square().sum(
-            1
-        ) + delta.square() * self.count * count / total
-        self._mean += delta * count / total
-        self.count = total
+        """Take in raw latents [B, C, height, width], of any floating-point type.
+
+        Raises:
+            ValueError: if a value is not finite or not below `LIMIT` in magnitude; nothing is taken in then.
+        """
+        values = latents.detach().double().transpose(0, 1).flatten(1)  # [C, B height width]
+        if not (values.abs() < self.LIMIT).all():
+            raise ValueError(
+                f"latents hold {_worst(values)}; required: finite values below {self.LIMIT:.0f} in magnitude."
+            )
+        self._sums = [a + b for a, b in zip(self._sums, self._exact_sums(values), strict=True)]
+        squares = self._exact_sums(values.square())
+        self._square_sums = [a + b for a, b in zip(self._square_sums, squares, strict=True)]
+        self.count += values.shape[1]
+
+    def _exact_sums(self, values: torch.Tensor) -> list[int]:
+        sums = [0] * values.shape[0]
+        for chunk in values.split(self.CHUNK, dim=1):
+            units = (chunk * 2.0**self.UNIT_BITS).round()
+            upper = (units * 2.0**-self.LIMB_BITS).floor()
+            lower = units - upper * 2.0**self.LIMB_BITS
+            limbs = zip(upper.long().sum(1).tolist(), lower.long().sum(1).tolist(), strict=True)
+            for channel, (high, low) in enumerate(limbs):
+                sums[channel] += (high << self.LIMB_BITS) + low
+        return sums
 
     @property
     def mean(self) -> list[float]:
-        return self._mean.tolist()
+        return [float(Fraction(total, self.count << self.UNIT_BITS)) for total in self._sums]
 
     @property
     def std(self) -> list[float]:
-        return (self._squared_deviations / (self.count - 1)).sqrt().tolist()
+        """sqrt((sum x^2 - (sum x)^2 / n) / (n - 1)), the fraction exact."""
+        n, unit = self.count, 1 << self.UNIT_BITS
+        return [
+            math.sqrt(Fraction(n * squares * unit - total * total, n * (n - 1) * unit * unit))
+            for total, squares in zip(self._sums, self._square_sums, strict=True)
+        ]
+
+    def state_dict(self) -> dict:
+        """Counts and exact sums, as JSON can hold them."""
+        return {"count": self.count, "sums": list(self._sums), "square_sums": list(self._square_sums)}
+
+    def merge(self, state: dict) -> None:
+        """Take in what another one has seen, by its `state_dict()`."""
+        self.count += state["count"]
+        self._sums = [a + b for a, b in zip(self._sums, state["sums"], strict=True)]
+        self._square_sums = [a + b for a, b in zip(self._square_sums, state["square_sums"], strict=True)]
+
+
+def _worst(values: torch.Tensor) -> str:
+    """What is wrong with values, in words."""
+    return "NaN" if values.isnan().any() else f"the value {values.flatten()[values.abs().argmax()].item():g}"
