@@ -12,8 +12,11 @@ import difflib
 import importlib.util
 import inspect
 import math
+import os
+import re
 from collections.abc import Callable
 from numbers import Integral, Real
+from pathlib import Path
 
 import torch
 from diffusers import (
@@ -21,11 +24,15 @@ from diffusers import (
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
+    FasterCacheConfig,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     ImagePipelineOutput,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
     UniPCMultistepScheduler,
 )
+from diffusers.guiders import BaseGuidance
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import SanaLoraLoaderMixin
 from diffusers.utils.torch_utils import randn_tensor
@@ -44,6 +51,55 @@ RECIPE = "recipe"  # the argument's default where None has a meaning of its own
 
 # torchdiffeq's methods that the original offers beside Euler; the fixed-step one visits every point of the time grid.
 ODE_METHODS = ("dopri5", "heun2")
+
+# Caches that count or keep states over all calls of the network, whatever their `cache_context`: every call of a run
+# must have the same batch.
+SINGLE_BATCH_CACHES = (FasterCacheConfig, MagCacheConfig, PyramidAttentionBroadcastConfig)
+
+# A weight of a LoRA: (module, which of the two matrices), in PEFT's or the older names.
+LORA_WEIGHT = re.compile(r"(?P<module>.+)\.(?P<matrix>lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)\.weight")
+
+# The library of our classes in model_index.json, and the name of the file with their code beside the weights: diffusers
+# takes the installed package if it is imported, else, with `trust_remote_code=True`, the file.
+PACKAGE = "diffusers_lightningdit"
+
+# By this sentence diffusers' generic model card, mostly blanks to fill in, is recognised on its way to the Hub.
+GENERIC_CARD = "This model card has been automatically generated."
+MODEL_CARD = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags:
+- lightningdit
+- class-conditional
+---
+
+# {title}
+
+```python
+from diffusers import DiffusionPipeline
+
+repository = "{repository}"
+pipe = DiffusionPipeline.from_pretrained(repository, custom_pipeline=repository, trust_remote_code=True)
+image = pipe({label}).images[0]
+```
+
+This runs the Python files of this repository. With the package diffusers-lightningdit, which holds the same files, nothing
+from here is run:
+
+```python
+import diffusers_lightningdit  # makes its classes known to diffusers
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{repository}")
+image = pipe({label}).images[0]
+```
+
+Images of {size}x{size} pixels of {num_classes} classes, drawn by a flow-matching transformer (LightningDiT,
+[arXiv 2501.01423](https://arxiv.org/abs/2501.01423), {transformer_parameters:.1f} M parameters) in the latents of an
+autoencoder (`{vae}`, {vae_parameters:.1f} M parameters). The argument is a class id{or_name} or a list{names}.
+
+Unless given to the call, sampling takes: {recipe}.
+"""
 
 # A grid point that should coincide with an end of the guidance interval may miss it by float32 rounding.
 TIME_TOLERANCE = 1e-6
@@ -188,6 +244,8 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
 
     model_cpu_offload_seq = "transformer->vae"
     _callback_tensor_inputs = ["latents"]
+    # Read with the class, not when it is saved: as remote code, the next repository's file may lie in this one's place.
+    _source_code = __spec__.loader.get_source(__name__)
 
     def __init__(self, transformer, vae, scheduler, id2label: dict | None = None, sampling_recipe: dict | None = None):
         super().__init__()
@@ -218,6 +276,80 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
                 kwargs.setdefault(name, pipeline.components[name])
         return super().from_pipe(pipeline, **kwargs)
 
+    @classmethod
+    def load_lora_into_transformer(cls, state_dict: dict[str, torch.Tensor], transformer, *args, **kwargs) -> None:
+        """As in diffusers, which would drop the weights of another architecture with a warning, or fail inside PEFT.
+
+        Raises:
+            ValueError: naming the first weight that has no place in this transformer.
+        """
+        modules = {f"{cls.transformer_name}.{name}": module for name, module in transformer.named_modules()}
+        for key, weight in state_dict.items():
+            match = LORA_WEIGHT.fullmatch(key)
+            if match is None:
+                continue  # alphas and the like: diffusers' business
+            is_input = match["matrix"] in ("lora_A", "lora_down", "lora.down")
+            # absent for a convolution; a layer that already has an adapter passes it on from the linear one
+            width = getattr(modules.get(match["module"]), "in_features" if is_input else "out_features", None)
+            problem = None
+            if match["module"] not in modules:
+                problem = f"no module `{match['module']}`"
+            elif width is not None and weight.ndim == 2 and weight.shape[is_input] != width:
+                problem = f"{'in' if is_input else 'out'}put width {width} there, not {weight.shape[is_input]}"
+            if problem is not None:
+                raise ValueError(
+                    f"LoRA weight `{key}`: {type(transformer).__name__} has {problem}; required: a LoRA trained for "
+                    "this architecture, with keys `transformer.<module>.lora_A.weight`."
+                )
+        super().load_lora_into_transformer(state_dict, transformer, *args, **kwargs)
+
+    # -- Hub ------------------------------------------------------------------------------------------------------
+
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Write model_index.json and the code of the classes that are not diffusers' own, each beside its weights.
+
+        diffusers' `save_pretrained` and `push_to_hub` end with this call, so that each folder they write loads both with
+        the package and, as remote code, without it; also if this pipeline was itself loaded as remote code, for which
+        diffusers would drop the code and write names that cannot be loaded.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, component in self.components.items():
+            cls = type(getattr(component, "_orig_mod", component))  # a compiled model is a wrapper
+            code = vars(cls).get("_source_code")  # its own: a subclass is defined in another file
+            if code is not None:
+                self.register_to_config(**{name: (PACKAGE, cls.__name__)})
+                if (folder / name).is_dir():
+                    (folder / name / f"{PACKAGE}.py").write_text(code, encoding="utf-8", newline="\n")
+        code = vars(type(self)).get("_source_code")
+        if code is not None:
+            (folder / "pipeline.py").write_text(code, encoding="utf-8", newline="\n")
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def _upload_folder(self, working_dir: str | os.PathLike, repo_id: str, **kwargs):
+        """The last step of each push. A model card that the repository already has is kept."""
+        card = Path(working_dir) / "README.md"
+        if card.is_file() and GENERIC_CARD in card.read_text(encoding="utf-8"):
+            card.write_text(self._model_card(repo_id), encoding="utf-8", newline="\n")
+        return super()._upload_folder(working_dir, repo_id, **kwargs)
+
+    def _model_card(self, repository: str) -> str:
+        names = [name.split(",")[0].strip() for _, name in sorted(self.id2label.items())]
+        recipe = {**DEFAULT_RECIPE, **(self.config.sampling_recipe or {})}
+        return MODEL_CARD.format(
+            title=repository.rpartition("/")[2],
+            repository=repository,
+            label=repr(names[0]) if names else 0,
+            size=self.transformer.config.sample_size * vae_geometry(self.vae)[1],
+            num_classes=self.transformer.config.num_classes,
+            transformer_parameters=self.transformer.num_parameters() / 1e6,
+            vae=type(self.vae).__name__,
+            vae_parameters=self.vae.num_parameters() / 1e6,
+            or_name=" or name" if names else "",
+            names=f"; the names are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}" if names else "",
+            recipe=", ".join(f"`{key}={value!r}`" for key, value in recipe.items() if value is not None),
+        )
+
     # -- labels ---------------------------------------------------------------------------------------------------
 
     @property
@@ -243,7 +375,10 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
         if not class_labels:
             raise ValueError("`class_labels` is empty; required: at least one class id or name.")
         labels = self.labels
-        return [self._label_id(label, labels) for label in class_labels]
+        ids = []
+        for label in class_labels:  # lists of lists, as from a tensor [B, 1], count as one list
+            ids += self.get_label_ids(label) if isinstance(label, (list, tuple)) else [self._label_id(label, labels)]
+        return ids
 
     def _label_id(self, label: int | str, labels: dict[str, list[int]]) -> int:
         if isinstance(label, str):
@@ -300,6 +435,7 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
         output_type,
         callback_on_step_end,
         callback_on_step_end_tensor_inputs,
+        guider=None,
     ) -> None:
         """Raises ValueError naming argument, value and requirement, before anything is computed."""
 
@@ -377,9 +513,34 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
                 f"any of {self._callback_tensor_inputs}",
             )
 
+        # Caches of the transformer, and guiders
+        cache = self.transformer._cache_config
+        if isinstance(cache, FasterCacheConfig) and not cache.is_guidance_distilled:
+            require(
+                guider is None and guidance_scale > 1,
+                "guidance_scale",
+                guidance_scale if guider is None else "replaced by `guider`",
+                "more than 1 with FasterCache, which replaces unconditional halves",
+            )
+        is_guider = guider is None or isinstance(guider, BaseGuidance)
+        require(is_guider, "guider", guider, "a guider of diffusers.guiders or None")
+        require(
+            guider is None or not isinstance(cache, PyramidAttentionBroadcastConfig),
+            "guider",
+            type(guider).__name__,
+            "None with PyramidAttentionBroadcast, which would mix its conditional and unconditional calls",
+        )
+
         # torchdiffeq
         if ode_method is None:
             return
+        require(guider is None, "guider", type(guider).__name__, f"None with `ode_method={ode_method!r}`")
+        require(
+            not self.transformer.is_cache_enabled,
+            "ode_method",
+            ode_method,
+            f"None with {type(cache).__name__}, since caches count the scheduler's steps",
+        )
         require(ode_method in ODE_METHODS, "ode_method", ode_method, f"None or one of {ODE_METHODS}")
         for name, value in (("ode_atol", ode_atol), ("ode_rtol", ode_rtol)):
             require(isinstance(value, Real) and 0 < value < math.inf, name, value, "a positive number")
@@ -420,10 +581,17 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
 
     # -- velocity -------------------------------------------------------------------------------------------------
 
-    def _velocity(self, latents: torch.Tensor, t: float, class_ids: torch.Tensor, attention_kwargs: dict | None):
+    def _velocity(
+        self,
+        latents: torch.Tensor,
+        t: float,
+        class_ids: torch.Tensor,
+        attention_kwargs: dict | None,
+        context: str | None = None,
+    ) -> torch.Tensor:
         """The network's velocity at time t, in float32. The null class comes first in `class_ids` if it is there."""
         # A cache keeps the states of guided and unguided calls apart: their batches differ.
-        with self.transformer.cache_context("cond" if len(class_ids) == len(latents) else "cond_uncond"):
+        with self.transformer.cache_context(context or ("cond" if len(class_ids) == len(latents) else "cond_uncond")):
             repeats = len(class_ids) // len(latents)
             velocity = self.transformer(
                 hidden_states=latents.repeat(repeats, 1, 1, 1).to(self.transformer.dtype),
@@ -433,6 +601,27 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
                 return_dict=False,
             )[0]
         return velocity.float()
+
+    def _velocity_by_guider(
+        self,
+        guider: BaseGuidance,
+        step: int,
+        timestep: torch.Tensor,
+        latents: torch.Tensor,
+        t: float,
+        class_ids: torch.Tensor,
+        null_ids: torch.Tensor,
+        attention_kwargs: dict | None,
+    ) -> torch.Tensor:
+        """The guider says which calls it needs, may change the network for some of them, and combines the results."""
+        guider.set_state(step=step, num_inference_steps=self.num_timesteps, timestep=timestep)
+        calls = guider.prepare_inputs({"class_ids": (class_ids, null_ids)})
+        for call in calls:
+            guider.prepare_models(self.transformer)
+            name = getattr(call, guider._identifier_key)
+            call.noise_pred = self._velocity(latents, t, call.class_ids, attention_kwargs, context=name)
+            guider.cleanup_models(self.transformer)
+        return guider(calls)[0]
 
     def _integrate(
         self,
@@ -499,6 +688,7 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
         ode_method: str | None = RECIPE,
         ode_atol: float | str = RECIPE,
         ode_rtol: float | str = RECIPE,
+        guider: BaseGuidance | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw one image for each label and `num_images_per_prompt`.
 
@@ -527,6 +717,8 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
             ode_method: "dopri5" or "heun2": solve with torchdiffeq in place of the scheduler, as the original can
                 ("heun2" steps on the scheduler's grid, "dopri5" chooses its own steps). None: the scheduler.
             ode_atol, ode_rtol: tolerances of "dopri5".
+            guider: one of `diffusers.guiders` (`ClassifierFreeGuidance`, `SkipLayerGuidance`, ...) in place of
+                `guidance_scale`, `guidance_interval` and `guidance_channels`, which are then not to be given.
 
         Returns:
             `images`: list of PIL images, array or tensor.
@@ -534,6 +726,14 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
         Raises:
             ValueError: for any argument or component that doesn't fit, before anything is computed.
         """
+        if guider is not None:
+            for name, value in (
+                ("guidance_scale", guidance_scale),
+                ("guidance_interval", guidance_interval),
+                ("guidance_channels", guidance_channels),
+            ):
+                if not (isinstance(value, str) and value == RECIPE):
+                    raise ValueError(f"`{name}` is {value!r}; required: not given beside `guider`, which replaces it.")
         settings = self._from_recipe(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
@@ -558,13 +758,14 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
             output_type=output_type,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            guider=guider,
         )
         guidance_scale, guidance_interval, guidance_channels = (
             settings[name] for name in ("guidance_scale", "guidance_interval", "guidance_channels")
         )
 
         device = self._execution_device
-        self._guidance_scale = guidance_scale
+        self._guidance_scale = guidance_scale if guider is None else getattr(guider, "guidance_scale", 1.0)
         self._interrupt = False
         self._current_timestep = None
 
@@ -600,15 +801,23 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
             step_kwargs = {}
             if "generator" in inspect.signature(self.scheduler.step).parameters:
                 step_kwargs["generator"] = generator
+            both_halves_always = isinstance(self.transformer._cache_config, SINGLE_BATCH_CACHES)
             with self.progress_bar(total=len(times)) as progress_bar:
                 for i, (t, timestep) in enumerate(zip(times.tolist(), self.scheduler.timesteps, strict=True)):
                     if self.interrupt:
                         continue
                     self._current_timestep = timestep
-                    if guided and in_interval(t, guidance_interval):
+                    # the property, since a callback may change it on the way
+                    is_guided_step = self.guidance_scale > 1 and in_interval(t, guidance_interval)
+                    if guider is not None:
+                        velocity = self._velocity_by_guider(
+                            guider, i, timestep, latents, t, class_ids, null_ids, attention_kwargs
+                        )
+                    elif is_guided_step or (guided and both_halves_always):
                         velocity = self._velocity(latents, t, torch.cat([null_ids, class_ids]), attention_kwargs)
-                        unconditional, conditional = velocity.chunk(2)
-                        velocity = guide(conditional, unconditional, guidance_scale, guidance_channels)
+                        unconditional, velocity = velocity.chunk(2)
+                        if is_guided_step:
+                            velocity = guide(velocity, unconditional, self.guidance_scale, guidance_channels)
                     else:
                         velocity = self._velocity(latents, t, class_ids, attention_kwargs)
                     latents = self.scheduler.step(-velocity, timestep, latents, **step_kwargs, return_dict=False)[0]

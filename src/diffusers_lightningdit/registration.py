@@ -4,11 +4,13 @@ import sys
 
 import diffusers
 from diffusers.hooks import _helpers as hook_helpers
+from diffusers.loaders import single_file_model
 from diffusers.pipelines import pipeline_loading_utils
 
 from .models import AutoencoderVAVAE, LightningDiTTransformer2DModel
-from .models.transformer_lightningdit import LightningDiTTransformerBlock
+from .models.transformer_lightningdit import LightningDiTAttnProcessor, LightningDiTTransformerBlock
 from .pipelines import LightningDiTPipeline
+from .single_file import SINGLE_FILE_CLASSES
 
 PACKAGE = __name__.partition(".")[0]
 
@@ -17,7 +19,8 @@ def register_with_diffusers() -> None:
     """Make the public classes known to diffusers; calling it again changes nothing.
 
     After it, `DiffusionPipeline.from_pretrained`, `AutoModel` and `save_pretrained` treat them as diffusers' own (short
-    names in model_index.json, Hub loading without `trust_remote_code`), and caches find the transformer's blocks.
+    names in model_index.json, Hub loading without `trust_remote_code`), `from_single_file` reads original checkpoints,
+    and caches and layer skipping find the transformer's blocks.
     """
     # A string `_class_name` in model_index.json or config.json is looked up as an attribute of `diffusers`.
     for cls in (AutoencoderVAVAE, LightningDiTTransformer2DModel, LightningDiTPipeline):
@@ -26,7 +29,20 @@ def register_with_diffusers() -> None:
     pipeline_loading_utils.LOADABLE_CLASSES.setdefault(PACKAGE, {"ModelMixin": ["save_pretrained", "from_pretrained"]})
     # Repositories that also carry the code as `<component>/diffusers_lightningdit.py` use the installed package.
     setattr(diffusers.pipelines, PACKAGE, sys.modules[PACKAGE])
-    # FirstBlockCache and its relatives have to know what a block returns.
+    # `from_single_file` takes the first class here that a model is a subclass of; AutoencoderVAVAE must come before its
+    # base class AutoencoderKL, whose mapping is another.
+    classes = single_file_model.SINGLE_FILE_LOADABLE_CLASSES
+    known = {name: functions for name, functions in classes.items() if name not in SINGLE_FILE_CLASSES}
+    classes.clear()
+    classes.update(SINGLE_FILE_CLASSES | known)
+    # FirstBlockCache and its relatives have to know what a block returns ...
     hook_helpers.TransformerBlockRegistry.register(
         LightningDiTTransformerBlock, hook_helpers.TransformerBlockMetadata(return_hidden_states_index=0)
+    )
+    # ... and skipping attention alone (SLG, PAG) what an attention that does nothing returns: its first argument.
+    hook_helpers.AttentionProcessorRegistry.register(
+        LightningDiTAttnProcessor,
+        hook_helpers.AttentionProcessorMetadata(
+            skip_processor_output_fn=hook_helpers._skip_attention___ret___hidden_states
+        ),
     )

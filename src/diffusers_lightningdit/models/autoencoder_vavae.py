@@ -79,6 +79,17 @@ class AutoencoderVAVAE(AutoencoderKL):
             mid_block_add_attention=mid_block_add_attention,
         )
 
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path_or_dict: str | dict | None = None, **kwargs):
+        """As in diffusers, from a VA-VAE, LDM or MAR-VAE file; needs the package diffusers_lightningdit.
+
+        Without `config` and `original_config` the architecture is read off the weights; `latents_mean`, `latents_std`
+        and `scaling_factor` may be given beside it.
+        """
+        if kwargs.get("config") is None and kwargs.get("original_config") is None:
+            kwargs["original_config"] = {}
+        return super().from_single_file(pretrained_model_link_or_path_or_dict, **kwargs)
+
     def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Raw latents [B, C, height, width] -> what the transformer sees: (latents - mean) / std * scaling_factor."""
         mean, std = self._latents_statistics(latents)

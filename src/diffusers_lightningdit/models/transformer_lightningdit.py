@@ -9,12 +9,15 @@ size.
 Time convention: t in [0, 1], 0 = noise, 1 = data; the network predicts the velocity data - noise.
 """
 
+import dataclasses
 import math
 
 import torch
 import torch.nn.functional as F
+from diffusers import FasterCacheConfig
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.cache_utils import CacheMixin
@@ -278,6 +281,12 @@ class LightningDiTTransformer2DModel(
     _no_split_modules = ["LightningDiTTransformerBlock"]
     _repeated_blocks = ["LightningDiTTransformerBlock"]
     _skip_layerwise_casting_patterns = ["pos_embed", "patch_embed", "norm", "class_embedder"]
+    # Each process computes the blocks and the output for its share of the tokens, with the positions of that share.
+    _cp_plan = {
+        "rope": {i: ContextParallelInput(split_dim=0, expected_dims=2, split_output=True) for i in range(2)},
+        "transformer_blocks.0": {"hidden_states": ContextParallelInput(split_dim=1, expected_dims=3)},
+        "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
+    }
 
     @register_to_config
     def __init__(
@@ -327,6 +336,8 @@ class LightningDiTTransformer2DModel(
         grid_size = sample_size // patch_size
         self.register_buffer("pos_embed", sincos_position_table(dim, grid_size, grid_size).unsqueeze(0))  # [1, N, D]
         self.rope = LightningDiTRotaryEmbedding(attention_head_dim) if use_rope else None
+        if not use_rope:  # diffusers looks up every module of the plan
+            self._cp_plan = {name: plan for name, plan in self._cp_plan.items() if name != "rope"}
         # cos first; t in [0, 1] enters as it is, not multiplied by 1000
         self.time_proj = Timesteps(num_channels=256, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.timestep_embedder = TimestepEmbedding(in_channels=256, time_embed_dim=dim)
@@ -383,6 +394,27 @@ class LightningDiTTransformer2DModel(
             return self.pos_embed
         return sincos_position_table(self.inner_dim, height, width, self.pos_embed.device).unsqueeze(0)
 
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path_or_dict: str | dict | None = None, **kwargs):
+        """As in diffusers, from a file of the original implementation; needs the package diffusers_lightningdit.
+
+        Without `config` and `original_config` the architecture is read off the weights (diffusers itself would fetch
+        the configuration of an unrelated model).
+        """
+        if kwargs.get("config") is None and kwargs.get("original_config") is None:
+            kwargs["original_config"] = {}
+        return super().from_single_file(pretrained_model_link_or_path_or_dict, **kwargs)
+
+    def enable_cache(self, config) -> None:
+        """As in diffusers; `FasterCacheConfig` also learns what its defaults, made for video and text, cannot know."""
+        if isinstance(config, FasterCacheConfig):
+            # which arguments hold the unconditional half before the conditional one, and that latents are images
+            names = dict.fromkeys((*config._unconditional_conditional_input_kwargs_identifiers, "class_labels"))
+            config = dataclasses.replace(
+                config, tensor_format="BCHW", _unconditional_conditional_input_kwargs_identifiers=tuple(names)
+            )
+        super().enable_cache(config)
+
     @apply_lora_scale("attention_kwargs")
     def forward(
         self,
@@ -415,7 +447,7 @@ class LightningDiTTransformer2DModel(
             raise ValueError(f"`hidden_states` is {height}x{width}; required: multiples of `patch_size`, {patch_size}.")
         height, width = height // patch_size, width // patch_size
 
-        # Input. The residual stream has the input's type: float32 under autocast, where the patch embedding returns less.
+        # Input. The residual stream has the input's type: float32 under autocast, where the embedding returns less.
         dtype = hidden_states.dtype
         hidden_states = self.patch_embed(hidden_states).flatten(2).transpose(1, 2).to(dtype)  # [B, N, D]
         hidden_states = hidden_states + self._position_table(height, width).to(dtype)
