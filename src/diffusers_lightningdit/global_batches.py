@@ -1,0 +1,142 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""The order of training samples: the same whatever the number of processes, and found again from a step count alone.
+
+Every epoch is a permutation of all samples, cut into global batches: what one step of the optimiser sees, over all
+processes and accumulation steps. What an epoch leaves beyond its last whole batch is dropped; another permutation
+leaves other samples.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class EpochIndex(int):
+    """The index of a sample that also knows its epoch: a plain int to a data set that doesn't ask."""
+
+    epoch: int
+
+    def __new__(cls, index: int, epoch: int):
+        self = super().__new__(cls, index)
+        self.epoch = epoch
+        return self
+
+    def __getnewargs__(self):  # for worker processes
+        return int(self), self.epoch
+
+
+def is_flipped(seed: int, epoch: int, index: int) -> bool:
+    """Whether a sample is mirrored in an epoch: probability 0.5, independent of the order of reading."""
+    return bool(np.random.default_rng([seed, epoch, index]).random() < 0.5)
+
+
+class GlobalBatchSampler(Sampler):
+    """Batches of indices for one process's `DataLoader(dataset, batch_sampler=...)`, without end.
+
+    Global batch b of an epoch is the same set of samples for every `world_size` and `gradient_accumulation_steps`. Each
+    is yielded as `gradient_accumulation_steps` batches of global_batch_size / (steps * world_size) `EpochIndex`. The
+    data loader must not be sharded again (by `accelerator.prepare`).
+
+    A data loader with workers draws batches ahead of the training loop, so the loop's own count of optimiser steps is
+    the position: save `state_dict(num_steps)`, and `load_state_dict` it before iterating.
+
+    Args:
+        num_samples: of the data set.
+        global_batch_size: samples of one optimiser step.
+        seed: of the permutations.
+        rank, world_size: of this process.
+        gradient_accumulation_steps: batches of this process in one optimiser step.
+
+    Raises:
+        ValueError: if a global batch cannot be cut into equal parts, or the data set has less than one.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        global_batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        gradient_accumulation_steps: int = 1,
+    ):
+        for name, value in (
+            ("global_batch_size", global_batch_size),
+            ("world_size", world_size),
+            ("gradient_accumulation_steps", gradient_accumulation_steps),
+        ):
+            if value < 1:
+                raise ValueError(f"`{name}` is {value}; required: at least 1.")
+        if seed < 0:
+            raise ValueError(f"`seed` is {seed}; required: at least 0.")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"`rank` is {rank}; required: at least 0 and below `world_size`, {world_size}.")
+        num_parts = world_size * gradient_accumulation_steps
+        if global_batch_size % num_parts:
+            raise ValueError(
+                f"`global_batch_size` is {global_batch_size}; required: a multiple of {num_parts}, the {world_size} "
+                f"processes times the {gradient_accumulation_steps} accumulation steps."
+            )
+        if num_samples < global_batch_size:
+            raise ValueError(
+                f"`global_batch_size` is {global_batch_size}; required: at most the {num_samples} samples of the data "
+                "set."
+            )
+        self.num_samples = num_samples
+        self.global_batch_size = global_batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.gradient_accumulation_steps = gradient_accumulation_steps
+        self.start = 0  # global batches since the beginning of training, where iterating begins
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Whole global batches in an epoch."""
+        return self.num_samples // self.global_batch_size
+
+    def position(self, num_steps: int) -> tuple[int, int]:
+        """(epoch, global batch in it) that come after `num_steps` optimiser steps."""
+        return divmod(num_steps, self.batches_per_epoch)
+
+    def set_position(self, num_steps: int) -> None:
+        """Begin the next iteration after `num_steps` optimiser steps."""
+        if num_steps < 0:
+            raise ValueError(f"`num_steps` is {num_steps}; required: at least 0.")
+        self.start = num_steps
+
+    def __iter__(self) -> Iterator[list[EpochIndex]]:
+        epoch, batch = self.position(self.start)
+        part_size = self.global_batch_size // (self.world_size * self.gradient_accumulation_steps)
+        while True:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
+            for first in range(batch * self.global_batch_size, self._epoch_end, self.global_batch_size):
+                for step in range(self.gradient_accumulation_steps):
+                    offset = first + (step * self.world_size + self.rank) * part_size
+                    yield [EpochIndex(index, epoch) for index in order[offset : offset + part_size]]
+            epoch, batch = epoch + 1, 0
+
+    @property
+    def _epoch_end(self) -> int:
+        return self.batches_per_epoch * self.global_batch_size
+
+    # -- saved with a checkpoint --
+
+    def state_dict(self, num_steps: int) -> dict:
+        """The position after `num_steps` optimiser steps, with what it depends on."""
+        return {"num_steps": num_steps, **self._identity()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Begin the next iteration where `state` was taken, on any number of processes.
+
+        Raises:
+            ValueError: if it was taken with another data set, batch size or seed, whose order is another one.
+        """
+        for name, value in self._identity().items():
+            if state.get(name) != value:
+                raise ValueError(f"`{name}` is {value}; required: {state.get(name)}, as in the state to resume from.")
+        self.set_position(state["num_steps"])
+
+    def _identity(self) -> dict:
+        return {"num_samples": self.num_samples, "global_batch_size": self.global_batch_size, "seed": self.seed}
