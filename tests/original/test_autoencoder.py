@@ -192,6 +192,16 @@ def test_folder_with_training_weights(tmp_path):
         read_autoencoder(tmp_path)
 
 
+def test_folder_with_a_variant_beside_and_in_shards(tmp_path):
+    model = load_autoencoder(original())
+    model.save_pretrained(tmp_path / "variants")
+    model.half().save_pretrained(tmp_path / "variants", variant="fp16")
+    assert load_autoencoder(tmp_path / "variants").dtype == torch.float32
+    model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    assert identical(load_autoencoder(tmp_path / "shards").state_dict(), model.state_dict())
+
+
 def test_folder_with_a_shift(tmp_path):
     load_autoencoder(original()).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -137,7 +137,9 @@ def load_model_folder(model_class: type[ModelMixin], folder: Path, class_names: 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
     first = None
-    for file in sorted(folder.glob("*.safetensors")):
+    # whole or in shards, but not the variants beside them, such as diffusion_pytorch_model.fp16.safetensors
+    files = [*folder.glob("diffusion_pytorch_model.safetensors"), *folder.glob("diffusion_pytorch_model-*.safetensors")]
+    for file in sorted(files):
         try:
             with safe_open(file, "pt") as tensors:
                 for key in tensors.keys():  # noqa: SIM118 (no dictionary)
