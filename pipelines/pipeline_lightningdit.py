@@ -151,7 +151,9 @@ def check_scheduler(scheduler) -> None:
     remedy += f"{FLOW_SETTINGS}."
     if name in REFUSED_SCHEDULERS:
         raise ValueError(f"`scheduler` is {name}: {REFUSED_SCHEDULERS[name]}. {remedy}")
-    if isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)):
+    if name == "FlowMatchSDEScheduler":  # of diffusers_lightningdit, which this file must not import
+        required = {}
+    elif isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)):
         required = {"use_dynamic_shifting": False, "invert_sigmas": False}
     elif isinstance(scheduler, (DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, UniPCMultistepScheduler)):
         required = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "final_sigmas_type": "zero"}
@@ -779,6 +781,7 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
         else:
             latents = latents.to(device, torch.float32)
         times = set_timesteps(self.scheduler, settings["num_inference_steps"], device)
+        latents = latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
         self._num_timesteps = len(times)
 
         # 2. Solve the flow, its state in float32 whatever the network's dtype
@@ -833,15 +836,18 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
         self._current_timestep = None
 
         # 3. Decode
-        images = latents if output_type == "latent" else self._decode(latents, output_type)
+        images = latents if output_type == "latent" else self._postprocess(self._decode(latents), output_type)
         self.maybe_free_model_hooks()
         if not return_dict:
             return (images,)
         return ImagePipelineOutput(images=images)
 
-    def _decode(self, latents: torch.Tensor, output_type: str):
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Normalised latents -> images [B, 3, height, width], within about [-1, 1], in float32."""
         latents = denormalize_latents(self.vae, latents)
-        images = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0].float()  # [B, 3, height, width]
+        return self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0].float()
+
+    def _postprocess(self, images: torch.Tensor, output_type: str):
         if output_type == "pil":
             # uint8 by truncation, as the original; then values k / 255, which diffusers' own conversion keeps exactly
             pixels = (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
