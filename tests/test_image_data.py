@@ -101,6 +101,15 @@ def test_errors_name_argument_value_and_requirement(parquet_folder, arguments, m
         ImageDataset(**{"data": str(parquet_folder), "resolution": 8, **arguments})
 
 
+@pytest.mark.parametrize(("label", "message"), [(None, "has 1 rows without a label"), (-1, "labels from -1 to 1")])
+def test_rows_without_a_label_are_refused(tmp_path, label, message):
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["cat", "dog"])})
+    columns = {"image": [Image.new("RGB", (8, 8))] * 2, "label": [label, 1]}
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=message):
+        ImageDataset(str(tmp_path), resolution=8)
+
+
 def test_a_truncated_parquet_file_is_one_line(tmp_path):
     (tmp_path / "train.parquet").write_bytes(b"PAR1 and nothing more")
     with pytest.raises(ValueError, match="`data` is") as error:

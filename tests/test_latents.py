@@ -96,6 +96,10 @@ def test_load_frozen_vae(tmp_path):
     vae = load_frozen_vae(str(tmp_path))
     assert not vae.training
     assert not any(parameter.requires_grad for parameter in vae.parameters())
+    expected = AutoencoderVAVAE.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in vae.state_dict().items())
+    vae.save_pretrained(tmp_path / "again")
+    assert str(tmp_path) not in (tmp_path / "again" / "config.json").read_text()
 
 
 def test_load_frozen_vae_refuses_what_is_none(tmp_path):

@@ -9,6 +9,8 @@ Drawn with the pipeline's own sampling recipe, image i with a generator of its o
   was asked for;
 - variance ratio of a class: variance over its images at each pixel and channel, averaged over these, divided by the
   same of the real digits of the class;
+- nearest_distance_ratio: median distance of an image to the nearest real one, divided by the same of a real one to the
+  nearest other; 0 for a model that copies what it has seen, 1 for one as far from the data as the data from itself;
 - psnr_db: mean over the real digits of the PSNR of decode(mean of the posterior), in decibels.
 """
 
@@ -16,6 +18,7 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
@@ -27,32 +30,38 @@ import diffusers_lightningdit  # noqa: F401  (makes the pipeline's classes loada
 from diffusers_lightningdit.image_data import ImageDataset
 from diffusers_lightningdit.training_config import one_line_errors
 
-# Letters in the shape comments: B images; pixels are [B, 3, height, width] in [0, 1].
-
+# Letters in the shape comments: B images. Pixels are [B, 3, height, width] in [0, 1].
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Measures
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def classifier_features(pixels: torch.Tensor) -> np.ndarray:
+    """Brightness of each pixel, [B, height width]."""
+    return pixels.mean(1).flatten(1).numpy()
+
+
 def fit_classifier(pixels: torch.Tensor, labels: torch.Tensor) -> tuple[SVC, float]:
     """A support-vector classifier of all the images, and the accuracy of one that has not seen a quarter of them."""
-    features = classifier_features(pixels)
-    train, held_out, train_labels, held_out_labels = train_test_split(
-        features, labels.numpy(), test_size=0.25, stratify=labels.numpy(), random_state=0
+    features, classes = classifier_features(pixels), labels.numpy()
+    train, held_out, train_classes, held_out_classes = train_test_split(
+        features, classes, test_size=0.25, stratify=classes, random_state=0
     )
-    accuracy = SVC(C=10).fit(train, train_labels).score(held_out, held_out_labels)
-    return SVC(C=10).fit(features, labels.numpy()), accuracy
-
-
-def classifier_features(pixels: torch.Tensor):
-    """Brightness of each pixel, as numpy [B, height width]."""
-    return pixels.mean(1).flatten(1).numpy()
+    accuracy = SVC(C=10).fit(train, train_classes).score(held_out, held_out_classes)
+    return SVC(C=10).fit(features, classes), accuracy
 
 
 def within_class_variance(pixels: torch.Tensor, labels: torch.Tensor, num_classes: int) -> list[float]:
     """For each class: the unbiased variance over its images at each pixel and channel, averaged over these."""
     return [pixels[labels == label].double().var(0).mean().item() for label in range(num_classes)]
+
+
+def nearest_distance_ratio(generated: torch.Tensor, real: torch.Tensor) -> float:
+    """median min_j |g_i - r_j| / median min_(j != i) |r_i - r_j|."""
+    generated, real = generated.flatten(1), real.flatten(1)
+    among_real = torch.cdist(real, real).fill_diagonal_(torch.inf)
+    return (torch.cdist(generated, real).amin(1).median() / among_real.amin(1).median()).item()
 
 
 def peak_signal_to_noise_ratio(pixels: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
@@ -154,6 +163,7 @@ def main(argv: list[str] | None = None) -> dict:
         "accuracy": round((taken_for == labels).double().mean().item(), 4),
         "variance_ratio": {id2label[label]: round(ratio, 4) for label, ratio in enumerate(ratios)},
         "variance_ratio_worst": round(min(ratios), 4),
+        "nearest_distance_ratio": round(nearest_distance_ratio(generated, real), 4),
         "psnr_db": round(psnr.mean().item(), 2),
     }
     print(json.dumps(metrics, indent=2))

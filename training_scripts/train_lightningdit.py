@@ -133,10 +133,10 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         config = parse_config(LightningDiTTrainingConfig, argv, __doc__)
         accelerator = Accelerator(mixed_precision=config.mixed_precision)
-        set_seed(config.seed)
         vae = load_frozen_vae(config.vae).to(accelerator.device)
         dataset = ImageDataset(config.data, config.resolution, config.split, config.image_column, config.label_column)
         id2label = dataset.id2label
+        set_seed(config.seed)
         transformer = make_transformer(config, vae, num_classes=len(id2label))
         if (config.guidance_channels or 0) > vae.config.latent_channels:
             raise ValueError(

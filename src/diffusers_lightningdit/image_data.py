@@ -3,6 +3,7 @@
 
 import datasets
 import numpy as np
+import pyarrow.compute
 import torch
 from datasets import ClassLabel, load_dataset
 from PIL import Image
@@ -81,11 +82,20 @@ class ImageDataset(Dataset):
         columns = ", ".join(rows.column_names)
         if not isinstance(rows.features.get(image_column), datasets.Image):
             raise ValueError(f"`image_column` is {image_column!r}; required: a column of images among {columns}.")
+        if len(rows) == 0:
+            raise ValueError(f"`data` is {data!r}, split {split!r}, without a row; required: images.")
         self.id2label = None
         if label_column is not None:
             if not isinstance(rows.features.get(label_column), ClassLabel):
                 raise ValueError(f"`label_column` is {label_column!r}; required: a ClassLabel column among {columns}.")
             self.id2label = dict(enumerate(rows.features[label_column].names))
+            labels = rows.data.column(label_column)
+            smallest, largest = pyarrow.compute.min_max(labels).as_py().values()
+            if labels.null_count or not 0 <= smallest <= largest < len(self.id2label):
+                raise ValueError(
+                    f"`label_column` {label_column!r} has {labels.null_count} rows without a label and labels from "
+                    f"{smallest} to {largest}; required: 0 to {len(self.id2label) - 1} in every row."
+                )
         self.rows = rows
         self.resolution = resolution
         self.image_column = image_column

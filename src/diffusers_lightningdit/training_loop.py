@@ -44,8 +44,8 @@ def train_batches(config: TrainingConfig, dataloader: DataLoader, progress_bar: 
     num_steps = 0
     while True:
         for batch in dataloader:
-            if num_steps == config.max_train_steps:
-                return
             yield batch
             num_steps += 1
             progress_bar.update()
+            if num_steps == config.max_train_steps:
+                return

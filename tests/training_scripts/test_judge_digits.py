@@ -21,6 +21,12 @@ def test_psnr():
     )
 
 
+def test_nearest_distance_ratio():
+    real = torch.rand(20, 3, 4, 4)
+    assert judge_digits.nearest_distance_ratio(real[:5], real) == pytest.approx(0, abs=1e-3)
+    assert judge_digits.nearest_distance_ratio(torch.rand(200, 3, 4, 4), real) == pytest.approx(1, abs=0.15)
+
+
 def test_classifier_tells_bright_from_dark():
     labels = torch.arange(2).repeat(20)
     pixels = (labels.view(-1, 1, 1, 1) * 0.8 + 0.1 * torch.rand(40, 3, 4, 4)).float()
