@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.compute
 import torch
 from datasets import ClassLabel, load_dataset
+from datasets.exceptions import DatasetsError
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -48,6 +49,21 @@ def image_to_pixels(image: Image.Image, size: int) -> torch.Tensor:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def load_rows(data: str, split: str, streaming: bool = False) -> datasets.Dataset | datasets.IterableDataset:
+    """`datasets.load_dataset` of a local folder (imagefolder, parquet, webdataset, ...) or a Hub id.
+
+    Raises:
+        ValueError: in one line, if it is not found, not reachable, damaged, or has no such split.
+    """
+    try:
+        return load_dataset(data, split=split, streaming=streaming)
+    except (OSError, ValueError, DatasetsError) as error:  # `datasets` says what is wrong
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"`data` is {data!r}, split {split!r}; required: a folder or Hub id that `datasets` reads ({reason})."
+        ) from error
+
+
 class ImageDataset(Dataset):
     """A data set of images that `datasets.load_dataset` reads: a local folder (imagefolder, parquet, ...) or a Hub id.
 
@@ -72,13 +88,7 @@ class ImageDataset(Dataset):
         image_column: str = "image",
         label_column: str | None = "label",
     ):
-        try:
-            rows = load_dataset(data, split=split)
-        except (OSError, ValueError) as error:  # not found, no network, no such split: `datasets` names which
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ValueError(
-                f"`data` is {data!r}, split {split!r}; required: a folder or Hub id that `datasets` reads ({reason})."
-            ) from error
+        rows = load_rows(data, split)
         columns = ", ".join(rows.column_names)
         if not isinstance(rows.features.get(image_column), datasets.Image):
             raise ValueError(f"`image_column` is {image_column!r}; required: a column of images among {columns}.")
