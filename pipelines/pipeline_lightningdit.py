@@ -83,8 +83,8 @@ pipe = DiffusionPipeline.from_pretrained(repository, custom_pipeline=repository,
 image = pipe({label}).images[0]
 ```
 
-This runs the Python files of this repository. With the package diffusers-lightningdit, which holds the same files, nothing
-from here is run:
+This runs the Python files of this repository. With the package diffusers-lightningdit, which holds the same files,
+nothing from here is run:
 
 ```python
 import diffusers_lightningdit  # makes its classes known to diffusers
@@ -95,8 +95,8 @@ image = pipe({label}).images[0]
 ```
 
 Images of {size}x{size} pixels of {num_classes} classes, drawn by a flow-matching transformer (LightningDiT,
-[arXiv 2501.01423](https://arxiv.org/abs/2501.01423), {transformer_parameters:.1f} M parameters) in the latents of an
-autoencoder (`{vae}`, {vae_parameters:.1f} M parameters). The argument is a class id{or_name} or a list{names}.
+[arXiv 2501.01423](https://arxiv.org/abs/2501.01423), {transformer_parameters:,} parameters) in the latents of an
+autoencoder (`{vae}`, {vae_parameters:,} parameters). The argument is a class id{or_name}, or a list of them{names}.
 
 Unless given to the call, sampling takes: {recipe}.
 """
@@ -310,8 +310,8 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
         """Write model_index.json and the code of the classes that are not diffusers' own, each beside its weights.
 
-        diffusers' `save_pretrained` and `push_to_hub` end with this call, so that each folder they write loads both with
-        the package and, as remote code, without it; also if this pipeline was itself loaded as remote code, for which
+        diffusers' `save_pretrained` and `push_to_hub` end with this call: each folder they write loads both with the
+        package and, as remote code, without it. Also if this pipeline was itself loaded as remote code, for which
         diffusers would drop the code and write names that cannot be loaded.
         """
         folder = Path(save_directory)
@@ -338,15 +338,17 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
     def _model_card(self, repository: str) -> str:
         names = [name.split(",")[0].strip() for _, name in sorted(self.id2label.items())]
         recipe = {**DEFAULT_RECIPE, **(self.config.sampling_recipe or {})}
+        if recipe["ode_method"] is None:
+            recipe |= {"ode_atol": None, "ode_rtol": None}
         return MODEL_CARD.format(
             title=repository.rpartition("/")[2],
             repository=repository,
-            label=repr(names[0]) if names else 0,
+            label=next((repr(name) for name in names if len(self.labels[name]) == 1), 0),
             size=self.transformer.config.sample_size * vae_geometry(self.vae)[1],
             num_classes=self.transformer.config.num_classes,
-            transformer_parameters=self.transformer.num_parameters() / 1e6,
+            transformer_parameters=self.transformer.num_parameters(),
             vae=type(self.vae).__name__,
-            vae_parameters=self.vae.num_parameters() / 1e6,
+            vae_parameters=self.vae.num_parameters(),
             or_name=" or name" if names else "",
             names=f"; the names are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}" if names else "",
             recipe=", ".join(f"`{key}={value!r}`" for key, value in recipe.items() if value is not None),

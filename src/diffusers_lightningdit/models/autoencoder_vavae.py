@@ -4,6 +4,10 @@
 Self-contained (torch and diffusers only): this file is uploaded to the Hub as it is.
 """
 
+import inspect
+import os
+from pathlib import Path
+
 import torch
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import register_to_config
@@ -29,6 +33,29 @@ class AutoencoderVAVAE(AutoencoderKL):
     Raises:
         ValueError: if the statistics are not one number per latent channel, or a standard deviation is not positive.
     """
+
+    # Read with the class, not when it is saved: as remote code of a pipeline, both models' files run in one module.
+    _source_code = __spec__.loader.get_source(__name__)
+    # of the class, since a constant of the file would be the other model's in that case
+    _model_card = """---
+library_name: diffusers
+tags:
+- lightningdit
+---
+
+# {title}
+
+```python
+import diffusers_lightningdit  # makes its classes known to diffusers
+
+model = diffusers_lightningdit.AutoencoderVAVAE.from_pretrained("{repository}")
+```
+
+A VA-VAE ([arXiv 2501.01423](https://arxiv.org/abs/2501.01423)): images in [-1, 1] to raw latents by
+`model.encode(images).latent_dist`, back by `model.decode(latents).sample`.
+Where this repository also holds Python code, the model loads without the package diffusers-lightningdit, by running it:
+`diffusers.AutoModel.from_pretrained("{repository}", trust_remote_code=True)`.
+"""
 
     @register_to_config
     def __init__(
@@ -89,6 +116,46 @@ class AutoencoderVAVAE(AutoencoderKL):
         if kwargs.get("config") is None and kwargs.get("original_config") is None:
             kwargs["original_config"] = {}
         return super().from_single_file(pretrained_model_link_or_path_or_dict, **kwargs)
+
+    # -- Hub ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict, **kwargs) -> tuple[dict, dict, dict]:
+        """As in diffusers, which would ignore a switch that it doesn't know and compute something else.
+
+        The config of a plain AutoencoderKL, which others export the same network as, is left to diffusers.
+
+        Raises:
+            ValueError: naming the keys of an AutoencoderVAVAE's config.json that are no arguments of this class.
+        """
+        known = {*inspect.signature(cls.__init__).parameters, "auto_map", "quantization_config"}
+        unknown = sorted(key for key in config_dict if key not in known and not key.startswith("_"))
+        if unknown and config_dict.get("_class_name", cls.__name__) == cls.__name__:
+            raise ValueError(
+                f"config.json of {cls.__name__} has the unknown key {', '.join(map(repr, unknown))}; required: only "
+                f"arguments of the class, {', '.join(inspect.signature(cls).parameters)}. A newer version may know it."
+            )
+        return super().extract_init_dict(config_dict, **kwargs)
+
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """As in diffusers; after `register_for_auto_class()`, or loaded from such a folder, also the code it needs."""
+        cls = type(self)
+        if (self._auto_class or "auto_map" in self.config) and vars(cls).get("_source_code"):
+            module = cls.__module__.rpartition(".")[2]
+            self.register_to_config(auto_map={"AutoModel": f"{module}.{cls.__name__}"})
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            Path(save_directory, f"{module}.py").write_text(cls._source_code, encoding="utf-8", newline="\n")
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def _upload_folder(self, working_dir: str | os.PathLike, repo_id: str, **kwargs):
+        """The last step of each push: a card of our own in place of diffusers' generic one, mostly blanks."""
+        card = Path(working_dir) / "README.md"
+        if card.is_file() and "This model card has been automatically generated." in card.read_text(encoding="utf-8"):
+            text = self._model_card.format(title=repo_id.rpartition("/")[2], repository=repo_id)
+            card.write_text(text, encoding="utf-8", newline="\n")
+        return super()._upload_folder(working_dir, repo_id, **kwargs)
+
+    # -- latents --------------------------------------------------------------------------------------------------
 
     def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Raw latents [B, C, height, width] -> what the transformer sees: (latents - mean) / std * scaling_factor."""

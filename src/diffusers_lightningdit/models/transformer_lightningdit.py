@@ -10,7 +10,10 @@ Time convention: t in [0, 1], 0 = noise, 1 = data; the network predicts the velo
 """
 
 import dataclasses
+import inspect
 import math
+import os
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -281,6 +284,28 @@ class LightningDiTTransformer2DModel(
     _no_split_modules = ["LightningDiTTransformerBlock"]
     _repeated_blocks = ["LightningDiTTransformerBlock"]
     _skip_layerwise_casting_patterns = ["pos_embed", "patch_embed", "norm", "class_embedder"]
+    # Read with the class, not when it is saved: as remote code of a pipeline, both models' files run in one module.
+    _source_code = __spec__.loader.get_source(__name__)
+    # of the class, since a constant of the file would be the other model's in that case
+    _model_card = """---
+library_name: diffusers
+tags:
+- lightningdit
+---
+
+# {title}
+
+```python
+import diffusers_lightningdit  # makes its classes known to diffusers
+
+model = diffusers_lightningdit.LightningDiTTransformer2DModel.from_pretrained("{repository}")
+```
+
+A LightningDiT transformer ([arXiv 2501.01423](https://arxiv.org/abs/2501.01423)): the velocity of a flow from noise to
+latents of a class, as `model(latents, t, class_labels).sample` with t = 0 for noise and 1 for data.
+Where this repository also holds Python code, the model loads without the package diffusers-lightningdit, by running it:
+`diffusers.AutoModel.from_pretrained("{repository}", trust_remote_code=True)`.
+"""
     # Each process computes the blocks and the output for its share of the tokens, with the positions of that share.
     _cp_plan = {
         "rope": {i: ContextParallelInput(split_dim=0, expected_dims=2, split_output=True) for i in range(2)},
@@ -414,6 +439,44 @@ class LightningDiTTransformer2DModel(
                 config, tensor_format="BCHW", _unconditional_conditional_input_kwargs_identifiers=tuple(names)
             )
         super().enable_cache(config)
+
+    # -- Hub ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict, **kwargs) -> tuple[dict, dict, dict]:
+        """As in diffusers, which would ignore a switch that it doesn't know and compute something else.
+
+        Raises:
+            ValueError: naming the keys of a config.json that are no arguments of this class.
+        """
+        known = {*inspect.signature(cls.__init__).parameters, "auto_map", "quantization_config"}
+        unknown = sorted(key for key in config_dict if key not in known and not key.startswith("_"))
+        if unknown:
+            raise ValueError(
+                f"config.json of {cls.__name__} has the unknown key {', '.join(map(repr, unknown))}; required: only "
+                f"arguments of the class, {', '.join(inspect.signature(cls).parameters)}. A newer version may know it."
+            )
+        return super().extract_init_dict(config_dict, **kwargs)
+
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """As in diffusers; after `register_for_auto_class()`, or loaded from such a folder, also the code it needs."""
+        cls = type(self)
+        if (self._auto_class or "auto_map" in self.config) and vars(cls).get("_source_code"):
+            module = cls.__module__.rpartition(".")[2]
+            self.register_to_config(auto_map={"AutoModel": f"{module}.{cls.__name__}"})
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            Path(save_directory, f"{module}.py").write_text(cls._source_code, encoding="utf-8", newline="\n")
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def _upload_folder(self, working_dir: str | os.PathLike, repo_id: str, **kwargs):
+        """The last step of each push: a card of our own in place of diffusers' generic one, mostly blanks."""
+        card = Path(working_dir) / "README.md"
+        if card.is_file() and "This model card has been automatically generated." in card.read_text(encoding="utf-8"):
+            text = self._model_card.format(title=repo_id.rpartition("/")[2], repository=repo_id)
+            card.write_text(text, encoding="utf-8", newline="\n")
+        return super()._upload_folder(working_dir, repo_id, **kwargs)
+
+    # -- call -----------------------------------------------------------------------------------------------------
 
     @apply_lora_scale("attention_kwargs")
     def forward(
