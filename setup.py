@@ -46,6 +46,7 @@ setup(
         "diffusers_lightningdit.models",
         "diffusers_lightningdit.original",
         "diffusers_lightningdit.pipelines",
+        "diffusers_lightningdit.schedulers",
     ],
     package_data={"diffusers_lightningdit.original": ["*.json"]},
     install_requires=INSTALL_REQUIRES,

@@ -12,7 +12,7 @@ import diffusers_lightningdit
 from diffusers_lightningdit.models.transformer_lightningdit import LightningDiTTransformerBlock
 from diffusers_lightningdit.registration import register_with_diffusers
 
-PUBLIC_CLASSES = ["AutoencoderVAVAE", "LightningDiTPipeline", "LightningDiTTransformer2DModel"]
+PUBLIC_CLASSES = ["AutoencoderVAVAE", "FlowMatchSDEScheduler", "LightningDiTPipeline", "LightningDiTTransformer2DModel"]
 
 
 @pytest.mark.parametrize("name", PUBLIC_CLASSES)
@@ -22,10 +22,12 @@ def test_public_classes_are_attributes_of_diffusers(name):
 
 def test_the_package_is_a_loadable_library():
     methods = pipeline_loading_utils.LOADABLE_CLASSES["diffusers_lightningdit"]
-    assert methods == {"ModelMixin": ["save_pretrained", "from_pretrained"]}
-    assert methods["ModelMixin"] == pipeline_loading_utils.LOADABLE_CLASSES["diffusers"]["ModelMixin"]
+    assert set(methods) == {"ModelMixin", "SchedulerMixin"}
+    for base, names in methods.items():
+        assert names == pipeline_loading_utils.LOADABLE_CLASSES["diffusers"][base]
     # diffusers looks the key up in the package's own namespace
     assert issubclass(diffusers_lightningdit.LightningDiTTransformer2DModel, diffusers_lightningdit.ModelMixin)
+    assert issubclass(diffusers_lightningdit.FlowMatchSDEScheduler, diffusers_lightningdit.SchedulerMixin)
 
 
 def test_repositories_that_carry_the_code_use_the_installed_package():

@@ -1,13 +1,21 @@
 """VA-VAE and LightningDiT (arXiv 2501.01423) for diffusers. Importing this package makes its classes loadable there."""
 
-# diffusers looks up `ModelMixin` in a third-party package's namespace to learn how its components load.
-from diffusers import ModelMixin
+# diffusers looks up these two in a third-party package's namespace to learn how its components load.
+from diffusers import ModelMixin, SchedulerMixin
 
 from .models import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from .pipelines import LightningDiTPipeline
 from .registration import register_with_diffusers
+from .schedulers import FlowMatchSDEScheduler
 
 __version__ = "0.1.0.dev0"
-__all__ = ["AutoencoderVAVAE", "LightningDiTPipeline", "LightningDiTTransformer2DModel", "ModelMixin"]
+__all__ = [
+    "AutoencoderVAVAE",
+    "FlowMatchSDEScheduler",
+    "LightningDiTPipeline",
+    "LightningDiTTransformer2DModel",
+    "ModelMixin",
+    "SchedulerMixin",
+]
 
 register_with_diffusers()

@@ -10,6 +10,7 @@ from diffusers.pipelines import pipeline_loading_utils
 from .models import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from .models.transformer_lightningdit import LightningDiTAttnProcessor, LightningDiTTransformerBlock
 from .pipelines import LightningDiTPipeline
+from .schedulers import FlowMatchSDEScheduler
 from .single_file import SINGLE_FILE_CLASSES
 
 PACKAGE = __name__.partition(".")[0]
@@ -23,10 +24,11 @@ def register_with_diffusers() -> None:
     and caches and layer skipping find the transformer's blocks.
     """
     # A string `_class_name` in model_index.json or config.json is looked up as an attribute of `diffusers`.
-    for cls in (AutoencoderVAVAE, LightningDiTTransformer2DModel, LightningDiTPipeline):
+    for cls in (AutoencoderVAVAE, LightningDiTTransformer2DModel, FlowMatchSDEScheduler, LightningDiTPipeline):
         setattr(diffusers, cls.__name__, cls)
     # A component's library is accepted, also from the Hub, if it is a key here; `save_pretrained` then writes it.
-    pipeline_loading_utils.LOADABLE_CLASSES.setdefault(PACKAGE, {"ModelMixin": ["save_pretrained", "from_pretrained"]})
+    methods = ["save_pretrained", "from_pretrained"]
+    pipeline_loading_utils.LOADABLE_CLASSES.setdefault(PACKAGE, {"ModelMixin": methods, "SchedulerMixin": methods})
     # Repositories that also carry the code as `<component>/diffusers_lightningdit.py` use the installed package.
     setattr(diffusers.pipelines, PACKAGE, sys.modules[PACKAGE])
     # `from_single_file` takes the first class here that a model is a subclass of; AutoencoderVAVAE must come before its
