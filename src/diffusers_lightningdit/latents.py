@@ -35,10 +35,13 @@ def load_frozen_vae(name: str, with_statistics: bool = True) -> AutoencoderVAVAE
         raise ValueError(f"`vae` is {name!r}; required: a folder or Hub id with a VAE's config.json.") from error
     if model_class != AutoencoderVAVAE.__name__:
         raise ValueError(f"`vae` is {name!r}, a {model_class}; required: an {AutoencoderVAVAE.__name__}.")
-    vae = AutoencoderVAVAE.from_pretrained(name).requires_grad_(False).eval()
-    if with_statistics and vae.config.latents_mean is None:
+    loaded = AutoencoderVAVAE.from_pretrained(name)
+    if with_statistics and loaded.config.latents_mean is None:
         raise ValueError(f"`vae` is {name!r}, without `latents_mean` in its config; required: a VAE with statistics.")
-    return vae
+    # `_name_or_path`, the folder here, would be saved with every pipeline that is trained on this VAE
+    vae = AutoencoderVAVAE.from_config({k: v for k, v in loaded.config.items() if k != "_name_or_path"})
+    vae.load_state_dict(loaded.state_dict())
+    return vae.requires_grad_(False).eval()
 
 
 def latents_size(resolution: int, vae: AutoencoderVAVAE) -> int:
