@@ -12,6 +12,9 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import register_to_config
 
+# What diffusers' EMAModel adds to the config.json that it saves.
+EMA_KEYS = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
+
 
 class AutoencoderVAVAE(AutoencoderKL):
     """diffusers' `AutoencoderKL` in the shape of VA-VAE, with the statistics that normalise its latents.
@@ -128,7 +131,7 @@ Where this repository also holds Python code, the model loads without the packag
         Raises:
             ValueError: naming the keys of an AutoencoderVAVAE's config.json that are no arguments of this class.
         """
-        known = {*inspect.signature(cls.__init__).parameters, "auto_map", "quantization_config"}
+        known = {*inspect.signature(cls.__init__).parameters, "auto_map", "quantization_config", *EMA_KEYS}
         unknown = sorted(key for key in config_dict if key not in known and not key.startswith("_"))
         if unknown and config_dict.get("_class_name", cls.__name__) == cls.__name__:
             raise ValueError(

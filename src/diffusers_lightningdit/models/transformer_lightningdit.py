@@ -40,6 +40,9 @@ from torch import nn
 NORM_EPS = 1e-6  # every norm of the network but the LayerNorm of qk-norm
 QK_LAYER_NORM_EPS = 1e-5
 
+# What diffusers' EMAModel adds to the config.json that it saves.
+EMA_KEYS = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Positions
@@ -449,7 +452,7 @@ Where this repository also holds Python code, the model loads without the packag
         Raises:
             ValueError: naming the keys of a config.json that are no arguments of this class.
         """
-        known = {*inspect.signature(cls.__init__).parameters, "auto_map", "quantization_config"}
+        known = {*inspect.signature(cls.__init__).parameters, "auto_map", "quantization_config", *EMA_KEYS}
         unknown = sorted(key for key in config_dict if key not in known and not key.startswith("_"))
         if unknown:
             raise ValueError(
