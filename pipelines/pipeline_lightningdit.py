@@ -219,6 +219,20 @@ def denormalize_latents(vae, latents: torch.Tensor) -> torch.Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Arguments
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def require(condition: bool, name: str, value, requirement: str) -> None:
+    if not condition:
+        raise ValueError(f"`{name}` is {value!r}; required: {requirement}.")
+
+
+def is_integer(value) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Pipeline
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -267,7 +281,7 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
         self.image_processor = VaeImageProcessor()
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "LightningDiTPipeline":
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> DiffusionPipeline:
         """As in diffusers; components are taken over by name.
 
         diffusers itself compares their classes with the constructor's annotations, which a self-contained file cannot
@@ -442,14 +456,83 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
         guider=None,
     ) -> None:
         """Raises ValueError naming argument, value and requirement, before anything is computed."""
+        self._check_sampling_inputs(
+            num_inference_steps,
+            guidance_scale,
+            guidance_interval,
+            guidance_channels,
+            height,
+            width,
+            num_images_per_prompt,
+            num_labels,
+            generator,
+            latents,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+        )
 
-        def require(condition: bool, name: str, value, requirement: str) -> None:
-            if not condition:
-                raise ValueError(f"`{name}` is {value!r}; required: {requirement}.")
+        # Caches of the transformer, and guiders
+        cache = self.transformer._cache_config
+        if isinstance(cache, FasterCacheConfig) and not cache.is_guidance_distilled:
+            require(
+                guider is None and guidance_scale > 1,
+                "guidance_scale",
+                guidance_scale if guider is None else "replaced by `guider`",
+                "more than 1 with FasterCache, which replaces unconditional halves",
+            )
+        is_guider = guider is None or isinstance(guider, BaseGuidance)
+        require(is_guider, "guider", guider, "a guider of diffusers.guiders or None")
+        require(
+            guider is None or not isinstance(cache, PyramidAttentionBroadcastConfig),
+            "guider",
+            type(guider).__name__,
+            "None with PyramidAttentionBroadcast, which would mix its conditional and unconditional calls",
+        )
 
-        def is_integer(value) -> bool:
-            return isinstance(value, Integral) and not isinstance(value, bool)
+        # torchdiffeq
+        if ode_method is None:
+            return
+        require(guider is None, "guider", type(guider).__name__, f"None with `ode_method={ode_method!r}`")
+        require(
+            not self.transformer.is_cache_enabled,
+            "ode_method",
+            ode_method,
+            f"None with {type(cache).__name__}, since caches count the scheduler's steps",
+        )
+        require(ode_method in ODE_METHODS, "ode_method", ode_method, f"None or one of {ODE_METHODS}")
+        for name, value in (("ode_atol", ode_atol), ("ode_rtol", ode_rtol)):
+            require(isinstance(value, Real) and 0 < value < math.inf, name, value, "a positive number")
+        require(
+            isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler),
+            "scheduler",
+            type(self.scheduler).__name__,
+            f"FlowMatchEulerDiscreteScheduler (its shift places the grid of `ode_method={ode_method!r}`)",
+        )
+        require(
+            callback_on_step_end is None,
+            "callback_on_step_end",
+            callback_on_step_end,
+            f"None, since `ode_method={ode_method!r}` has no steps to call it after",
+        )
+        if importlib.util.find_spec("torchdiffeq") is None:
+            raise ImportError(f"`ode_method={ode_method!r}` needs torchdiffeq: pip install diffusers-lightningdit[ode]")
 
+    def _check_sampling_inputs(
+        self,
+        num_inference_steps,
+        guidance_scale,
+        guidance_interval,
+        guidance_channels,
+        height,
+        width,
+        num_images_per_prompt,
+        num_labels,
+        generator,
+        latents,
+        output_type,
+        callback_on_step_end_tensor_inputs,
+    ) -> None:
+        """The part of `check_inputs` that every pipeline with this transformer shares."""
         # Components: checked here, since they can be replaced after construction.
         check_scheduler(self.scheduler)
         latent_channels, factor = vae_geometry(self.vae)
@@ -517,52 +600,6 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
                 f"any of {self._callback_tensor_inputs}",
             )
 
-        # Caches of the transformer, and guiders
-        cache = self.transformer._cache_config
-        if isinstance(cache, FasterCacheConfig) and not cache.is_guidance_distilled:
-            require(
-                guider is None and guidance_scale > 1,
-                "guidance_scale",
-                guidance_scale if guider is None else "replaced by `guider`",
-                "more than 1 with FasterCache, which replaces unconditional halves",
-            )
-        is_guider = guider is None or isinstance(guider, BaseGuidance)
-        require(is_guider, "guider", guider, "a guider of diffusers.guiders or None")
-        require(
-            guider is None or not isinstance(cache, PyramidAttentionBroadcastConfig),
-            "guider",
-            type(guider).__name__,
-            "None with PyramidAttentionBroadcast, which would mix its conditional and unconditional calls",
-        )
-
-        # torchdiffeq
-        if ode_method is None:
-            return
-        require(guider is None, "guider", type(guider).__name__, f"None with `ode_method={ode_method!r}`")
-        require(
-            not self.transformer.is_cache_enabled,
-            "ode_method",
-            ode_method,
-            f"None with {type(cache).__name__}, since caches count the scheduler's steps",
-        )
-        require(ode_method in ODE_METHODS, "ode_method", ode_method, f"None or one of {ODE_METHODS}")
-        for name, value in (("ode_atol", ode_atol), ("ode_rtol", ode_rtol)):
-            require(isinstance(value, Real) and 0 < value < math.inf, name, value, "a positive number")
-        require(
-            isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler),
-            "scheduler",
-            type(self.scheduler).__name__,
-            f"FlowMatchEulerDiscreteScheduler (its shift places the grid of `ode_method={ode_method!r}`)",
-        )
-        require(
-            callback_on_step_end is None,
-            "callback_on_step_end",
-            callback_on_step_end,
-            f"None, since `ode_method={ode_method!r}` has no steps to call it after",
-        )
-        if importlib.util.find_spec("torchdiffeq") is None:
-            raise ImportError(f"`ode_method={ode_method!r}` needs torchdiffeq: pip install diffusers-lightningdit[ode]")
-
     # -- state read by callbacks and caches -----------------------------------------------------------------------
 
     @property
@@ -605,6 +642,28 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
                 return_dict=False,
             )[0]
         return velocity.float()
+
+    def _guided_velocity(
+        self,
+        latents: torch.Tensor,
+        t: float,
+        class_ids: torch.Tensor,
+        guidance_interval: tuple[float, float] | None,
+        guidance_channels: int | None,
+        both_halves: bool,
+        attention_kwargs: dict | None,
+    ) -> torch.Tensor:
+        """The velocity under guidance of `self.guidance_scale`, a property since callbacks may change it on the way.
+
+        The unconditional half is computed where guidance acts; with `both_halves` at every t.
+        """
+        is_guided = self.guidance_scale > 1 and in_interval(t, guidance_interval)
+        if not (is_guided or both_halves):
+            return self._velocity(latents, t, class_ids, attention_kwargs)
+        null_ids = torch.full_like(class_ids, self.transformer.config.num_classes)
+        velocity = self._velocity(latents, t, torch.cat([null_ids, class_ids]), attention_kwargs)
+        unconditional, conditional = velocity.chunk(2)
+        return guide(conditional, unconditional, self.guidance_scale, guidance_channels) if is_guided else conditional
 
     def _velocity_by_guider(
         self,
@@ -806,25 +865,20 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
             step_kwargs = {}
             if "generator" in inspect.signature(self.scheduler.step).parameters:
                 step_kwargs["generator"] = generator
-            both_halves_always = isinstance(self.transformer._cache_config, SINGLE_BATCH_CACHES)
+            both_halves = guided and isinstance(self.transformer._cache_config, SINGLE_BATCH_CACHES)
             with self.progress_bar(total=len(times)) as progress_bar:
                 for i, (t, timestep) in enumerate(zip(times.tolist(), self.scheduler.timesteps, strict=True)):
                     if self.interrupt:
                         continue
                     self._current_timestep = timestep
-                    # the property, since a callback may change it on the way
-                    is_guided_step = self.guidance_scale > 1 and in_interval(t, guidance_interval)
                     if guider is not None:
                         velocity = self._velocity_by_guider(
                             guider, i, timestep, latents, t, class_ids, null_ids, attention_kwargs
                         )
-                    elif is_guided_step or (guided and both_halves_always):
-                        velocity = self._velocity(latents, t, torch.cat([null_ids, class_ids]), attention_kwargs)
-                        unconditional, velocity = velocity.chunk(2)
-                        if is_guided_step:
-                            velocity = guide(velocity, unconditional, self.guidance_scale, guidance_channels)
                     else:
-                        velocity = self._velocity(latents, t, class_ids, attention_kwargs)
+                        velocity = self._guided_velocity(
+                            latents, t, class_ids, guidance_interval, guidance_channels, both_halves, attention_kwargs
+                        )
                     latents = self.scheduler.step(-velocity, timestep, latents, **step_kwargs, return_dict=False)[0]
 
                     if callback_on_step_end is not None:
