@@ -5,11 +5,15 @@ import sys
 
 import diffusers
 import pytest
-from diffusers.hooks._helpers import TransformerBlockRegistry
+from diffusers.hooks._helpers import AttentionProcessorRegistry, TransformerBlockRegistry
+from diffusers.loaders import single_file_model
 from diffusers.pipelines import pipeline_loading_utils
 
 import diffusers_lightningdit
-from diffusers_lightningdit.models.transformer_lightningdit import LightningDiTTransformerBlock
+from diffusers_lightningdit.models.transformer_lightningdit import (
+    LightningDiTAttnProcessor,
+    LightningDiTTransformerBlock,
+)
 from diffusers_lightningdit.registration import register_with_diffusers
 
 PUBLIC_CLASSES = ["AutoencoderVAVAE", "FlowMatchSDEScheduler", "LightningDiTPipeline", "LightningDiTTransformer2DModel"]
@@ -58,14 +62,35 @@ def test_first_block_cache_takes_effect():
     assert len(calls) == 1
 
 
+def test_layer_skipping_knows_the_attention():
+    """What a skipped attention returns: the hidden states it was given, by position or by name."""
+    skip = AttentionProcessorRegistry.get(LightningDiTAttnProcessor).skip_processor_output_fn
+    assert skip(None, 1, 2) == skip(None, hidden_states=1) == 1
+
+
+def test_single_files_are_read_by_our_functions():
+    """Ours come first, since AutoencoderVAVAE is also an AutoencoderKL; diffusers' own are all still there."""
+    classes = single_file_model.SINGLE_FILE_LOADABLE_CLASSES
+    assert list(classes)[:2] == ["LightningDiTTransformer2DModel", "AutoencoderVAVAE"]
+    assert {"AutoencoderKL", "UNet2DConditionModel", "FluxTransformer2DModel"} < set(classes)
+    for name in list(classes)[:2]:
+        assert set(classes["AutoencoderKL"]) == set(classes[name])
+        chosen = single_file_model._get_single_file_loadable_mapping_class(getattr(diffusers_lightningdit, name))
+        assert chosen == name
+
+
 def test_registering_again_changes_nothing():
-    before = dict(pipeline_loading_utils.LOADABLE_CLASSES)
+    def registries():
+        return dict(pipeline_loading_utils.LOADABLE_CLASSES), list(single_file_model.SINGLE_FILE_LOADABLE_CLASSES)
+
+    before = registries()
     register_with_diffusers()
-    assert before == pipeline_loading_utils.LOADABLE_CLASSES
+    assert before == registries()
 
 
 def test_private_names_of_diffusers_are_used_in_one_module(repository):
-    private = ("LOADABLE_CLASSES", "hooks._helpers", "TransformerBlockRegistry", "diffusers.pipelines,")
+    private = ("LOADABLE_CLASSES", "hooks._helpers", "TransformerBlockRegistry", "AttentionProcessorRegistry")
+    private += ("single_file_model", "diffusers.pipelines,")
     sources = [*(repository / "src").rglob("*.py"), *(repository / "pipelines").glob("*.py")]
     users = {path.name for path in sources if any(name in path.read_text(encoding="utf-8") for name in private)}
     assert users == {"registration.py"}
