@@ -446,6 +446,19 @@ Where this repository also holds Python code, the model loads without the packag
     # -- Hub ------------------------------------------------------------------------------------------------------
 
     @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs):
+        """As in diffusers, which without network says that the repository doesn't have the file."""
+        try:
+            return super().load_config(pretrained_model_name_or_path, *args, **kwargs)
+        except OSError as error:
+            if type(error.__context__).__name__ != "LocalEntryNotFoundError":
+                raise
+            raise OSError(
+                f"Cannot load {pretrained_model_name_or_path}: not in the cache, and the Hub is offline or out of "
+                "reach; required: a network connection, a folder, or a repository that was loaded before."
+            ) from error
+
+    @classmethod
     def extract_init_dict(cls, config_dict: dict, **kwargs) -> tuple[dict, dict, dict]:
         """As in diffusers, which would ignore a switch that it doesn't know and compute something else.
 
