@@ -278,6 +278,20 @@ def test_skip_layer_guidance(pipe):
     close(draw(pipe, guidance_scale=3.0), plain, 0)
 
 
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="diffusers hands LayerSkipConfig an integer for a list")
+@pytest.mark.parametrize(
+    "guider",
+    [
+        SkipLayerGuidance(skip_layer_guidance_layers=[1], skip_layer_guidance_start=0.0, skip_layer_guidance_stop=1.0),
+        AutoGuidance(auto_guidance_layers=[1], dropout=1.0),
+    ],
+    ids=lambda guider: type(guider).__name__,
+)
+def test_guiders_that_name_layers_without_a_config(pipe, guider):
+    """Once this passes, docs/features.md need no longer ask for `skip_layer_config` and `auto_guidance_config`."""
+    draw(pipe, guider=guider)
+
+
 def test_perturbed_attention_guidance(pipe):
     """Equal to the formula with a network whose attention passes the values on, for a run of two steps."""
     plain = draw(pipe, guidance_scale=3.0, num_inference_steps=2)
@@ -562,6 +576,37 @@ def test_nested_labels_are_one_list(pipe):
     assert pipe.get_label_ids(torch.tensor([[1], [2]])) == [1, 2]
     with pytest.raises(ValueError, match="`class_labels` is empty"):
         pipe.get_label_ids([[1], []])
+
+
+def test_batches_as_diffusers_tests_them(pipe):
+    """Labels as lists of lists, one generator for each image, several images a label: image 0 stays the same."""
+
+    def generators(number):
+        return [torch.Generator().manual_seed(i) for i in range(number)]
+
+    settings = {"num_inference_steps": 2, "output_type": "np"}
+    alone = pipe(class_labels=[1], generator=generators(1)[0], **settings)[0]
+    for batch_size in (1, 2, 3):
+        images = pipe(class_labels=batch_size * [[1]], generator=generators(batch_size), **settings)[0]
+        assert images.shape == (batch_size, *alone.shape[1:])
+        assert abs(images[0] - alone[0]).max() < 1e-4
+        images = pipe(class_labels=batch_size * [[1]], num_images_per_prompt=2, **settings)[0]
+        assert len(images) == 2 * batch_size
+    as_tuple = pipe(class_labels=[1], generator=generators(1)[0], return_dict=False, **settings)[0]
+    assert (as_tuple == alone).all()
+
+
+def test_guidance_raised_by_a_callback(pipe):
+    """A callback that adds 1 after each step ends at the start plus the number of steps, and changes the images."""
+
+    def callback(pipe, step, timestep, tensors):
+        pipe._guidance_scale += 1.0
+        return tensors
+
+    plain = draw(pipe, guidance_scale=2.0)
+    raised = draw(pipe, guidance_scale=2.0, callback_on_step_end=callback)
+    assert pipe.guidance_scale == 2.0 + pipe.num_timesteps
+    assert different(raised, plain)
 
 
 def test_components_are_the_models_and_the_scheduler(pipe):
