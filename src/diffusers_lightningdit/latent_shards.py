@@ -1,0 +1,219 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Files of raw latents, in the layout of the original: writing, checking and reading them.
+
+A folder has, in sorted order, `latents_rank00_shard000.safetensors`, ... with the tensors `latents` and `latents_flip`
+(of the mirrored image), [N, C, height, width] in float32, bfloat16 or float16, and `labels`, int64 [N]; and
+`latents_stats.pt` with `mean` and `std` of all `latents`, float32 [1, C, 1, 1]. What this project writes also has
+`latents_info.json`, which says what the files were made from.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHARD_DTYPES = ("F32", "BF16", "F16")  # as safetensors names them
+STATISTICS_FILE = "latents_stats.pt"
+INFO_FILE = "latents_info.json"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def shard_name(number: int) -> str:
+    """The original's name of shard `number`; the rank counts thousands, so that sorted names are in order."""
+    return f"latents_rank{number // 1000:02d}_shard{number % 1000:03d}.safetensors"
+
+
+def write_shard(path: Path, latents: torch.Tensor, latents_flip: torch.Tensor, labels: torch.Tensor) -> None:
+    """Write latents [N, C, height, width] and labels int64 [N], under the final name only when all is on the disk."""
+    tensors = {"latents": latents, "latents_flip": latents_flip, "labels": labels}
+    metadata = {"total_size": str(len(labels)), "dtype": str(latents.dtype), "device": "cpu"}
+    partial = partial_name(path)
+    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial, metadata=metadata)
+    _sort_metadata(partial)
+    publish(partial, path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Order the metadata in a file's header, which safetensors leaves to chance: equal content, equal bytes."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, separators=(",", ":")).encode().ljust(size))
+
+
+def write_statistics(folder: Path, mean: list[float], std: list[float]) -> None:
+    """Write `latents_stats.pt` as the original reads it."""
+    partial = partial_name(folder / STATISTICS_FILE)
+    statistics = {"mean": torch.tensor(mean).view(1, -1, 1, 1), "std": torch.tensor(std).view(1, -1, 1, 1)}
+    with open(partial, "wb") as file:  # torch names the archive after a path, which here is a passing one
+        torch.save(statistics, file)
+    publish(partial, folder / STATISTICS_FILE)
+
+
+def write_json(path: Path, content: dict | list) -> None:
+    partial = partial_name(path)
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    publish(partial, path)
+
+
+def partial_name(path: Path) -> Path:
+    """Where a file is written before it gets its name; not among `*.safetensors` or `*.parquet`."""
+    return path.with_name(path.name + ".partial")
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Give a written file its final name, after its bytes have reached the disk: it is whole or not there."""
+    with open(partial, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """A hash of a model's weights, names and types, on whatever device they are."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class LatentShards:
+    """The shards of a folder as one sequence: headers and labels are read at once, latents from mapped memory.
+
+    Files are opened once a process, by the first read in it, and kept open.
+
+    Args:
+        folder: with at least one shard, ours or the original's.
+        with_flips: require `latents_flip`.
+
+    Attributes:
+        labels: int64 [N].
+        shape: (C, height, width) of the latents.
+        info: content of `latents_info.json`, or None.
+        id2label: names of the labels from there, or None.
+
+    Raises:
+        ValueError: naming the file, if it is truncated, lacks a tensor, or differs in shape from the first one; or if
+            the folder has other shards than its `latents_info.json` tells.
+    """
+
+    def __init__(self, folder: Path, with_flips: bool):
+        self.paths = sorted(folder.glob("*.safetensors"))
+        if not self.paths:
+            raise ValueError(f"{folder} has no *.safetensors file; required: at least one shard of latents.")
+        labels, shapes = zip(*(_check_shard(path, with_flips) for path in self.paths), strict=True)
+        for path, shape in zip(self.paths, shapes, strict=True):
+            if shape != shapes[0]:
+                raise ValueError(
+                    f"{path} holds latents of shape {list(shape)}; required: {list(shapes[0])}, as in "
+                    f"{self.paths[0].name}."
+                )
+        self.labels = torch.cat(labels)
+        self.shape = shapes[0]
+        self._ends = torch.tensor([len(part) for part in labels]).cumsum(0)
+        self._slices: dict[tuple[int, str], object] = {}
+        self.info = self._read_info(folder)
+        names = (self.info or {}).get("id2label")
+        self.id2label = names and {int(label): name for label, name in names.items()}
+
+    def _read_info(self, folder: Path) -> dict | None:
+        if not (folder / INFO_FILE).exists():
+            return None
+        info = read_json(folder / INFO_FILE)
+        if info.get("num_images") != len(self.labels):
+            raise ValueError(
+                f"{folder / INFO_FILE} tells of {info.get('num_images')} images, the shards beside it hold "
+                f"{len(self.labels)}; required: the shards it was written for, no more and no fewer."
+            )
+        return info
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int, flip: bool) -> torch.Tensor:
+        """Raw latents [C, height, width] of an image, or of the mirrored image."""
+        shard, row = self._locate(index)
+        key = shard, "latents_flip" if flip else "latents"
+        if key not in self._slices:
+            self._slices[key] = safe_open(self.paths[shard], "pt").get_slice(key[1])
+        return self._slices[key][row]
+
+    def place(self, index: int) -> str:
+        """Where an item lies, for messages."""
+        shard, row = self._locate(index)
+        return f"{self.paths[shard]}, row {row}"
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        shard = int(torch.searchsorted(self._ends, index, right=True))
+        return shard, index - (int(self._ends[shard - 1]) if shard else 0)
+
+    def __getstate__(self) -> dict:  # open files don't go to worker processes
+        return {**self.__dict__, "_slices": {}}
+
+
+def _check_shard(path: Path, with_flips: bool) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """Labels and shape of latents of a shard; raises ValueError if it is not as the module describes."""
+    try:
+        with safe_open(path, "pt") as file:
+            found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            shapes = {name: tuple(part.get_shape()) for name, part in found.items()}
+            dtypes = {name: part.get_dtype() for name, part in found.items()}
+            labels = file.get_tensor("labels") if "labels" in found else None
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or no safetensors file ({error}); required: a whole shard.") from error
+    for name in ("latents", "labels") + ("latents_flip",) * with_flips:
+        if name not in found:
+            hint = " It can be read with flips switched off." if name == "latents_flip" else ""
+            raise ValueError(f"{path} has no tensor `{name}`; required: latents, latents_flip and labels.{hint}")
+    shape = shapes["latents"]
+    if dtypes["labels"] != "I64" or len(shapes["labels"]) != 1:
+        raise ValueError(f"{path} has labels {dtypes['labels']} {list(shapes['labels'])}; required: I64 [N].")
+    for name in ("latents", "latents_flip") if with_flips else ("latents",):
+        if dtypes[name] not in SHARD_DTYPES or shapes[name] != shape or len(shape) != 4 or shape[0] != len(labels):
+            raise ValueError(
+                f"{path} has `{name}` {dtypes[name]} {list(shapes[name])} and {len(labels)} labels; required: "
+                f"[N, C, height, width] in {', '.join(SHARD_DTYPES)}, N labels, and the flipped ones of equal shape."
+            )
+    return labels, shape[1:]
+
+
+def read_statistics(path: Path) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel from a `latents_stats.pt`, ours or the original's.
+
+    Raises:
+        ValueError: if it is no such file.
+    """
+    required = "required: a file of the tensors `mean` and `std`, [1, C, 1, 1]"
+    try:
+        statistics = torch.load(path, weights_only=True)
+        mean, std = statistics["mean"], statistics["std"]
+        if not mean.shape == std.shape == (1, mean.numel(), 1, 1):
+            raise ValueError(f"{path} has shapes {list(mean.shape)} and {list(std.shape)}; {required}.")
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}); {required}.") from error
+    return mean.flatten().tolist(), std.flatten().tolist()
+
+
+def read_json(path: Path) -> dict:
+    """Content of a JSON file; raises ValueError if it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON file ({error}); required: as it was written.") from error
