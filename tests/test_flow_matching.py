@@ -5,13 +5,17 @@ import torch
 from safetensors.torch import load_file
 
 from diffusers_lightningdit.flow_matching import (
+    drop_labels,
+    flow_matching_losses,
     interpolate,
-    sample_logit_normal_times,
-    sample_uniform_times,
+    logit_normal_times,
+    uniform_times,
     velocity_cosine_loss,
     velocity_mse_loss,
     velocity_target,
 )
+from diffusers_lightningdit.original import OriginalConfig, load_transformer
+from diffusers_lightningdit.original.transformer import transformer_rows
 
 TOLERANCE = 1e-5  # the same formulas in float32
 
@@ -54,31 +58,104 @@ def test_ends_of_the_path():
     assert torch.equal(interpolate(noise, latents, torch.ones(2)), latents)
 
 
+def test_logit_normal_is_the_originals(golden):
+    """t = F^-1(u) of numbers u = Phi(s) is the t that the original makes of the normal numbers s."""
+    recorded = json.loads(golden("train/logit_normal.json").read_text())
+    uniform = torch.special.ndtr(torch.tensor(recorded["standard_normals_16"], dtype=torch.float64))
+    assert_close(logit_normal_times(uniform), torch.tensor(recorded["t_16"]))
+    assert_close(logit_normal_times(uniform, mean=-0.5), torch.tensor(recorded["t_16_mu_-0.5"]))
+
+
 def test_logit_normal_quantiles(golden):
     exact = json.loads(golden("train/logit_normal.json").read_text())["exact_quantiles"]
-    times = sample_logit_normal_times(200_000, generator=torch.Generator().manual_seed(0))
-    for quantile, value in exact.items():
-        assert times.quantile(float(quantile)).item() == pytest.approx(value, abs=4e-3)
+    quantiles, values = torch.tensor([[float(key), value] for key, value in exact.items()]).T
+    assert_close(logit_normal_times(quantiles), values)
 
 
-def test_shifted_logit_normal_is_the_same_draw_moved(golden):
+def test_logit_normal_in_a_range_is_what_drawing_again_gives(golden):
     recorded = json.loads(golden("train/logit_normal.json").read_text())
-    generator = torch.Generator().manual_seed(3)
-    plain = sample_logit_normal_times(1000, generator=generator)
-    shifted = sample_logit_normal_times(1000, mean=-0.5, generator=generator.manual_seed(3))
-    torch.testing.assert_close(shifted.logit(), plain.logit() - 0.5, atol=1e-4, rtol=1e-4)
-    # the recorded pair obeys the same relation
-    recorded_plain, recorded_shifted = torch.tensor(recorded["t_16"]), torch.tensor(recorded["t_16_mu_-0.5"])
-    torch.testing.assert_close(recorded_shifted.logit(), recorded_plain.logit() - 0.5, atol=1e-4, rtol=1e-4)
+    all_times = torch.sigmoid(torch.randn(400_000))
+    kept = all_times[(all_times >= 0.2) & (all_times < 0.6)]
+    quantiles = torch.linspace(0.05, 0.95, 19)
+    times = logit_normal_times(quantiles, time_range=(0.2, 0.6))
+    torch.testing.assert_close(times, kept.quantile(quantiles), atol=2e-3, rtol=0)
+    # the recorded draws are such: 16 or so of them cannot be far from the distribution (Kolmogorov-Smirnov, 1 %)
+    draws = torch.tensor(recorded["t_16_in_range_0.2_0.6"]).sort().values
+    grid = logit_normal_times(torch.linspace(0, 1, 10_001), time_range=(0.2, 0.6))
+    distribution = torch.searchsorted(grid, draws) / 10_000
+    steps = torch.arange(1, len(draws) + 1) / len(draws)
+    assert (distribution - steps).abs().max() < 1.63 / len(draws) ** 0.5
 
 
-def test_uniform_times():
-    times = sample_uniform_times(100_000, generator=torch.Generator().manual_seed(0))
-    assert times.min() >= 0 and times.max() < 1
-    assert times.mean().item() == pytest.approx(0.5, abs=5e-3)
-    assert times.std().item() == pytest.approx(12**-0.5, abs=5e-3)
+@pytest.mark.parametrize("sample", [uniform_times, logit_normal_times])
+def test_times_lie_in_their_range(sample):
+    uniform = torch.tensor([0.0, 0.5, 1 - 2**-24])
+    for start, end in ((0.0, 1.0), (0.25, 0.75)):
+        times = sample(uniform, time_range=(start, end))
+        assert times.dtype == torch.float32
+        assert start <= times[0] < times[1] < times[2] <= end
+        assert times[1] == pytest.approx(0.5)
+
+
+def test_uniform_range_is_that_of_the_originals_validation(losses):
+    times = losses["sp_t"]
+    assert ((times >= 0.25) & (times < 0.75)).all()
+    assert_close(uniform_times((times - 0.25) / 0.5, (0.25, 0.75)), times)
 
 
 def test_logit_normal_refuses_a_std_that_is_not_positive():
     with pytest.raises(ValueError, match=r"`std` is 0; required: a positive number"):
-        sample_logit_normal_times(4, std=0)
+        logit_normal_times(torch.rand(4), std=0)
+
+
+def test_dropped_labels(losses):
+    labels, after = losses["drop_y"], losses["drop_y_after"]
+    null_class = 10
+    uniform = torch.where(labels != after, 0.05, 0.5)
+    assert torch.equal(drop_labels(labels, uniform, 0.1, null_class), after)
+    assert torch.equal(drop_labels(labels, torch.zeros(len(labels)), 0.0, null_class), labels)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The original's training, with its weights and its draws
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(golden):
+    yaml = OriginalConfig.read(golden("train/step_plain.yaml"))
+    return load_transformer(golden("train/weight_init.pt"), config=yaml)
+
+
+@pytest.mark.parametrize(("prefix", "labels"), [("", "y"), ("drop_", "drop_y_after"), ("sp_", "y"), ("uniform_", "y")])
+def test_losses_of_the_network_are_the_originals(losses, model, prefix, labels):
+    def recorded(name):
+        return losses.get(prefix + name, losses.get(name))
+
+    noise, latents, times = recorded("x0"), recorded("x1"), recorded("t")
+    labels = losses.get(prefix + "y", losses[labels]) if prefix != "drop_" else losses[labels]
+    with torch.no_grad():
+        mse, cosine = flow_matching_losses(model, noise, latents, times, labels)
+    assert_close(mse, recorded("loss"))
+    if prefix in ("", "drop_"):
+        assert_close(cosine, recorded("cos_loss"))
+
+
+def test_gradients_are_the_originals(losses, model, golden):
+    recorded = json.loads(golden("train/losses.json").read_text())
+    model.train()
+    model.class_embedder.eval()  # as in training: labels are dropped outside
+    mse, cosine = flow_matching_losses(model, losses["x0"], losses["x1"], losses["t"], losses["y"])
+    (mse.mean() + cosine.mean()).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    state = model.state_dict()
+    assert set(state) - set(gradients) == {"pos_embed"}  # a buffer here, a frozen parameter there
+    assert recorded["params_without_grad"] == ["pos_embed"]
+    for row in transformer_rows(model):
+        if row.original != "pos_embed":
+            gradient = row.to_original(gradients)
+            assert gradient.norm().item() == pytest.approx(recorded["grad_norms_total_loss"][row.original], rel=1e-3)
+            if f"grad.{row.original}" in losses:
+                torch.testing.assert_close(gradient, losses[f"grad.{row.original}"], atol=1e-4, rtol=1e-4)
+    norm = torch.nn.utils.get_total_norm(gradients.values())
+    assert norm.item() == pytest.approx(recorded["global_grad_norm"], rel=1e-4)

@@ -22,6 +22,7 @@ class ExampleConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     channels: int | None = 3
     model: dict = field(default_factory=dict)
+    decays: tuple[float, ...] = ()
 
 
 @pytest.fixture
@@ -42,6 +43,21 @@ def test_settings_go_over_the_recipe_which_goes_over_the_defaults(recipe):
         channels=None,
         model={"width": 8, "depth": 3},
     )
+
+
+def test_flags_are_settings_too(recipe):
+    arguments = ["--num_steps", "20", "--config", recipe, "--model.depth=3", "--use_flip", "true"]
+    config = parse_config(ExampleConfig, arguments)
+    assert (config.num_steps, config.model["depth"], config.use_flip) == (20, 3, True)
+    with pytest.raises(ValueError, match="`--num_steps` has no value; required: --num_steps VALUE"):
+        parse_config(ExampleConfig, ["data=x", "--num_steps"])
+
+
+def test_lists_of_any_length():
+    assert parse_config(ExampleConfig, ["data=x", "decays=[0.9, 1]"]).decays == (0.9, 1.0)
+    assert parse_config(ExampleConfig, ["data=x", "decays=[]"]).decays == ()
+    with pytest.raises(ValueError, match=r"`decays` is 0\.9; required: a list of numbers"):
+        parse_config(ExampleConfig, ["data=x", "decays=0.9"])
 
 
 def test_settings_without_a_recipe():
@@ -108,6 +124,15 @@ def test_output_dir(tmp_path):
     for taken in (tmp_path, tmp_path / "file"):
         with pytest.raises(ValueError, match="which exists; required: a new or an empty folder"):
             check_output_dir(str(taken))
+
+
+def test_a_resumed_run_may_have_checkpoints_but_no_result(tmp_path):
+    (tmp_path / "checkpoint-3").mkdir()
+    check_output_dir(str(tmp_path), resuming=True)
+    check_output_dir(str(tmp_path / "new"), resuming=True)
+    (tmp_path / "model_index.json").touch()
+    with pytest.raises(ValueError, match="which holds a finished result; required: another folder"):
+        check_output_dir(str(tmp_path), resuming=True)
 
 
 def test_choices_and_bounds():

@@ -8,18 +8,19 @@ Keys are the fields of `VAVAETrainingConfig`. The result is a diffusers folder o
 holds the statistics of its latents over the data.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from diffusers_lightningdit import AutoencoderVAVAE
+from diffusers_lightningdit.checkpoints import CheckpointWriteError
 from diffusers_lightningdit.image_data import ImageDataset
 from diffusers_lightningdit.latents import LatentsStatistics, encode_moments, latents_size, sample_latents
+from diffusers_lightningdit.run_state import RunState
+from diffusers_lightningdit.spike_guard import SpikeGuard, TrainingDiverged
 from diffusers_lightningdit.training_config import (
     TrainingConfig,
     check_at_least,
@@ -28,19 +29,27 @@ from diffusers_lightningdit.training_config import (
     parse_config,
 )
 from diffusers_lightningdit.training_loop import (
-    check_batch_size,
+    accumulating,
+    due,
+    global_mean,
+    make_accelerator,
+    make_batch_sampler,
     make_lr_scheduler,
-    make_train_dataloader,
-    train_batches,
+    skip_step,
+    train_steps,
+    write_result,
 )
+from diffusers_lightningdit.training_progress import TrainingProgress
 from diffusers_lightningdit.vae_losses import kl_loss, reconstruction_loss
+
+NAME = "vae"  # of the one model of the run, in checkpoints
 
 
 @dataclass(kw_only=True)
 class VAVAETrainingConfig(TrainingConfig):
     vae: dict = field(default_factory=dict)  # arguments of AutoencoderVAVAE
     kl_weight: float = 1e-6
-    train_batch_size: int = 8
+    global_batch_size: int = 256
     max_train_steps: int = 100_000
     learning_rate: float = 1e-4
     adam_betas: tuple[float, float] = (0.5, 0.9)
@@ -58,52 +67,98 @@ class Reconstruction(nn.Module):
         super().__init__()
         self.vae = vae
 
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, pixels: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         posterior = self.vae.encode(pixels).latent_dist
-        return self.vae.decode(posterior.sample()).sample, posterior.mean, posterior.logvar
+        return self.vae.decode(posterior.mean + posterior.std * noise).sample, posterior.mean, posterior.logvar
 
 
 def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         config = parse_config(VAVAETrainingConfig, argv, __doc__)
-        accelerator = Accelerator(mixed_precision=config.mixed_precision)
-        set_seed(config.seed)
+        accelerator = make_accelerator(config)
+        torch.manual_seed(config.seed)  # the same first weights on every process
         vae = AutoencoderVAVAE(**{"sample_size": config.resolution, **config.vae})
         latents_size(config.resolution, vae)  # an error where the resolution does not fit
         dataset = ImageDataset(config.data, config.resolution, config.split, config.image_column, label_column=None)
-        check_batch_size(config, len(dataset), accelerator)
+        sampler = make_batch_sampler(config, len(dataset), accelerator)
+        architecture = dict(vae.config)
+        model, optimizer = accelerator.prepare(
+            Reconstruction(vae),
+            torch.optim.Adam(vae.parameters(), lr=config.learning_rate, betas=config.adam_betas),
+        )
+        state = RunState(
+            accelerator,
+            config.output_dir,
+            models={NAME: model},
+            optimizers={NAME: optimizer},
+            lr_schedulers={NAME: make_lr_scheduler(config, optimizer.optimizer)},
+            averages={},
+            guard=SpikeGuard(config.loss_spike_factor, config.grad_norm_spike_factor, patience=config.spike_patience),
+            identity=sampler.identity(),
+            architectures={NAME: architecture},
+            settings=asdict(config),
+            total_limit=config.checkpoints_total_limit,
+            report=accelerator.print,
+        )
+        if config.resume_from_checkpoint is not None:
+            state.resume(config.resume_from_checkpoint)
+    with one_line_errors((CheckpointWriteError, TrainingDiverged, OSError), status=1):
+        train(config, accelerator, dataset, sampler, state)
 
-    optimizer = torch.optim.Adam(vae.parameters(), lr=config.learning_rate, betas=config.adam_betas)
-    lr_scheduler = make_lr_scheduler(config, optimizer, accelerator)
-    model, optimizer, dataloader, lr_scheduler = accelerator.prepare(
-        Reconstruction(vae), optimizer, make_train_dataloader(config, dataset), lr_scheduler
-    )
-    set_seed(config.seed, device_specific=True)  # from here on every process draws its own noise
 
-    progress_bar = tqdm(total=config.max_train_steps, desc="train", disable=not accelerator.is_main_process)
-    for batch in train_batches(config, dataloader, progress_bar):
-        pixels = batch["pixel_values"]
-        reconstructions, mean, logvar = model(pixels)
-        rec_loss, kl = reconstruction_loss(pixels, reconstructions), kl_loss(mean, logvar)
-        accelerator.backward(rec_loss + config.kl_weight * kl)
-        optimizer.step()
-        lr_scheduler.step()
-        optimizer.zero_grad()
-        mean_l1 = rec_loss.item() / pixels[0].numel()
-        progress_bar.set_postfix(l1=f"{mean_l1:.4f}", kl=f"{kl.item():.1f}", refresh=False)
-    progress_bar.close()
+def train(config, accelerator, dataset, sampler, state) -> None:
+    """Steps until `max_train_steps`, then the statistics of the latents and the result."""
+    model, optimizer, vae = state.models[NAME], state.optimizers[NAME], state.model(NAME).vae
+    latents_shape = (vae.config.latent_channels, *[latents_size(config.resolution, vae)] * 2)
+    progress = TrainingProgress(config, accelerator, state.step)
+    state.report = progress.report
+    steps = train_steps(config, dataset, sampler, state.position, accelerator)
+    checkpoint_is_due = False
+    while state.step < config.max_train_steps:
+        losses = []
+        micro_batches = next(steps)
+        for number, (batch, draws) in enumerate(micro_batches, start=1):
+            pixels = batch["pixel_values"]
+            with accumulating(accelerator, model, is_last=number == len(micro_batches)):
+                reconstructions, mean, logvar = model(pixels, draws.normal("posterior", latents_shape))
+                rec_loss, kl = reconstruction_loss(pixels, reconstructions), kl_loss(mean, logvar)
+                accelerator.backward((rec_loss + config.kl_weight * kl) / len(micro_batches))
+            losses.append(torch.stack([rec_loss, kl]).detach())
+        grad_norm = accelerator.clip_grad_norm_(model.parameters(), float("inf"))  # measured only
+        rec_loss, kl, grad_norm = global_mean(accelerator, torch.cat([torch.stack(losses).mean(0), grad_norm[None]]))
 
-    accelerator.wait_for_everyone()
+        spike = state.guard.check(rec_loss + config.kl_weight * kl, grad_norm, accelerator.scaler is not None)
+        if spike is None:
+            optimizer.step()
+            optimizer.zero_grad()
+        else:
+            skip_step(accelerator, optimizer)
+            progress.report(f"step {state.step + 1} skipped: {spike} ({state.guard.num_skipped} skipped in all)")
+        state.lr_schedulers[NAME].step()
+        state.step, state.position = state.step + 1, state.position + 1
+        mean_l1 = rec_loss / pixels[0].numel()
+        progress.update(state.step, {"l1": mean_l1, "kl": kl, "skipped": state.guard.num_skipped})
+        if state.guard.must_roll_back:
+            state.roll_back()
+            continue
+        checkpoint_is_due |= due(state.step, config.checkpointing_steps, config.max_train_steps)
+        if checkpoint_is_due and state.guard.num_bad_in_a_row == 0:  # weights that may be bad are not kept
+            state.save()
+            checkpoint_is_due = False
+    progress.close()
+
     if accelerator.is_main_process:
         vae.eval()
         statistics = LatentsStatistics(vae.config.latent_channels)
-        images = DataLoader(dataset, batch_size=config.train_batch_size, num_workers=config.num_workers)
+        images = DataLoader(dataset, batch_size=64, num_workers=config.num_workers)
+        generator = torch.Generator(accelerator.device).manual_seed(config.seed)
         for batch in tqdm(images, desc="latents statistics"):
             # of samples, not of means: what the transformer is trained on
-            statistics.update(sample_latents(encode_moments(vae, batch["pixel_values"])))
+            statistics.update(sample_latents(encode_moments(vae, batch["pixel_values"]), generator))
         vae.set_latents_statistics(statistics.mean, statistics.std)
-        vae.save_pretrained(config.output_dir)
+        write_result(config.output_dir, vae.save_pretrained)
         print(f"wrote {config.output_dir}")
+    accelerator.wait_for_everyone()
     accelerator.end_training()
 
 

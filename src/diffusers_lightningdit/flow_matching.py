@@ -13,33 +13,29 @@ COSINE_EPS = 1e-8  # smallest product of norms in the cosine loss: torch's defau
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Times
+# Times and labels
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def sample_uniform_times(
-    batch_size: int, device: torch.device | str | None = None, generator: torch.Generator | None = None
-) -> torch.Tensor:
-    """t ~ U[0, 1).
-
-    Returns:
-        float32 [B].
-    """
-    return torch.rand(batch_size, device=device, generator=generator)
+def uniform_times(uniform: torch.Tensor, time_range: tuple[float, float] = (0.0, 1.0)) -> torch.Tensor:
+    """t ~ U[start, end) of numbers u ~ U[0, 1): float32 [B] -> float32 [B]."""
+    start, end = time_range
+    return start + (end - start) * uniform
 
 
-def sample_logit_normal_times(
-    batch_size: int,
-    mean: float = 0.0,
-    std: float = 1.0,
-    device: torch.device | str | None = None,
-    generator: torch.Generator | None = None,
+def logit_normal_times(
+    uniform: torch.Tensor, mean: float = 0.0, std: float = 1.0, time_range: tuple[float, float] = (0.0, 1.0)
 ) -> torch.Tensor:
     """t = 1 / (1 + exp(-s)), s ~ N(mean, std^2) (Stable Diffusion 3, arXiv 2403.03206, section 3.1).
 
+    By inversion of the distribution function F(t) = Phi((logit t - mean) / std): t = F^-1(F(start) + (F(end) -
+    F(start)) u), the distribution under the condition that t lies in the range, as drawing again until it does gives.
+
     Args:
-        mean: below 0 favours times near the noise, above 0 times near the data.
+        uniform: u ~ U[0, 1), float32 [B].
+        mean: below 0 favours times near the noise, above 0 times near the data ("shifted" logit-normal).
         std: greater than 0.
+        time_range: start and end of the times.
 
     Returns:
         float32 [B].
@@ -49,7 +45,25 @@ def sample_logit_normal_times(
     """
     if not std > 0:
         raise ValueError(f"`std` is {std}; required: a positive number.")
-    return torch.sigmoid(mean + std * torch.randn(batch_size, device=device, generator=generator))
+    range_ends = torch.tensor(time_range, dtype=torch.float64, device=uniform.device)
+    first, last = torch.special.ndtr((range_ends.logit() - mean) / std)  # F(start), F(end)
+    normal = torch.special.ndtri(first + (last - first) * uniform.double())
+    return torch.sigmoid(mean + std * normal).float()
+
+
+def drop_labels(
+    class_labels: torch.Tensor, uniform: torch.Tensor, dropout_prob: float, null_class: int
+) -> torch.Tensor:
+    """Replace each label by the null class with a probability (classifier-free guidance, arXiv 2207.12598).
+
+    Args:
+        class_labels: [B].
+        uniform: numbers u ~ U[0, 1), float32 [B]; those below `dropout_prob` drop their label.
+
+    Returns:
+        [B].
+    """
+    return torch.where(uniform < dropout_prob, null_class, class_labels)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -97,3 +111,25 @@ def velocity_cosine_loss(velocity: torch.Tensor, target: torch.Tensor) -> torch.
     """
     cosine = F.cosine_similarity(velocity, target, dim=1, eps=COSINE_EPS)  # [B, height, width]
     return (1 - cosine).flatten(1).mean(1)
+
+
+def flow_matching_losses(
+    model: torch.nn.Module,
+    noise: torch.Tensor,
+    latents: torch.Tensor,
+    times: torch.Tensor,
+    class_labels: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both losses of a network at given draws.
+
+    Args:
+        model: v = model(x_t, t, class_labels).sample.
+        noise, latents: [B, C, height, width], the latents normalised.
+        times, class_labels: [B].
+
+    Returns:
+        (mean square, cosine), [B] each.
+    """
+    velocity = model(interpolate(noise, latents, times), times, class_labels).sample
+    target = velocity_target(noise, latents)
+    return velocity_mse_loss(velocity, target), velocity_cosine_loss(velocity, target)

@@ -125,7 +125,7 @@ class GlobalBatchSampler(Sampler):
 
     def state_dict(self, num_steps: int) -> dict:
         """The position after `num_steps` optimiser steps, with what it depends on."""
-        return {"num_steps": num_steps, **self._identity()}
+        return {"num_steps": num_steps, **self.identity()}
 
     def load_state_dict(self, state: dict) -> None:
         """Begin the next iteration where `state` was taken, on any number of processes.
@@ -133,10 +133,11 @@ class GlobalBatchSampler(Sampler):
         Raises:
             ValueError: if it was taken with another data set, batch size or seed, whose order is another one.
         """
-        for name, value in self._identity().items():
+        for name, value in self.identity().items():
             if state.get(name) != value:
                 raise ValueError(f"`{name}` is {value}; required: {state.get(name)}, as in the state to resume from.")
         self.set_position(state["num_steps"])
 
-    def _identity(self) -> dict:
+    def identity(self) -> dict:
+        """What the order depends on, for a resumed run to compare."""
         return {"num_samples": self.num_samples, "global_batch_size": self.global_batch_size, "seed": self.seed}

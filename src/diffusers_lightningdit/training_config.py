@@ -1,8 +1,9 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """The command line of a training script: `--config recipe.yaml key=value ...`, read into one dataclass.
 
-A recipe holds only what differs from the dataclass's defaults; `key=value` goes over the recipe. A field that is a
-dictionary (the arguments of a model) is merged, and takes `field.key=value`.
+A recipe holds only what differs from the dataclass's defaults; `key=value` goes over the recipe, and may be written
+`--key value` or `--key=value` as well. A field that is a dictionary (the arguments of a model) is merged, and takes
+`field.key=value`.
 """
 
 import argparse
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from accelerate import PartialState
+from accelerate.tracking import get_available_trackers
 from diffusers.optimization import SchedulerType
 
 Config = TypeVar("Config")
@@ -44,25 +47,71 @@ class TrainingConfig:
     resolution: int = 256
     num_workers: int = 0  # processes that load images, beside each training process
     # Optimisation
-    train_batch_size: int  # a process
+    global_batch_size: int  # of one optimiser step, over all processes and accumulation steps
+    gradient_accumulation_steps: int = 1
     max_train_steps: int
     learning_rate: float
     lr_scheduler: str = "constant"  # of diffusers' get_scheduler
     lr_warmup_steps: int = 0
+    lr_num_cycles: int = 1  # of cosine_with_restarts
+    lr_power: float = 1.0  # of polynomial
+    lr_step_rules: str | None = None  # of piecewise_constant: "0.1:1000,0.01" is a tenth for 1000 steps, then a 100th
     mixed_precision: str = "no"
     seed: int = 0
+    # Checkpoints
+    checkpointing_steps: int | None = 5000  # every so many steps and after the last; null: none
+    checkpoints_total_limit: int | None = 3  # older ones are removed; null: all are kept
+    resume_from_checkpoint: str | None = None  # "latest" in output_dir, or the folder of a checkpoint
+    # Steps that are not taken: see SpikeGuard
+    loss_spike_factor: float = 3.0
+    grad_norm_spike_factor: float = 10.0
+    spike_patience: int = 10  # bad steps in a row, after which the last good checkpoint is taken up again
+    # Logging
+    logging_steps: int = 10  # a line of metrics.jsonl, and to the trackers, every so many steps
+    report_to: str | None = None  # tensorboard, wandb, ...: names of Accelerate's trackers, with commas between
     # Result
-    output_dir: str  # new or empty
+    output_dir: str  # new or empty, unless training is resumed
 
     def __post_init__(self):
-        for name in ("resolution", "train_batch_size", "max_train_steps"):
+        for name in (
+            "resolution",
+            "global_batch_size",
+            "gradient_accumulation_steps",
+            "max_train_steps",
+            "lr_num_cycles",
+            "spike_patience",
+            "logging_steps",
+        ):
             check_at_least(name, getattr(self, name), 1)
         for name in ("num_workers", "lr_warmup_steps", "seed"):
             check_at_least(name, getattr(self, name), 0)
-        check_positive("learning_rate", self.learning_rate)
+        for name in ("checkpointing_steps", "checkpoints_total_limit"):
+            if getattr(self, name) is not None:
+                check_at_least(name, getattr(self, name), 1)
+        for name in ("learning_rate", "lr_power"):
+            check_positive(name, getattr(self, name))
+        for name in ("loss_spike_factor", "grad_norm_spike_factor"):
+            if not getattr(self, name) > 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; required: above 1.")
         check_choice("lr_scheduler", self.lr_scheduler, [name.value for name in SchedulerType])
-        check_choice("mixed_precision", self.mixed_precision, ("no", "fp16", "bf16"))
-        check_output_dir(self.output_dir)
+        if (self.lr_scheduler == "piecewise_constant") != (self.lr_step_rules is not None):
+            raise ValueError(
+                f"`lr_step_rules` is {self.lr_step_rules!r}; required: given if `lr_scheduler` is piecewise_constant, "
+                f"and only then (it is {self.lr_scheduler})."
+            )
+        check_choice("mixed_precision", self.mixed_precision, ("no", "fp16", "bf16", "fp8"))
+        for tracker in self.trackers:
+            available = [str(name) for name in get_available_trackers()]
+            if tracker not in available:
+                raise ValueError(
+                    f"`report_to` is {self.report_to!r}; required: of the trackers that are installed, "
+                    f"{', '.join(available) or 'none'}."
+                )
+        check_output_dir(self.output_dir, resuming=self.resume_from_checkpoint is not None)
+
+    @property
+    def trackers(self) -> list[str]:
+        return self.report_to.split(",") if self.report_to else []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -78,6 +127,8 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     for candidate in kinds:
         items = typing.get_args(candidate)  # of a tuple
+        if items[1:] == (...,) and isinstance(value, list):
+            return tuple(_convert(name, item, items[0]) for item in value)
         if items and isinstance(value, list) and len(value) == len(items):
             return tuple(_convert(name, *pair) for pair in zip(value, items, strict=True))
         if candidate is float and type(value) in (int, float, str):  # YAML 1.1 reads 1e-4 as text
@@ -87,10 +138,15 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
                     return number
         if not items and type(value) is candidate:
             return value
-    required = [
-        f"{len(typing.get_args(k))} numbers" if typing.get_args(k) else REQUIREMENTS.get(k, k.__name__) for k in kinds
-    ]
+    required = [_requirement(kind) for kind in kinds]
     raise ValueError(f"`{name}` is {value!r}; required: {' or '.join(required)}.")
+
+
+def _requirement(kind: Any) -> str:
+    items = typing.get_args(kind)
+    if items:
+        return "a list of numbers" if items[1:] == (...,) else f"{len(items)} numbers"
+    return REQUIREMENTS.get(kind, kind.__name__)
 
 
 def _unknown_key(name: str, known: Sequence[str], of: str) -> ValueError:
@@ -105,7 +161,7 @@ def _unknown_key(name: str, known: Sequence[str], of: str) -> ValueError:
 
 
 def parse_config(config_class: type[Config], argv: Sequence[str] | None = None, description: str = "") -> Config:
-    """Read `--config recipe.yaml key=value ...` into the dataclass `config_class`.
+    """Read `--config recipe.yaml key=value --key value ...` into the dataclass `config_class`.
 
     Raises:
         ValueError: for a recipe that is missing or no mapping, an unknown key, a value of another type, or a field
@@ -114,9 +170,9 @@ def parse_config(config_class: type[Config], argv: Sequence[str] | None = None, 
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", type=Path, help="recipe: a YAML file of differences from the defaults")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that go over the recipe")
-    arguments = parser.parse_intermixed_args(argv)
-
     kinds = typing.get_type_hints(config_class)
+    arguments = parser.parse_intermixed_args(_flags_to_settings(sys.argv[1:] if argv is None else argv, kinds))
+
     settings: dict[str, Any] = {}
     if arguments.config is not None:
         if not arguments.config.is_file():
@@ -146,6 +202,21 @@ def parse_config(config_class: type[Config], argv: Sequence[str] | None = None, 
     return make_config(config_class, settings)
 
 
+def _flags_to_settings(argv: Sequence[str], known: Sequence[str]) -> list[str]:
+    """`--key value` and `--key=value` of known keys as `key=value`; everything else as it is."""
+    settings, words = [], iter(argv)
+    for word in words:
+        flag, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and flag.partition(".")[0] in known:
+            if not equals:
+                value = next(words, None)
+                if value is None:
+                    raise ValueError(f"`--{flag}` has no value; required: --{flag} VALUE or {flag}=VALUE.")
+            word = f"{flag}={value}"
+        settings.append(word)
+    return settings
+
+
 def make_config(config_class: type[Config], settings: dict[str, Any]) -> Config:
     """Check `settings` against the dataclass's fields and their types; raises ValueError as `parse_config`."""
     fields = {field.name: field for field in dataclasses.fields(config_class)}
@@ -169,10 +240,23 @@ def check_model_arguments(name: str, arguments: dict[str, Any], model_class: typ
             raise _unknown_key(f"{name}.{key}", [f"{name}.{argument}" for argument in known], model_class.__name__)
 
 
-def check_output_dir(output_dir: str) -> None:
-    """Raise ValueError if `output_dir` is something that a result would overwrite."""
+RESULT_FILES = ("model_index.json", "config.json")  # what a finished result has, of a pipeline or of a model
+
+
+def check_output_dir(output_dir: str, resuming: bool = False) -> None:
+    """Raise ValueError if `output_dir` is something that a result would overwrite.
+
+    Where training is `resuming`, the folder may hold checkpoints, logs and samples, but no finished result.
+    """
     path = Path(output_dir)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if resuming and (path.is_dir() or not path.exists()):
+        for name in RESULT_FILES:
+            if (path / name).exists():
+                raise ValueError(
+                    f"`output_dir` is {output_dir!r}, which holds a finished result; required: another folder, "
+                    f"with `resume_from_checkpoint` one of {output_dir}/checkpoint-*."
+                )
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"`output_dir` is {output_dir!r}, which exists; required: a new or an empty folder.")
 
 
@@ -195,10 +279,14 @@ def check_positive(name: str, value: float) -> None:
 
 
 @contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Around a script's checks of what the user gave: a ValueError becomes one line and exit status 2."""
+def one_line_errors(kinds: tuple[type[Exception], ...] = (ValueError,), status: int = 2) -> Iterator[None]:
+    """Exceptions of these `kinds` become one line on the main process, and the exit status.
+
+    The defaults are for a script's checks of what the user gave.
+    """
     try:
         yield
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    except kinds as error:
+        if PartialState._shared_state.get("process_index", 0) == 0:  # without starting process groups
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(status) from error

@@ -1,51 +1,149 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """The parts of a training loop that know nothing of the model."""
 
-from collections.abc import Iterator
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, send_to_device
 from diffusers.optimization import get_scheduler
+from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
-from .training_config import TrainingConfig
+from .global_batches import GlobalBatchSampler
+from .keyed_random import KeyedRandom, seed_process
+from .training_config import RESULT_FILES, TrainingConfig
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Set-up
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def check_batch_size(config: TrainingConfig, num_images: int, accelerator: Accelerator) -> None:
-    """Raise ValueError if an epoch would have no whole batch."""
-    if num_images < config.train_batch_size * accelerator.num_processes:
-        raise ValueError(
-            f"`train_batch_size` is {config.train_batch_size} on {accelerator.num_processes} processes; required: at "
-            f"most the {num_images} images of the data set in all."
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """The accelerator of a run; raises ValueError where it cannot compute in `mixed_precision`."""
+    # buffers never change, so there is nothing to broadcast before every step
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    try:
+        return Accelerator(
+            mixed_precision=config.mixed_precision,
+            log_with=config.trackers or None,
+            project_dir=config.output_dir,
+            kwargs_handlers=[ddp],
         )
+    except (ImportError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"`mixed_precision` is {config.mixed_precision!r}; required: what this machine computes in ({reason})."
+        ) from error
 
 
-def make_train_dataloader(config: TrainingConfig, dataset: Dataset) -> DataLoader:
-    """Shuffled batches, the last incomplete one of an epoch dropped."""
-    return DataLoader(
-        dataset, batch_size=config.train_batch_size, shuffle=True, drop_last=True, num_workers=config.num_workers
+def make_batch_sampler(config: TrainingConfig, num_samples: int, accelerator: Accelerator) -> GlobalBatchSampler:
+    """The order of the samples, and this process's share; raises ValueError if it cannot be cut into equal parts."""
+    return GlobalBatchSampler(
+        num_samples,
+        config.global_batch_size,
+        config.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+        config.gradient_accumulation_steps,
     )
 
 
-def make_lr_scheduler(config: TrainingConfig, optimizer: Optimizer, accelerator: Accelerator) -> LRScheduler:
-    """The schedule of diffusers over `max_train_steps`; Accelerate moves it once a process at each step."""
+def make_lr_scheduler(config: TrainingConfig, optimizer: Optimizer) -> LambdaLR:
+    """The schedule of diffusers over `max_train_steps`; not for `accelerator.prepare`, which would step it n times."""
     return get_scheduler(
         config.lr_scheduler,
         optimizer,
-        num_warmup_steps=config.lr_warmup_steps * accelerator.num_processes,
-        num_training_steps=config.max_train_steps * accelerator.num_processes,
+        step_rules=config.lr_step_rules,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=config.max_train_steps,
+        num_cycles=config.lr_num_cycles,
+        power=config.lr_power,
     )
 
 
-def train_batches(config: TrainingConfig, dataloader: DataLoader, progress_bar: tqdm) -> Iterator[dict]:
-    """Epoch after epoch of batches, `max_train_steps` in all; each moves the progress bar when it is done with."""
-    num_steps = 0
+# ---------------------------------------------------------------------------------------------------------------------
+# Steps
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def train_steps(
+    config: TrainingConfig, dataset: Dataset, sampler: GlobalBatchSampler, position: int, accelerator: Accelerator
+) -> Iterator[list[tuple[dict, KeyedRandom]]]:
+    """Without end: this process's batches of the next global batch, each with its random numbers.
+
+    Args:
+        position: global batches that have been consumed before.
+    """
+    sampler.set_position(position)
+    dataloader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=config.num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+        persistent_workers=config.num_workers > 0,
+    )
+    batches = iter(dataloader)
+    num_parts = config.gradient_accumulation_steps * accelerator.num_processes
+    size = config.global_batch_size // num_parts
     while True:
-        for batch in dataloader:
-            yield batch
-            num_steps += 1
-            progress_bar.update()
-            if num_steps == config.max_train_steps:
-                return
+        seed_process(config.seed, position, accelerator.process_index)
+        step = []
+        for number in range(config.gradient_accumulation_steps):
+            first = (number * accelerator.num_processes + accelerator.process_index) * size
+            draws = KeyedRandom(config.seed, position, range(first, first + size), accelerator.device)
+            step.append((send_to_device(next(batches), accelerator.device, non_blocking=True), draws))
+        yield step
+        position += 1
+
+
+@contextlib.contextmanager
+def accumulating(accelerator: Accelerator, model: nn.Module, is_last: bool) -> Iterator[None]:
+    """Around the backward pass of a part of a global batch: only the last one exchanges gradients."""
+    with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
+        yield
+
+
+def global_mean(accelerator: Accelerator, values: torch.Tensor) -> list[float]:
+    """The mean over the processes of each number of a vector."""
+    return accelerator.reduce(values.detach().float(), reduction="mean").tolist()
+
+
+def skip_step(accelerator: Accelerator, optimizer: Optimizer) -> None:
+    """Forget the gradients of a step that the optimiser is not to take."""
+    optimizer.zero_grad()
+    if accelerator.scaler is not None:  # fp16: its gradients were unscaled, which it expects to be followed by this
+        accelerator.scaler.update()
+
+
+def due(step: int, interval: int | None, last: int) -> bool:
+    """Whether something that is done every `interval` steps, and after the last, is due after this one."""
+    return interval is not None and (step % interval == 0 or step == last)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Result
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def write_result(output_dir: str, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder, then move what is in it to `output_dir`, which may hold checkpoints and logs already.
+
+    The file that tells a finished result comes last, so that a process that is killed can be resumed.
+    """
+    partial = Path(output_dir) / ".result.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    for path in sorted(partial.iterdir(), key=lambda path: path.name in RESULT_FILES):
+        target = Path(output_dir) / path.name
+        if target.is_dir():  # of a run that was killed between two of these lines
+            shutil.rmtree(target)
+        os.replace(path, target)
+    partial.rmdir()

@@ -38,7 +38,7 @@ def data(tmp_path_factory) -> str:
 def vae_recipe(tmp_path_factory) -> str:
     return write_recipe(
         tmp_path_factory.mktemp("recipe") / "vae.yaml",
-        {"resolution": 8, "vae": TINY_VAE, "train_batch_size": 4, "max_train_steps": 3},
+        {"resolution": 8, "vae": TINY_VAE, "global_batch_size": 4, "max_train_steps": 3},
     )
 
 
@@ -47,10 +47,11 @@ def transformer_recipe(tmp_path_factory) -> str:
     recipe = {
         "resolution": 8,
         "transformer": TINY_TRANSFORMER,
-        "train_batch_size": 4,
+        "global_batch_size": 4,
         "max_train_steps": 3,
         "learning_rate": 1e-2,
         "ema_decay": 0.5,
+        "random_flip": False,
         "num_inference_steps": 3,
         "timestep_shift": 0.5,
         "guidance_scale": 1.5,

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import train_lightningdit
-from accelerate.utils import set_seed
 from diffusers import DiffusionPipeline
 
 from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTTransformer2DModel
@@ -49,7 +48,7 @@ def test_every_weight_of_the_transformer_is_trained_and_none_of_the_vae(
     pipeline_folder, trained_vae, tiny_transformer_arguments
 ):
     pipeline = DiffusionPipeline.from_pretrained(pipeline_folder)
-    set_seed(0)  # as the script
+    torch.manual_seed(0)  # as the script
     initial = LightningDiTTransformer2DModel(sample_size=4, in_channels=4, num_classes=2, **tiny_transformer_arguments)
     trained = dict(pipeline.transformer.named_parameters())
     for name, weight in initial.named_parameters():
@@ -96,7 +95,7 @@ def test_latents_encoded_on_the_fly(data, trained_vae, transformer_recipe, tmp_p
         ),
         ("max_grad_norm=0", "`max_grad_norm` is 0.0; required"),
         ("ema_decay=2", "`ema_decay` is 2.0; required"),
-        ("train_batch_size=9", "`train_batch_size` is 9 on 1 processes; required: at most the 8 images"),
+        ("global_batch_size=9", "`global_batch_size` is 9; required: at most the 8 samples"),
     ],
 )
 def test_bad_input_is_one_line_and_touches_nothing(

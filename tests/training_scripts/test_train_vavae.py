@@ -1,7 +1,6 @@
 import pytest
 import torch
 import train_vavae
-from accelerate.utils import set_seed
 
 from diffusers_lightningdit import AutoencoderVAVAE
 from diffusers_lightningdit.image_data import ImageDataset
@@ -10,7 +9,7 @@ from diffusers_lightningdit.latents import encode_moments
 
 def test_every_weight_is_trained(trained_vae, tiny_vae_arguments):
     trained = AutoencoderVAVAE.from_pretrained(trained_vae)
-    set_seed(0)  # as the script
+    torch.manual_seed(0)  # as the script
     initial = AutoencoderVAVAE(**tiny_vae_arguments, sample_size=8)
     weights = dict(trained.named_parameters())
     for name, weight in initial.named_parameters():
@@ -44,11 +43,11 @@ def test_a_run_is_reproducible(trained_vae, data, vae_recipe, tmp_path):
         ("resolution=9", "`resolution` is 9; required: a multiple of the VAE's factor, 2"),
         ("data=/no/such/folder", "`data` is '/no/such/folder'"),
         ("image_column=picture", "`image_column` is 'picture'; required: a column of images"),
-        ("train_batch_size=9", "`train_batch_size` is 9 on 1 processes; required: at most the 8 images"),
-        ("train_batch_size=0", "`train_batch_size` is 0; required: at least 1"),
+        ("global_batch_size=9", "`global_batch_size` is 9; required: at most the 8 samples"),
+        ("global_batch_size=0", "`global_batch_size` is 0; required: at least 1"),
         ("max_train_steps=0", "`max_train_steps` is 0; required: at least 1"),
         ("lr_scheduler=cosin", "`lr_scheduler` is 'cosin'; required: one of"),
-        ("mixed_precision=half", "`mixed_precision` is 'half'; required: one of no, fp16, bf16"),
+        ("mixed_precision=half", "`mixed_precision` is 'half'; required: one of no, fp16, bf16, fp8"),
     ],
 )
 def test_bad_input_is_one_line_and_touches_nothing(data, vae_recipe, tmp_path, capsys, setting, message):

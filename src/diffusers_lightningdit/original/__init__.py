@@ -11,6 +11,7 @@ from .autoencoder import (
 )
 from .config import OriginalConfig
 from .files import CheckpointError, read_checkpoint
+from .optimizer import OriginalTraining, read_training_checkpoint
 from .pipeline import build_pipeline, imagenet_labels
 from .transformer import (
     MODEL_TYPES,
@@ -26,6 +27,7 @@ __all__ = [
     "AutoencoderParts",
     "CheckpointError",
     "OriginalConfig",
+    "OriginalTraining",
     "autoencoder_from_original",
     "autoencoder_to_original",
     "build_autoencoder",
@@ -37,6 +39,7 @@ __all__ = [
     "read_autoencoder",
     "read_checkpoint",
     "read_latents_statistics",
+    "read_training_checkpoint",
     "select_transformer_weights",
     "transformer_from_original",
     "transformer_to_original",

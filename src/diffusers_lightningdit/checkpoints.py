@@ -1,0 +1,176 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Folders of checkpoints: written whole or not at all, checked before they are read, the oldest removed.
+
+`<output_dir>/checkpoint-<step>/` has a manifest of the sizes and SHA-256 sums of its files. It is written as
+`.checkpoint-<step>.partial`, brought to the disk, and renamed: a process that is killed at any moment leaves every
+checkpoint that has its name whole.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+UNFINISHED_NAME = re.compile(r"\.checkpoint-\d+\.(partial|removed)")
+MANIFEST = "manifest.json"
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint differs from its manifest; the message is one line naming file and cause."""
+
+
+class CheckpointWriteError(RuntimeError):
+    """A checkpoint could not be written; the message is one line. Earlier checkpoints are as they were."""
+
+
+def checkpoint_path(output_dir: str | Path, step: int) -> Path:
+    return Path(output_dir) / f"checkpoint-{step}"
+
+
+def list_checkpoints(output_dir: str | Path) -> list[int]:
+    """Steps of the checkpoints in a folder, ascending; none where there is no folder."""
+    folder = Path(output_dir)
+    if not folder.is_dir():
+        return []
+    matches = [CHECKPOINT_NAME.fullmatch(path.name) for path in folder.iterdir() if path.is_dir()]
+    return sorted(int(match[1]) for match in matches if match)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def new_checkpoint(output_dir: str | Path, step: int, num_bytes: int = 0) -> Iterator[Path]:
+    """A folder to write files into that becomes `checkpoint-<step>` when the block ends, and vanishes if it fails.
+
+    Args:
+        output_dir: parent folder, made if need be.
+        step: for the name, which must be free.
+        num_bytes: about what will be written, to refuse at once if the disk has less left.
+
+    Raises:
+        CheckpointWriteError: if the name is taken, or something cannot be written (disk full, no permission).
+    """
+    path = checkpoint_path(output_dir, step)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        if path.exists():
+            raise CheckpointWriteError(f"{path} exists; required: a step without a checkpoint.")
+        remove_unfinished(output_dir)
+        partial.mkdir(parents=True)
+        free = shutil.disk_usage(partial).free
+        if free < num_bytes:
+            raise CheckpointWriteError(
+                f"{path} needs {num_bytes / 1e9:.3g} GB, the disk has {free / 1e9:.3g} GB left; {_kept(output_dir)}"
+            )
+        yield partial
+        files = sorted(partial.iterdir())
+        manifest = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        for file in (*files, partial / MANIFEST, partial):
+            _to_disk(file)
+        partial.rename(path)
+        _to_disk(path.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointWriteError(f"{path} cannot be written: {_one_line(error)}; {_kept(output_dir)}") from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def remove_old_checkpoints(output_dir: str | Path, total_limit: int | None) -> None:
+    """Remove the oldest checkpoints until `total_limit` are left (None: keep all)."""
+    steps = list_checkpoints(output_dir)
+    for step in steps[: max(0, len(steps) - (total_limit or len(steps)))]:
+        path = checkpoint_path(output_dir, step)
+        removed = path.with_name(f".{path.name}.removed")
+        path.rename(removed)  # what has the name of a checkpoint is whole, also while it is being removed
+        shutil.rmtree(removed, ignore_errors=True)
+
+
+def remove_unfinished(output_dir: str | Path) -> None:
+    """Remove what killed processes left half written or half removed."""
+    if Path(output_dir).is_dir():
+        for path in Path(output_dir).iterdir():
+            if UNFINISHED_NAME.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _kept(output_dir: str | Path) -> str:
+    steps = list_checkpoints(output_dir)
+    return f"the checkpoint of step {steps[-1]} is kept." if steps else "there is no earlier checkpoint."
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def check_checkpoint(path: str | Path) -> None:
+    """Raise `DamagedCheckpoint` unless every file of the manifest is there with its size and SHA-256 sum."""
+    path = Path(path)
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        entries = [(name, entry["size"], entry["sha256"]) for name, entry in manifest.items()]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedCheckpoint(f"{path / MANIFEST} is missing or damaged; required: as it was written.") from error
+    for name, size, sha256 in entries:
+        file = path / name
+        if not file.is_file():
+            raise DamagedCheckpoint(f"{file} is missing; required by the manifest.")
+        if file.stat().st_size != size:
+            raise DamagedCheckpoint(f"{file} has {file.stat().st_size} bytes; required: {size}, as it was written.")
+        if _sha256(file) != sha256:
+            raise DamagedCheckpoint(f"{file} is damaged: its SHA-256 sum is not the one it was written with.")
+
+
+def latest_checkpoint(output_dir: str | Path, set_aside: bool = False) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and one line on each newer one that isn't.
+
+    Args:
+        output_dir: folder of the checkpoints.
+        set_aside: rename damaged ones, so that training can write their steps again; nothing is deleted.
+    """
+    remarks = []
+    for step in reversed(list_checkpoints(output_dir)):
+        path = checkpoint_path(output_dir, step)
+        try:
+            check_checkpoint(path)
+        except DamagedCheckpoint as error:
+            remarks.append(str(error))
+            if set_aside:
+                names = (path.with_name(f"{path.name}.damaged-{number}") for number in range(1, 1000))
+                path.rename(next(name for name in names if not name.exists()))
+        else:
+            return path, remarks
+    return None, remarks

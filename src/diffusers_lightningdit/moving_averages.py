@@ -1,0 +1,54 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Exponential moving averages of weights (EMA) at one or several decays, by diffusers' `EMAModel`."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+
+class MovingAverages:
+    """One average for each decay d: a <- d a + (1 - d) w after every step, beginning at a = w.
+
+    Args:
+        parameters: the weights w, also sharded ones (`DTensor`).
+        decays: d, from 0 (the weights themselves) to below 1, each once.
+        use_warmup: step n averages with the smaller of d and n / (9 + n), so that short runs forget their first
+            weights. Without, as the original does, d is the same from the first step on.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], decays: Sequence[float], use_warmup: bool = False):
+        parameters = list(parameters)
+        self.models = {
+            decay: EMAModel(
+                parameters,
+                decay=decay,
+                # EMAModel warms up, and overwrites the average in its first step, unless told otherwise by these two
+                min_decay=0.0 if use_warmup else decay,
+                update_after_step=-1,
+                foreach=True,
+            )
+            for decay in decays
+        }
+
+    def step(self, parameters: Iterable[nn.Parameter]) -> None:
+        parameters = list(parameters)
+        for model in self.models.values():
+            model.step(parameters)
+
+    def __iter__(self) -> Iterator[tuple[float, list[torch.Tensor]]]:
+        """Pairs of a decay and its average, in the order of the parameters."""
+        for decay, model in self.models.items():
+            yield decay, model.shadow_params
+
+    # -- saved with a checkpoint, beside the tensors --
+
+    @property
+    def num_steps(self) -> int:
+        return next(iter(self.models.values())).optimization_step
+
+    @num_steps.setter
+    def num_steps(self, value: int) -> None:
+        for model in self.models.values():
+            model.optimization_step = value

@@ -1,0 +1,89 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""What the transformer is trained on: cached latents, or images that a frozen VAE encodes."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch.utils.data import DataLoader, Dataset
+
+from .global_batches import is_flipped
+from .image_data import ImageDataset
+from .keyed_random import KeyedRandom
+from .latents import MomentsDataset, encode_moments, latents_size
+from .models import AutoencoderVAVAE
+
+DATA_KINDS = ("images", "latents")
+
+
+class RandomlyFlipped(Dataset):
+    """A data set of images, each mirrored with probability 0.5 in each epoch of its `EpochIndex`."""
+
+    def __init__(self, images: ImageDataset, seed: int):
+        self.images = images
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict:
+        item = self.images[index]
+        if is_flipped(self.seed, getattr(index, "epoch", 0), int(index)):
+            item["pixel_values"] = item["pixel_values"].flip(-1)
+        return item
+
+
+@dataclass
+class TransformerData:
+    """A data set, and what a transformer has to know of it.
+
+    Attributes:
+        dataset: of items with `class_labels` and `pixel_values`, `moments` or `latents`.
+        sample_size: side of the latents.
+        num_classes: labels are below it.
+        id2label: names of the labels, or None.
+    """
+
+    dataset: Dataset
+    sample_size: int
+    num_classes: int
+    id2label: dict[int, str] | None
+
+
+def load_images(
+    data: str, vae: AutoencoderVAVAE, resolution: int, split: str, image_column: str, label_column: str
+) -> TransformerData:
+    """Images and class labels that `datasets` reads; raises ValueError as `ImageDataset` and `latents_size`."""
+    sample_size = latents_size(resolution, vae)
+    images = ImageDataset(data, resolution, split, image_column, label_column)
+    return TransformerData(images, sample_size, len(images.id2label), images.id2label)
+
+
+def load_latents(
+    data: str, vae: AutoencoderVAVAE, split: str, random_flip: bool, seed: int, in_memory: bool, num_classes: int | None
+) -> TransformerData:
+    """Cached latents; raises ValueError where they are damaged, or not of this VAE or its statistics."""
+    from .latent_dataset import LatentsDataset
+
+    latents = LatentsDataset(data, split, random_flip, seed, in_memory, num_classes)
+    latents.check_vae(vae)
+    latents.check_statistics(vae.config.latents_mean, vae.config.latents_std)
+    if latents.shape[1] != latents.shape[2]:
+        raise ValueError(f"{data} holds latents of shape {list(latents.shape)}; required: square ones.")
+    return TransformerData(latents, latents.shape[1], num_classes or latents.num_classes, latents.id2label)
+
+
+def encode_in_memory(images: ImageDataset, vae: AutoencoderVAVAE, batch_size: int, num_workers: int, show: bool):
+    """All images as moments of their latents; every process encodes all."""
+    return MomentsDataset(vae, DataLoader(images, batch_size=batch_size, num_workers=num_workers), show_progress=show)
+
+
+@torch.no_grad()
+def normalized_latents(batch: dict, vae: AutoencoderVAVAE, draws: KeyedRandom) -> torch.Tensor:
+    """Latents of a batch of any of the kinds, sampled from their posterior: [B, C, height, width]."""
+    latents = batch.get("latents")
+    if latents is None:
+        moments = batch["moments"] if "moments" in batch else encode_moments(vae, batch["pixel_values"])
+        posterior = DiagonalGaussianDistribution(moments.float())
+        latents = posterior.mean + posterior.std * draws.normal("posterior", posterior.mean.shape[1:])
+    return vae.normalize_latents(latents)
