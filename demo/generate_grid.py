@@ -1,6 +1,6 @@
 """Draw every class of a checkpoint a few times, as one labelled grid: the picture of the README.
 
-    python demo/generate_grid.py [--pipeline FOLDER_OR_HUB_ID] [--output outputs/digits.png]
+python demo/generate_grid.py [--pipeline FOLDER_OR_HUB_ID] [--output outputs/digits.png]
 """
 
 import argparse
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import make_image_grid
 from PIL import Image, ImageDraw, ImageFont
 
 import diffusers_lightningdit  # noqa: F401  (makes the pipeline's classes known to diffusers)
@@ -16,18 +15,20 @@ import diffusers_lightningdit  # noqa: F401  (makes the pipeline's classes known
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def labelled_grid(rows: dict[str, list[Image.Image]], scale: int) -> Image.Image:
+def labelled_grid(rows: dict[str, list[Image.Image]], scale: int, gap: int = 4) -> Image.Image:
     """One row of images for each label, the label to its left; images are enlarged `scale` times."""
     font = ImageFont.load_default(size=16)
     margin = 16 + int(max(font.getlength(label) for label in rows))
-    images = [image.resize((image.width * scale, image.height * scale)) for row in rows.values() for image in row]
-    grid = make_image_grid(images, rows=len(rows), cols=len(images) // len(rows))
-    page = Image.new("RGB", (margin + grid.width, grid.height), "white")
-    page.paste(grid, (margin, 0))
+    first = next(iter(rows.values()))[0]
+    width, height = scale * first.width, scale * first.height
+    num_columns = max(len(row) for row in rows.values())
+    page = Image.new("RGB", (margin + num_columns * (width + gap), gap + len(rows) * (height + gap)), "white")
     draw = ImageDraw.Draw(page)
-    row_height = grid.height // len(rows)
-    for i, label in enumerate(rows):
-        draw.text((8, (i + 0.5) * row_height), label, fill="black", font=font, anchor="lm")
+    for i, (label, row) in enumerate(rows.items()):
+        top = gap + i * (height + gap)
+        draw.text((8, top + height / 2), label, fill="black", font=font, anchor="lm")
+        for j, image in enumerate(row):
+            page.paste(image.resize((width, height)), (margin + j * (width + gap), top))
     return page
 
 
