@@ -24,6 +24,11 @@ def test_public_classes_are_attributes_of_diffusers(name):
     assert getattr(diffusers, name) is getattr(diffusers_lightningdit, name)
 
 
+@pytest.mark.parametrize("name", diffusers_lightningdit.pipelines.__all__)
+def test_pipelines_are_attributes_of_diffusers(name):
+    assert getattr(diffusers, name) is getattr(diffusers_lightningdit.pipelines, name)
+
+
 def test_the_package_is_a_loadable_library():
     methods = pipeline_loading_utils.LOADABLE_CLASSES["diffusers_lightningdit"]
     assert set(methods) == {"ModelMixin", "SchedulerMixin"}

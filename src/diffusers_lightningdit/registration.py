@@ -7,9 +7,9 @@ from diffusers.hooks import _helpers as hook_helpers
 from diffusers.loaders import single_file_model
 from diffusers.pipelines import pipeline_loading_utils
 
+from . import pipelines
 from .models import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from .models.transformer_lightningdit import LightningDiTAttnProcessor, LightningDiTTransformerBlock
-from .pipelines import LightningDiTPipeline
 from .schedulers import FlowMatchSDEScheduler
 from .single_file import SINGLE_FILE_CLASSES
 
@@ -24,7 +24,8 @@ def register_with_diffusers() -> None:
     and caches and layer skipping find the transformer's blocks.
     """
     # A string `_class_name` in model_index.json or config.json is looked up as an attribute of `diffusers`.
-    for cls in (AutoencoderVAVAE, LightningDiTTransformer2DModel, FlowMatchSDEScheduler, LightningDiTPipeline):
+    classes = [AutoencoderVAVAE, LightningDiTTransformer2DModel, FlowMatchSDEScheduler]
+    for cls in [*classes, *(getattr(pipelines, name) for name in pipelines.__all__)]:
         setattr(diffusers, cls.__name__, cls)
     # A component's library is accepted, also from the Hub, if it is a key here; `save_pretrained` then writes it.
     methods = ["save_pretrained", "from_pretrained"]
