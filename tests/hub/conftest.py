@@ -79,6 +79,8 @@ def run_blocks(workplace):
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_TOKEN": "hf_of_nobody",
             "HF_HOME": str(workplace / ("home_with" if with_package else "home_without")),
+            "NO_PROXY": "127.0.0.1,localhost",
+            "no_proxy": "127.0.0.1,localhost",
             "OMP_NUM_THREADS": "1",
         }
         command = [sys.executable, str(HERE / "run_blocks.py"), *([] if with_package else ["--without-package"])]

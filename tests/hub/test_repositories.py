@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from diffusers import AutoModel, DiffusionPipeline
+from safetensors.torch import load, save
 
 from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTTransformer2DModel
 
@@ -26,6 +27,8 @@ BAD = {
     "missing-pipeline-class": "AttributeError: module diffusers has no attribute LightningDiT3DPipeline",
     "missing-shard": f"(FileNotFound|OS)Error: .* does not appear to have a file named .*{Path(SECOND_SHARD).name}",
     "damaged-shard": f"OSError: .*{Path(SECOND_SHARD).name}",
+    "missing-weight": "OSError: The weights in .* lack 1 tensors of AutoencoderVAVAE, first `decoder.conv_out.bias`",
+    "missing-weight-of-shard": "OSError: The weights in .*transformer lack 1 tensors of .*, first `proj_out.bias`",
     "damaged-config": "OSError: It looks like the config file at '.*config.json' is not a valid JSON file.",
     "no-weights": "OSError: Error no file named .* found in directory .*transformer",
 }
@@ -41,12 +44,19 @@ def good(workplace, tiny_pipeline) -> dict[str, bytes]:
     return files
 
 
+def without(weights: dict, name: str) -> dict:
+    assert name in weights
+    return {other: weight for other, weight in weights.items() if other != name}
+
+
 def changed(data: bytes, **changes) -> bytes:
     return json.dumps(json.loads(data) | changes).encode()
 
 
 @pytest.fixture(scope="module")
-def bad(good) -> dict[str, dict[str, bytes]]:
+def bad(good, tiny_pipeline) -> dict[str, dict[str, bytes]]:
+    whole, vae = without(tiny_pipeline.vae.state_dict(), "decoder.conv_out.bias"), "vae/diffusion_pytorch_model"
+    shard = without(load(good[SECOND_SHARD]), "proj_out.bias")
     missing_class = ["diffusers_lightningdit", "LightningDiT3DModel"]
     return {
         "unknown-switch": good | {CONFIG: changed(good[CONFIG], use_registers=True)},
@@ -56,6 +66,9 @@ def bad(good) -> dict[str, dict[str, bytes]]:
         "missing-pipeline-class": good | {INDEX: changed(good[INDEX], _class_name="LightningDiT3DPipeline")},
         "missing-shard": {name: data for name, data in good.items() if name != SECOND_SHARD},
         "damaged-shard": good | {SECOND_SHARD: good[SECOND_SHARD][:-1000]},
+        "missing-weight": {name: data for name, data in good.items() if not name.startswith(vae)}
+        | {f"{vae}.safetensors": save(whole, metadata={"format": "pt"})},
+        "missing-weight-of-shard": good | {SECOND_SHARD: save(shard, metadata={"format": "pt"})},
         "damaged-config": good | {CONFIG: good[CONFIG][:-20]},
         "no-weights": {name: data for name, data in good.items() if not name.startswith(WEIGHTS)},
     }

@@ -459,6 +459,27 @@ Where this repository also holds Python code, the model loads without the packag
             ) from error
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs):
+        """As in diffusers, which would leave weights that the files lack uninitialised, with no more than a warning.
+
+        Raises:
+            OSError: naming the missing weights.
+        """
+        if kwargs.get("use_flashpack", False):  # a format that is checked while it is read
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        output_loading_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        missing = set(info["missing_keys"])
+        if kwargs.get("device_map") is None:  # in the index, but in none of the shards
+            missing |= {name for name, parameter in model.named_parameters() if parameter.is_meta}
+        if missing:
+            raise OSError(
+                f"The weights in {pretrained_model_name_or_path} lack {len(missing)} tensors of {cls.__name__}, first "
+                f"`{min(missing)}`; required: all. A file is damaged, or config.json is another model's."
+            )
+        return (model, info) if output_loading_info else model
+
+    @classmethod
     def extract_init_dict(cls, config_dict: dict, **kwargs) -> tuple[dict, dict, dict]:
         """As in diffusers, which would ignore a switch that it doesn't know and compute something else.
 
