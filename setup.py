@@ -24,7 +24,15 @@ EXTRAS = {
     "ode": ["torchdiffeq>=0.2.5"],
     # the handwritten digits, and the classifier that judges the embedded checkpoint
     "digits": ["scikit-learn>=1.5"],
-    "test": ["pytest>=8.0", "torchdiffeq>=0.2.5", "scikit-learn>=1.5"],
+    "test": [
+        "pytest>=8.0",
+        "torchdiffeq>=0.2.5",
+        "scikit-learn>=1.5",
+        # quantisation of diffusers models, on the CPU
+        "optimum-quanto>=0.2.7",
+        "torchao>=0.15.0",
+        "gguf>=0.17.1",
+    ],
     "quality": ["ruff==0.14.5"],
 }
 
