@@ -60,6 +60,15 @@ import diffusers_lightningdit
 from diffusers import DiffusionPipeline
 DiffusionPipeline.from_pretrained("user/lightningdit-digits").push_to_hub("user/own-card")
 """,
+    "scheduler of ours": """
+import diffusers_lightningdit
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained("user/lightningdit-digits")
+pipe.scheduler = diffusers_lightningdit.FlowMatchSDEScheduler()
+pipe.push_to_hub("user/digits-by-sde")
+pipe = DiffusionPipeline.from_pretrained("user/digits-by-sde")
+result = [digest(pipe), origin(pipe.scheduler)]
+""",
     "auto_map without trust": """
 import diffusers_lightningdit
 from diffusers import AutoModel
@@ -75,6 +84,12 @@ pipe = DiffusionPipeline.from_pretrained(
     repository, custom_pipeline=repository, trust_remote_code=True, variant="fp16", torch_dtype=torch.float16
 )
 result = [str(pipe.transformer.dtype), origin(pipe)]
+""",
+    "scheduler of ours, remote": """
+from diffusers import DiffusionPipeline
+repository = "user/digits-by-sde"
+pipe = DiffusionPipeline.from_pretrained(repository, custom_pipeline=repository, trust_remote_code=True)
+result = [digest(pipe), origin(pipe.scheduler)]
 """,
     "model saved again": """
 from diffusers import AutoModel
@@ -254,6 +269,12 @@ def test_a_remote_code_pipeline_saved_again_loads_with_the_package(without_packa
     assert pipe.id2label == tiny_pipeline.id2label
     for name, weight in tiny_pipeline.transformer.state_dict().items():
         assert torch.equal(pipe.transformer.state_dict()[name], weight), name
+
+
+def test_a_scheduler_of_ours_travels_like_the_models(with_package, without_package):
+    drawn, origin = with_package["scheduler of ours"]["result"]
+    assert origin == "diffusers_lightningdit"
+    assert without_package["scheduler of ours, remote"]["result"] == [drawn, "diffusers_modules"]
 
 
 def test_single_models(with_package, without_package, tiny_pipeline):
