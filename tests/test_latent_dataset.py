@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 from diffusers_lightningdit import AutoencoderVAVAE
 from diffusers_lightningdit.global_batches import EpochIndex, GlobalBatchSampler, is_flipped
 from diffusers_lightningdit.latent_dataset import LatentsDataset
-from diffusers_lightningdit.latent_shards import read_statistics, shard_name, weights_sha256, write_json, write_shard
+from diffusers_lightningdit.latent_shards import shard_name, weights_sha256, write_json, write_shard
+from diffusers_lightningdit.original import read_latents_statistics
 
 SHARD_SIZES = (7, 4, 1)
 NUM_IMAGES = sum(SHARD_SIZES)
@@ -124,7 +125,7 @@ def test_reads_are_the_originals(golden, in_memory):
     folder = golden("latent_dataset/imagenet_train_64")
     expected = load_file(golden("latent_dataset/expected_reads.safetensors"))
     dataset = LatentsDataset(str(folder), in_memory=in_memory)
-    mean, std = read_statistics(folder / "latents_stats.pt")
+    mean, std = read_latents_statistics(folder / "latents_stats.pt")
     assert torch.equal(dataset.labels, expected["labels"])
     for read in json.loads(golden("latent_dataset/info.json").read_text())["reads"]:
         vae = AutoencoderVAVAE(

@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from .global_batches import is_flipped
 from .image_data import load_rows
-from .latent_shards import STATISTICS_FILE, LatentShards, read_statistics, weights_sha256
+from .latent_shards import STATISTICS_FILE, LatentShards, weights_sha256
+from .original import read_latents_statistics
 
 
 class LatentsDataset(Dataset):
@@ -166,7 +167,7 @@ class LatentsDataset(Dataset):
         """Raise ValueError if a `latents_stats.pt` in the folder isn't of the shards beside it."""
         path = Path(self.data) / STATISTICS_FILE
         if path.exists():
-            self.check_statistics(*read_statistics(path), name=str(path))
+            self.check_statistics(*read_latents_statistics(path), name=str(path))
 
 
 def require_finite(latents: torch.Tensor, place: str) -> torch.Tensor:

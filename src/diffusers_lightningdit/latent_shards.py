@@ -10,7 +10,6 @@ A folder has, in sorted order, `latents_rank00_shard000.safetensors`, ... with t
 import hashlib
 import json
 import os
-import pickle
 from pathlib import Path
 
 import torch
@@ -192,23 +191,6 @@ def _check_shard(path: Path, with_flips: bool) -> tuple[torch.Tensor, tuple[int,
                 f"[N, C, height, width] in {', '.join(SHARD_DTYPES)}, N labels, and the flipped ones of equal shape."
             )
     return labels, shape[1:]
-
-
-def read_statistics(path: Path) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel from a `latents_stats.pt`, ours or the original's.
-
-    Raises:
-        ValueError: if it is no such file.
-    """
-    required = "required: a file of the tensors `mean` and `std`, [1, C, 1, 1]"
-    try:
-        statistics = torch.load(path, weights_only=True)
-        mean, std = statistics["mean"], statistics["std"]
-        if not mean.shape == std.shape == (1, mean.numel(), 1, 1):
-            raise ValueError(f"{path} has shapes {list(mean.shape)} and {list(std.shape)}; {required}.")
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}); {required}.") from error
-    return mean.flatten().tolist(), std.flatten().tolist()
 
 
 def read_json(path: Path) -> dict:
