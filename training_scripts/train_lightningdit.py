@@ -45,6 +45,7 @@ from diffusers_lightningdit.training_data import (
 )
 from diffusers_lightningdit.training_loop import (
     accumulating,
+    clip_gradients,
     due,
     global_mean,
     make_accelerator,
@@ -329,7 +330,7 @@ def train(config, accelerator, vae, data, validation, sampler, state) -> None:
                     loss = training_loss(config, model, latents, batch["class_labels"], draws, state.step, architecture)
                 accelerator.backward(loss / len(micro_batches))
             losses.append(loss.detach())
-        grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        grad_norm = clip_gradients(accelerator, model, config.max_grad_norm)
         loss, grad_norm = global_mean(accelerator, torch.stack([torch.stack(losses).mean(), grad_norm]))
 
         spike = state.guard.check(loss, grad_norm, may_overflow=accelerator.scaler is not None)

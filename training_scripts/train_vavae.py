@@ -30,6 +30,7 @@ from diffusers_lightningdit.training_config import (
 )
 from diffusers_lightningdit.training_loop import (
     accumulating,
+    clip_gradients,
     due,
     global_mean,
     make_accelerator,
@@ -124,7 +125,7 @@ def train(config, accelerator, dataset, sampler, state) -> None:
                 rec_loss, kl = reconstruction_loss(pixels, reconstructions), kl_loss(mean, logvar)
                 accelerator.backward((rec_loss + config.kl_weight * kl) / len(micro_batches))
             losses.append(torch.stack([rec_loss, kl]).detach())
-        grad_norm = accelerator.clip_grad_norm_(model.parameters(), float("inf"))  # measured only
+        grad_norm = clip_gradients(accelerator, model, float("inf"))  # measured only
         rec_loss, kl, grad_norm = global_mean(accelerator, torch.cat([torch.stack(losses).mean(0), grad_norm[None]]))
 
         spike = state.guard.check(rec_loss + config.kl_weight * kl, grad_norm, accelerator.scaler is not None)

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from .global_batches import is_flipped
 from .image_data import ImageDataset
 from .keyed_random import KeyedRandom
+from .latent_dataset import LatentsDataset
 from .latents import MomentsDataset, encode_moments, latents_size
 from .models import AutoencoderVAVAE
 
@@ -63,8 +64,6 @@ def load_latents(
     data: str, vae: AutoencoderVAVAE, split: str, random_flip: bool, seed: int, in_memory: bool, num_classes: int | None
 ) -> TransformerData:
     """Cached latents; raises ValueError where they are damaged, or not of this VAE or its statistics."""
-    from .latent_dataset import LatentsDataset
-
     latents = LatentsDataset(data, split, random_flip, seed, in_memory, num_classes)
     latents.check_vae(vae)
     latents.check_statistics(vae.config.latents_mean, vae.config.latents_std)

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, send_to_device
 from diffusers.optimization import get_scheduler
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
@@ -108,6 +109,12 @@ def accumulating(accelerator: Accelerator, model: nn.Module, is_last: bool) -> I
     """Around the backward pass of a part of a global batch: only the last one exchanges gradients."""
     with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
         yield
+
+
+def clip_gradients(accelerator: Accelerator, model: nn.Module, max_norm: float) -> torch.Tensor:
+    """Scale the gradients to a norm of at most `max_norm`; returns the norm before, a scalar, also of shards."""
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def global_mean(accelerator: Accelerator, values: torch.Tensor) -> list[float]:
