@@ -1,6 +1,7 @@
-"""The examples in the docstrings run as they stand, from the root of a checkout."""
+"""The examples in docstrings and in docs/pipelines.md run as they stand, from the root of a checkout."""
 
 import doctest
+import re
 
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -35,3 +36,14 @@ def test_examples(cls, checkout):
     assert len(tests) == 1, f"{cls.__name__} has no example"
     result = doctest.DocTestRunner().run(tests[0])
     assert result.attempted and not result.failed
+
+
+def test_blocks_of_the_page(checkout, repository):
+    page = (repository / "docs" / "pipelines.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) == page.count("```python")
+    namespace = {}
+    for block in blocks:
+        exec(block, namespace)
+    assert len(namespace["frames"]) == 8
+    assert namespace["log_likelihood"].shape == (2,)
