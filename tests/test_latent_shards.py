@@ -59,6 +59,12 @@ def test_equal_content_is_written_with_equal_bytes(tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_files_can_be_read_by_those_who_may_read_others(tmp_path):
+    write_shard(tmp_path / shard_name(0), **random_shard())
+    (tmp_path / "other").touch()
+    assert (tmp_path / shard_name(0)).stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_reading_across_shards(folder):
     shards = LatentShards(folder, with_flips=True)
     first, second = (load_file(folder / shard_name(number)) for number in (0, 1))

@@ -39,7 +39,14 @@ def write_shard(path: Path, latents: torch.Tensor, latents_flip: torch.Tensor, l
     partial = partial_name(path)
     save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial, metadata=metadata)
     _sort_metadata(partial)
+    os.chmod(partial, 0o666 & ~_umask())  # safetensors leaves a file that its owner alone can read
     publish(partial, path)
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # there is no way to ask but by setting
+    os.umask(mask)
+    return mask
 
 
 def _sort_metadata(path: Path) -> None:
