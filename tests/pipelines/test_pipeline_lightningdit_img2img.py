@@ -306,3 +306,11 @@ def test_wrong_scheduler(edit, image):
     edit.scheduler = FlowMatchSDEScheduler(solver_type="heun")
     with pytest.raises(ValueError, match="`scheduler` is FlowMatchSDEScheduler, whose first step's noise"):
         edit(0, image)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_equals_cpu(make_pipeline, image, mask):
+    settings = {"mask_image": mask, "latents": torch.randn(1, 4, 4, 4), "num_inference_steps": 4, "output_type": "pt"}
+    expected = LightningDiTImg2ImgPipeline.from_pipe(make_pipeline())(1, image, **settings).images
+    edit = LightningDiTImg2ImgPipeline.from_pipe(make_pipeline()).to("cuda")
+    torch.testing.assert_close(edit(1, image, **settings).images.cpu(), expected, rtol=0, atol=1e-3)

@@ -174,3 +174,11 @@ def test_refuses_a_compiled_transformer(interpolate):
     interpolate.transformer.compile(backend="eager")
     with pytest.raises(ValueError, match="`transformer` is compiled as a whole"):
         interpolate([0, 1])
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_equals_cpu(make_pipeline):
+    settings = {"latents": torch.randn(2, 4, 4, 4), "num_inference_steps": 4, "output_type": "pt"}
+    expected = LightningDiTInterpolationPipeline.from_pipe(make_pipeline())([0, 1], **settings).images
+    interpolate = LightningDiTInterpolationPipeline.from_pipe(make_pipeline()).to("cuda")
+    torch.testing.assert_close(interpolate([0, 1], **settings).images.cpu(), expected, rtol=0, atol=1e-3)

@@ -219,3 +219,11 @@ def test_refuses_a_cache(likelihood):
     likelihood.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
     with pytest.raises(ValueError, match="`transformer` has a cache"):
         likelihood(latents=LATENTS)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_equals_cpu(make_pipeline):
+    settings = {"latents": torch.randn(2, 4, 2, 2), "class_labels": 1, "divergence": "exact"}
+    expected = LightningDiTLikelihoodPipeline.from_pipe(make_pipeline())(**settings).log_likelihood
+    likelihood = LightningDiTLikelihoodPipeline.from_pipe(make_pipeline()).to("cuda")
+    torch.testing.assert_close(likelihood(**settings).log_likelihood.cpu(), expected, rtol=0, atol=1e-2)

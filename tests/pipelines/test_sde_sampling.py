@@ -41,3 +41,15 @@ def test_saves_and_loads_with_its_pipeline(pipe, tmp_path):
     loaded = DiffusionPipeline.from_pretrained(tmp_path).scheduler
     assert type(loaded) is FlowMatchSDEScheduler
     assert loaded.config.items() >= {"solver_type": "heun", "last_step": None, "diffusion_norm": 0.5}.items()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("solver_type", ["euler", "heun"])
+def test_on_a_gpu_equals_cpu(make_pipeline, solver_type):
+    settings = {"latents": torch.randn(2, 4, 4, 4), "num_inference_steps": 4, "output_type": "pt"}
+
+    def draw(device):
+        pipe = make_pipeline(scheduler=FlowMatchSDEScheduler(solver_type=solver_type)).to(device)
+        return pipe([0, 1], generator=torch.Generator().manual_seed(0), **settings).images.cpu()
+
+    torch.testing.assert_close(draw("cuda"), draw("cpu"), rtol=0, atol=1e-3)
