@@ -128,6 +128,8 @@ def test_parquet_is_a_data_set(cache):
     assert rows.features["latents"] == rows.features["latents_flip"] == Array3D((4, 4, 4), "float32")
     assert rows.features["label"].names == ["cat", "dog", "owl"]
     expected, dataset = tensors_of(cache()), LatentsDataset(str(folder))
+    dataset.check_vae(AutoencoderVAVAE.from_pretrained(folder / "vae"))
+    assert dataset.info["num_images"] == NUM_IMAGES
     assert len(dataset) == NUM_IMAGES
     for index in range(NUM_IMAGES):
         assert torch.equal(dataset.read(index, flip=False), expected["latents"][index])

@@ -153,7 +153,7 @@ def test_a_missing_shard_is_noticed(folder):
     write_json(folder / "latents_info.json", {"num_images": 5, "id2label": {"0": "cat", "1": "dog"}})
     assert LatentShards(folder, with_flips=True).id2label == {0: "cat", 1: "dog"}
     (folder / shard_name(0)).unlink()
-    with pytest.raises(ValueError, match=r"latents_info.json tells of 5 images, the shards beside it hold 2; required"):
+    with pytest.raises(ValueError, match=r"latents_info.json tells of 5 images, the files beside it hold 2; required"):
         LatentShards(folder, with_flips=True)
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from .global_batches import is_flipped
 from .image_data import load_rows
-from .latent_shards import STATISTICS_FILE, LatentShards, weights_sha256
+from .latent_shards import STATISTICS_FILE, LatentShards, read_info, weights_sha256
 from .original import read_latents_statistics
 
 
@@ -186,7 +186,7 @@ class LatentRows:
         self.shape, self.id2label = check_latent_features(data, rows.features, with_flips)
         if len(rows) == 0:
             raise ValueError(f"`data` is {data!r}, split {split!r}, without a row; required: at least one.")
-        self.info = None
+        self.info = read_info(Path(data), len(rows))
         self.labels = torch.from_numpy(rows.with_format("numpy", columns=["label"])[:]["label"].astype(np.int64))
         # only the column that is asked for is taken from the mapped file
         self._columns = {

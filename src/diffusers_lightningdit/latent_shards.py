@@ -117,7 +117,7 @@ class LatentShards:
 
     Raises:
         ValueError: naming the file, if it is truncated, lacks a tensor, or differs in shape from the first one; or if
-            the folder has other shards than its `latents_info.json` tells.
+            the folder has fewer or more images than its `latents_info.json` tells.
     """
 
     def __init__(self, folder: Path, with_flips: bool):
@@ -135,20 +135,9 @@ class LatentShards:
         self.shape = shapes[0]
         self._ends = torch.tensor([len(part) for part in labels]).cumsum(0)
         self._slices: dict[tuple[int, str], object] = {}
-        self.info = self._read_info(folder)
+        self.info = read_info(folder, len(self.labels))
         names = (self.info or {}).get("id2label")
         self.id2label = names and {int(label): name for label, name in names.items()}
-
-    def _read_info(self, folder: Path) -> dict | None:
-        if not (folder / INFO_FILE).exists():
-            return None
-        info = read_json(folder / INFO_FILE)
-        if info.get("num_images") != len(self.labels):
-            raise ValueError(
-                f"{folder / INFO_FILE} tells of {info.get('num_images')} images, the shards beside it hold "
-                f"{len(self.labels)}; required: the shards it was written for, no more and no fewer."
-            )
-        return info
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -198,6 +187,19 @@ def _check_shard(path: Path, with_flips: bool) -> tuple[torch.Tensor, tuple[int,
                 f"[N, C, height, width] in {', '.join(SHARD_DTYPES)}, N labels, and the flipped ones of equal shape."
             )
     return labels, shape[1:]
+
+
+def read_info(folder: Path, num_images: int) -> dict | None:
+    """Content of a folder's `latents_info.json`, or None; raises ValueError if it tells of other data."""
+    if not (folder / INFO_FILE).exists():
+        return None
+    info = read_json(folder / INFO_FILE)
+    if info.get("num_images") != num_images:
+        raise ValueError(
+            f"{folder / INFO_FILE} tells of {info.get('num_images')} images, the files beside it hold {num_images}; "
+            "required: the files it was written for, no more and no fewer."
+        )
+    return info
 
 
 def read_json(path: Path) -> dict:
