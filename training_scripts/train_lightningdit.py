@@ -320,55 +320,63 @@ def train(config, accelerator, vae, data, validation, sampler, state) -> None:
     steps = train_steps(config, dataset, sampler, state.position, accelerator)
     checkpoint_is_due = False
 
-    while state.step < config.max_train_steps:
-        losses = []
-        micro_batches = next(steps)
-        for number, (batch, draws) in enumerate(micro_batches, start=1):
-            latents = normalized_latents(batch, vae, draws)
-            with accumulating(accelerator, model, is_last=number == len(micro_batches)):
-                with accelerator.autocast():
-                    loss = training_loss(config, model, latents, batch["class_labels"], draws, state.step, architecture)
-                accelerator.backward(loss / len(micro_batches))
-            losses.append(loss.detach())
-        grad_norm = clip_gradients(accelerator, model, config.max_grad_norm)
-        loss, grad_norm = global_mean(accelerator, torch.stack([torch.stack(losses).mean(), grad_norm]))
+    with progress:
+        while state.step < config.max_train_steps:
+            losses = []
+            micro_batches = next(steps)
+            for number, (batch, draws) in enumerate(micro_batches, start=1):
+                latents = normalized_latents(batch, vae, draws)
+                with accumulating(accelerator, model, is_last=number == len(micro_batches)):
+                    with accelerator.autocast():
+                        loss = training_loss(
+                            config, model, latents, batch["class_labels"], draws, state.step, architecture
+                        )
+                    accelerator.backward(loss / len(micro_batches))
+                losses.append(loss.detach())
+            grad_norm = clip_gradients(accelerator, model, config.max_grad_norm)
+            loss, grad_norm = global_mean(accelerator, torch.stack([torch.stack(losses).mean(), grad_norm]))
 
-        spike = state.guard.check(loss, grad_norm, may_overflow=accelerator.scaler is not None)
-        if spike is None:
-            optimizer.step()
-            optimizer.zero_grad()
-            if not accelerator.optimizer_step_was_skipped:  # by the loss scaler of fp16
-                averages.step(model.parameters())
-        else:
-            skip_step(accelerator, optimizer)
-            progress.report(f"step {state.step + 1} skipped: {spike} ({state.guard.num_skipped} skipped in all)")
-        state.lr_schedulers[NAME].step()
-        state.step, state.position = state.step + 1, state.position + 1
-        learning_rate = state.lr_schedulers[NAME].get_last_lr()[0]
-        metrics = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate}
-        progress.update(state.step, {**metrics, "skipped": state.guard.num_skipped})
+            spike = state.guard.check(loss, grad_norm, may_overflow=accelerator.scaler is not None)
+            if spike is None:
+                optimizer.step()
+                optimizer.zero_grad()
+                if not accelerator.optimizer_step_was_skipped:  # by the loss scaler of fp16
+                    averages.step(model.parameters())
+            else:
+                skip_step(accelerator, optimizer)
+                progress.report(f"step {state.step + 1} skipped: {spike} ({state.guard.num_skipped} skipped in all)")
+            state.lr_schedulers[NAME].step()
+            state.step, state.position = state.step + 1, state.position + 1
+            learning_rate = state.lr_schedulers[NAME].get_last_lr()[0]
+            metrics = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate}
+            progress.update(state.step, {**metrics, "skipped": state.guard.num_skipped})
 
-        if state.guard.must_roll_back:
-            state.roll_back()
-            continue
-        checkpoint_is_due |= due(state.step, config.checkpointing_steps, config.max_train_steps)
-        if checkpoint_is_due and state.guard.num_bad_in_a_row == 0:  # weights that may be bad are not kept
-            state.save()
-            checkpoint_is_due = False
-        if due(state.step, config.validation_steps, config.max_train_steps):
-            progress.record(
-                state.step,
-                validation_losses(
-                    model, validation, vae, config.num_validation_samples, micro_batch_size, config.seed, accelerator
-                ),
-            )
-        if due(state.step, config.sample_steps, config.max_train_steps):
-            pipeline = make_pipeline(config, state, vae, data.id2label).to(accelerator.device)
-            if accelerator.is_main_process:
-                grid = draw_grid(pipeline, config.num_samples, config.seed, micro_batch_size)
-                save_grid(grid, config.output_dir, state.step, accelerator)
-            accelerator.wait_for_everyone()
-    progress.close()
+            if state.guard.must_roll_back:
+                state.roll_back()
+                continue
+            checkpoint_is_due |= due(state.step, config.checkpointing_steps, config.max_train_steps)
+            if checkpoint_is_due and state.guard.num_bad_in_a_row == 0:  # weights that may be bad are not kept
+                state.save()
+                checkpoint_is_due = False
+            if due(state.step, config.validation_steps, config.max_train_steps):
+                progress.record(
+                    state.step,
+                    validation_losses(
+                        model,
+                        validation,
+                        vae,
+                        config.num_validation_samples,
+                        micro_batch_size,
+                        config.seed,
+                        accelerator,
+                    ),
+                )
+            if due(state.step, config.sample_steps, config.max_train_steps):
+                pipeline = make_pipeline(config, state, vae, data.id2label).to(accelerator.device)
+                if accelerator.is_main_process:
+                    grid = draw_grid(pipeline, config.num_samples, config.seed, micro_batch_size)
+                    save_grid(grid, config.output_dir, state.step, accelerator)
+                accelerator.wait_for_everyone()
 
     pipeline = make_pipeline(config, state, vae, data.id2label)
     if accelerator.is_main_process:

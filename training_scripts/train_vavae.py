@@ -115,38 +115,41 @@ def train(config, accelerator, dataset, sampler, state) -> None:
     state.report = progress.report
     steps = train_steps(config, dataset, sampler, state.position, accelerator)
     checkpoint_is_due = False
-    while state.step < config.max_train_steps:
-        losses = []
-        micro_batches = next(steps)
-        for number, (batch, draws) in enumerate(micro_batches, start=1):
-            pixels = batch["pixel_values"]
-            with accumulating(accelerator, model, is_last=number == len(micro_batches)):
-                reconstructions, mean, logvar = model(pixels, draws.normal("posterior", latents_shape))
-                rec_loss, kl = reconstruction_loss(pixels, reconstructions), kl_loss(mean, logvar)
-                accelerator.backward((rec_loss + config.kl_weight * kl) / len(micro_batches))
-            losses.append(torch.stack([rec_loss, kl]).detach())
-        grad_norm = clip_gradients(accelerator, model, float("inf"))  # measured only
-        rec_loss, kl, grad_norm = global_mean(accelerator, torch.cat([torch.stack(losses).mean(0), grad_norm[None]]))
 
-        spike = state.guard.check(rec_loss + config.kl_weight * kl, grad_norm, accelerator.scaler is not None)
-        if spike is None:
-            optimizer.step()
-            optimizer.zero_grad()
-        else:
-            skip_step(accelerator, optimizer)
-            progress.report(f"step {state.step + 1} skipped: {spike} ({state.guard.num_skipped} skipped in all)")
-        state.lr_schedulers[NAME].step()
-        state.step, state.position = state.step + 1, state.position + 1
-        mean_l1 = rec_loss / pixels[0].numel()
-        progress.update(state.step, {"l1": mean_l1, "kl": kl, "skipped": state.guard.num_skipped})
-        if state.guard.must_roll_back:
-            state.roll_back()
-            continue
-        checkpoint_is_due |= due(state.step, config.checkpointing_steps, config.max_train_steps)
-        if checkpoint_is_due and state.guard.num_bad_in_a_row == 0:  # weights that may be bad are not kept
-            state.save()
-            checkpoint_is_due = False
-    progress.close()
+    with progress:
+        while state.step < config.max_train_steps:
+            losses = []
+            micro_batches = next(steps)
+            for number, (batch, draws) in enumerate(micro_batches, start=1):
+                pixels = batch["pixel_values"]
+                with accumulating(accelerator, model, is_last=number == len(micro_batches)):
+                    reconstructions, mean, logvar = model(pixels, draws.normal("posterior", latents_shape))
+                    rec_loss, kl = reconstruction_loss(pixels, reconstructions), kl_loss(mean, logvar)
+                    accelerator.backward((rec_loss + config.kl_weight * kl) / len(micro_batches))
+                losses.append(torch.stack([rec_loss, kl]).detach())
+            grad_norm = clip_gradients(accelerator, model, float("inf"))  # measured only
+            rec_loss, kl, grad_norm = global_mean(
+                accelerator, torch.cat([torch.stack(losses).mean(0), grad_norm[None]])
+            )
+
+            spike = state.guard.check(rec_loss + config.kl_weight * kl, grad_norm, accelerator.scaler is not None)
+            if spike is None:
+                optimizer.step()
+                optimizer.zero_grad()
+            else:
+                skip_step(accelerator, optimizer)
+                progress.report(f"step {state.step + 1} skipped: {spike} ({state.guard.num_skipped} skipped in all)")
+            state.lr_schedulers[NAME].step()
+            state.step, state.position = state.step + 1, state.position + 1
+            mean_l1 = rec_loss / pixels[0].numel()
+            progress.update(state.step, {"l1": mean_l1, "kl": kl, "skipped": state.guard.num_skipped})
+            if state.guard.must_roll_back:
+                state.roll_back()
+                continue
+            checkpoint_is_due |= due(state.step, config.checkpointing_steps, config.max_train_steps)
+            if checkpoint_is_due and state.guard.num_bad_in_a_row == 0:  # weights that may be bad are not kept
+                state.save()
+                checkpoint_is_due = False
 
     if accelerator.is_main_process:
         vae.eval()

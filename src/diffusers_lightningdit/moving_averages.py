@@ -14,7 +14,7 @@ class MovingAverages:
     Args:
         parameters: the weights w, also sharded ones (`DTensor`).
         decays: d, from 0 (the weights themselves) to below 1, each once.
-        use_warmup: step n averages with the smaller of d and n / (9 + n), so that short runs forget their first
+        use_warmup: step n averages with the smaller of d and (1 + n) / (10 + n), so that short runs forget their first
             weights. Without, as the original does, d is the same from the first step on.
     """
 

@@ -54,7 +54,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 class TrainingProgress:
-    """Shows and records the metrics of a run, on the main process only.
+    """Shows and records the metrics of a run, on the main process only; a context around the steps.
 
     Args:
         config: for `max_train_steps`, `logging_steps`, `global_batch_size`, `output_dir`, `report_to`.
@@ -121,7 +121,9 @@ class TrainingProgress:
         if self.config.trackers:
             self.accelerator.log(metrics, step=step)
 
-    def close(self) -> None:
+    def __enter__(self) -> "TrainingProgress":
+        return self
+
+    def __exit__(self, *_) -> None:
+        """End the bar's line, also before an error."""
         self.bar.close()
-        if self.config.trackers:
-            self.accelerator.end_training()

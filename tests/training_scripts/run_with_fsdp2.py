@@ -1,0 +1,37 @@
+"""train_lightningdit.py in processes that shard the model by FSDP2 on the CPU; `accelerate launch` does not offer it.
+
+Only the choice of FSDP is made here; the sharding is Accelerate's own.
+"""
+
+import sys
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, TorchDynamoPlugin
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "training_scripts"))
+
+import train_lightningdit
+
+plugin = FullyShardedDataParallelPlugin(
+    fsdp_version=2,
+    auto_wrap_policy="transformer_based_wrap",
+    transformer_cls_names_to_wrap=["LightningDiTTransformerBlock"],
+    reshard_after_forward=True,
+)
+AcceleratorState("no", cpu=True, dynamo_plugin=TorchDynamoPlugin(), fsdp_plugin=plugin, _from_accelerator=True)
+PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+AcceleratorState._shared_state["fsdp_plugin"] = plugin
+
+prepare_run = train_lightningdit.prepare_run
+
+
+def prepare_and_say(*arguments):
+    state = prepare_run(*arguments)
+    print("sharded as", type(state.model(train_lightningdit.NAME)).__name__)
+    return state
+
+
+train_lightningdit.prepare_run = prepare_and_say
+train_lightningdit.main()
