@@ -69,6 +69,6 @@ def test_sources(tmp_path, golden):
     assert load_initial_transformer(path).config.learn_sigma
     for name in (str(tmp_path), str(tmp_path / "none"), str(tmp_path / "none.pt")):
         with pytest.raises(
-            ValueError, match=r"none: no such file|required: folder or Hub id of a LightningDiT transformer"
+            ValueError, match=r"no such file|required: folder or Hub id of a LightningDiT transformer"
         ):
             load_initial_transformer(name)

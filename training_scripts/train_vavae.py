@@ -31,7 +31,6 @@ from diffusers_lightningdit.training_config import (
 from diffusers_lightningdit.training_loop import (
     accumulating,
     clip_gradients,
-    due,
     global_mean,
     make_accelerator,
     make_batch_sampler,
@@ -114,7 +113,6 @@ def train(config, accelerator, dataset, sampler, state) -> None:
     progress = TrainingProgress(config, accelerator, state.step)
     state.report = progress.report
     steps = train_steps(config, dataset, sampler, state.position, accelerator)
-    checkpoint_is_due = False
 
     with progress:
         while state.step < config.max_train_steps:
@@ -139,17 +137,10 @@ def train(config, accelerator, dataset, sampler, state) -> None:
             else:
                 skip_step(accelerator, optimizer)
                 progress.report(f"step {state.step + 1} skipped: {spike} ({state.guard.num_skipped} skipped in all)")
-            state.lr_schedulers[NAME].step()
-            state.step, state.position = state.step + 1, state.position + 1
+            state.advance()
             mean_l1 = rec_loss / pixels[0].numel()
             progress.update(state.step, {"l1": mean_l1, "kl": kl, "skipped": state.guard.num_skipped})
-            if state.guard.must_roll_back:
-                state.roll_back()
-                continue
-            checkpoint_is_due |= due(state.step, config.checkpointing_steps, config.max_train_steps)
-            if checkpoint_is_due and state.guard.num_bad_in_a_row == 0:  # weights that may be bad are not kept
-                state.save()
-                checkpoint_is_due = False
+            state.secure(config.checkpointing_steps, config.max_train_steps)
 
     if accelerator.is_main_process:
         vae.eval()

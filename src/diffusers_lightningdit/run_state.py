@@ -172,6 +172,7 @@ class RunState:
     report: Callable[[str], None] = print
     step: int = field(default=0, init=False)
     position: int = field(default=0, init=False)
+    _is_due: bool = field(default=False, init=False)  # a checkpoint
 
     def __post_init__(self):
         # as JSON gives them back: tuples are lists there
@@ -419,6 +420,35 @@ class RunState:
         load_optimizer_state(self._plain_optimizer(name), parameters, tensors, {})
         set_schedule(self.lr_schedulers[name], num_steps)
         self.step = self.position = num_steps
+
+    # -- between steps --------------------------------------------------------------------------------------------
+
+    def advance(self) -> None:
+        """Count a step, whether the optimisers took it or not, and move the schedules."""
+        for scheduler in self.lr_schedulers.values():
+            scheduler.step()
+        self.step, self.position = self.step + 1, self.position + 1
+
+    def secure(self, checkpointing_steps: int | None, last_step: int) -> bool:
+        """After each step: save a checkpoint where one is due, or return to one after too many bad steps.
+
+        None is saved while steps are bad, since the weights may be: it is made up for after the next good step.
+
+        Returns:
+            whether it went back to an earlier step.
+
+        Raises:
+            CheckpointWriteError, TrainingDiverged: as `save` and `roll_back`.
+        """
+        if self.guard.must_roll_back:
+            self.roll_back()
+            return True
+        if checkpointing_steps is not None:
+            self._is_due |= self.step % checkpointing_steps == 0 or self.step == last_step
+        if self._is_due and self.guard.num_bad_in_a_row == 0:
+            self.save()
+            self._is_due = False
+        return False
 
     # -- after a spike --------------------------------------------------------------------------------------------
 

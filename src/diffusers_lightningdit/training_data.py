@@ -12,9 +12,8 @@ from .image_data import ImageDataset
 from .keyed_random import KeyedRandom
 from .latent_dataset import LatentsDataset
 from .latents import MomentsDataset, encode_moments, latents_size
+from .lightningdit_config import LightningDiTTrainingConfig
 from .models import AutoencoderVAVAE
-
-DATA_KINDS = ("images", "latents")
 
 
 class RandomlyFlipped(Dataset):
@@ -51,30 +50,43 @@ class TransformerData:
     id2label: dict[int, str] | None
 
 
-def load_images(
-    data: str, vae: AutoencoderVAVAE, resolution: int, split: str, image_column: str, label_column: str
+def load_data(
+    config: LightningDiTTrainingConfig, vae: AutoencoderVAVAE, data: str, split: str, for_training: bool
 ) -> TransformerData:
-    """Images and class labels that `datasets` reads; raises ValueError as `ImageDataset` and `latents_size`."""
-    sample_size = latents_size(resolution, vae)
-    images = ImageDataset(data, resolution, split, image_column, label_column)
-    return TransformerData(images, sample_size, len(images.id2label), images.id2label)
+    """Training data, or validation data, which is never mirrored.
 
-
-def load_latents(
-    data: str, vae: AutoencoderVAVAE, split: str, random_flip: bool, seed: int, in_memory: bool, num_classes: int | None
-) -> TransformerData:
-    """Cached latents; raises ValueError where they are damaged, or not of this VAE or its statistics."""
-    latents = LatentsDataset(data, split, random_flip, seed, in_memory, num_classes)
+    Raises:
+        ValueError: in one line, if it cannot be read, or doesn't fit the VAE or its statistics.
+    """
+    if config.data_kind == "images":
+        sample_size = latents_size(config.resolution, vae)
+        images = ImageDataset(data, config.resolution, split, config.image_column, config.label_column)
+        return TransformerData(images, sample_size, len(images.id2label), images.id2label)
+    latents = LatentsDataset(
+        data,
+        split,
+        random_flip=for_training and config.random_flip,
+        seed=config.seed,
+        in_memory=for_training and config.latents_in_memory,
+        num_classes=config.num_classes,
+    )
     latents.check_vae(vae)
     latents.check_statistics(vae.config.latents_mean, vae.config.latents_std)
     if latents.shape[1] != latents.shape[2]:
         raise ValueError(f"{data} holds latents of shape {list(latents.shape)}; required: square ones.")
-    return TransformerData(latents, latents.shape[1], num_classes or latents.num_classes, latents.id2label)
+    return TransformerData(latents, latents.shape[1], config.num_classes or latents.num_classes, latents.id2label)
 
 
-def encode_in_memory(images: ImageDataset, vae: AutoencoderVAVAE, batch_size: int, num_workers: int, show: bool):
-    """All images as moments of their latents; every process encodes all."""
-    return MomentsDataset(vae, DataLoader(images, batch_size=batch_size, num_workers=num_workers), show_progress=show)
+def dataset_to_train_on(
+    config: LightningDiTTrainingConfig, data: TransformerData, vae: AutoencoderVAVAE, show_progress: bool
+) -> Dataset:
+    """The data set itself; images encoded once, by every process, or mirrored where the settings say so."""
+    if config.data_kind == "images" and config.latents_in_memory:
+        images = DataLoader(data.dataset, batch_size=64, num_workers=config.num_workers)
+        return MomentsDataset(vae, images, show_progress)
+    if config.data_kind == "images" and config.random_flip:
+        return RandomlyFlipped(data.dataset, config.seed)
+    return data.dataset
 
 
 @torch.no_grad()

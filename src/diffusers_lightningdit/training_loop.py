@@ -4,7 +4,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -67,6 +67,18 @@ def make_lr_scheduler(config: TrainingConfig, optimizer: Optimizer) -> LambdaLR:
         num_cycles=config.lr_num_cycles,
         power=config.lr_power,
     )
+
+
+def make_adamw(
+    kind: str, parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
+) -> Optimizer:
+    """AdamW: "adamw" is torch's, "adamw_fused" its single kernel, "adamw_8bit" bitsandbytes' with moments of 8 bits."""
+    settings = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
+    if kind == "adamw_8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(parameters, **settings)
+    return torch.optim.AdamW(parameters, fused=kind == "adamw_fused" or None, **settings)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

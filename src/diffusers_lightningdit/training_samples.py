@@ -1,7 +1,6 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """What shows how far the training of a transformer is: losses at fixed times, and images from fixed noise."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -81,10 +80,10 @@ def save_grid(image: Image.Image, output_dir: str, step: int, accelerator: Accel
     return path
 
 
-def check_share(name: str, num_samples: int, available: Sequence, num_processes: int) -> None:
-    """Raise ValueError if samples cannot be shared equally."""
-    if not 1 <= num_samples <= len(available) or num_samples % num_processes:
+def check_share(num_samples: int, available: int, num_processes: int) -> None:
+    """Raise ValueError if the samples to validate with are not there, or cannot be shared equally."""
+    if num_samples > available or num_samples % num_processes:
         raise ValueError(
-            f"`{name}` is {num_samples}; required: a multiple of the {num_processes} processes, at most the "
-            f"{len(available)} samples of the validation data."
+            f"`num_validation_samples` is {num_samples}; required: a multiple of the {num_processes} processes, at "
+            f"most the {available} samples of the validation data."
         )

@@ -24,14 +24,14 @@ AcceleratorState("no", cpu=True, dynamo_plugin=TorchDynamoPlugin(), fsdp_plugin=
 PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 AcceleratorState._shared_state["fsdp_plugin"] = plugin
 
-prepare_run = train_lightningdit.prepare_run
+make_run = train_lightningdit.make_run
 
 
-def prepare_and_say(*arguments):
-    state = prepare_run(*arguments)
+def make_and_say(*arguments):
+    state = make_run(*arguments)
     print("sharded as", type(state.model(train_lightningdit.NAME)).__name__)
     return state
 
 
-train_lightningdit.prepare_run = prepare_and_say
+train_lightningdit.make_run = make_and_say
 train_lightningdit.main()
