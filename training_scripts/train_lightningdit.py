@@ -167,7 +167,10 @@ def main(argv: list[str] | None = None) -> None:
         validation = None
         if config.validation_steps is not None:
             name = config.validation_data or config.data
-            validation = load_data(config, vae, name, config.validation_split, for_training=False)
+            try:
+                validation = load_data(config, vae, name, config.validation_split, for_training=False)
+            except ValueError as error:
+                raise ValueError(f"validation data: {error}") from error
             check_share(config.num_validation_samples, len(validation.dataset), accelerator.num_processes)
         vae.to(accelerator.device)
         state = make_run(config, accelerator, make_transformer(config, vae, data, accelerator), sampler)

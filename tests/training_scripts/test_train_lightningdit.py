@@ -8,8 +8,11 @@ import pytest
 import torch
 import train_lightningdit
 from diffusers import DiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
 
 from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTTransformer2DModel
+from diffusers_lightningdit.original import read_latents_statistics, read_training_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +98,15 @@ def test_latents_encoded_on_the_fly(data, trained_vae, transformer_recipe, tmp_p
         ),
         ("max_grad_norm=0", "`max_grad_norm` is 0.0; required"),
         ("ema_decay=2", "`ema_decay` is 2.0; required"),
+        ("extra_ema_decays=[0.5]", "`extra_ema_decays` is [0.5]; required: each decay once"),
+        ("time_range=[0.5, 0.5]", "`time_range` is [0.5, 0.5]; required: [start, end]"),
+        ("data_kind=pixels", "`data_kind` is 'pixels'; required: one of images, latents"),
+        ("push_to_hub=true", "`push_to_hub` is true, but `hub_model_id` is not given"),
+        ("--random_flip=true --latents_in_memory=true", "`latents_in_memory` encodes each image once"),
+        ("--validation_steps=1 --num_validation_samples=9", "validation data: `data` is"),
+        ("weight_init=/no/such", "`weight_init` is '/no/such'; required: folder or Hub id"),
+        ("resume_from_checkpoint=/no/such", "`resume_from_checkpoint` is '/no/such'; required: latest"),
+        ("gradient_accumulation_steps=3", "`global_batch_size` is 4; required: a multiple of 3"),
         ("global_batch_size=9", "`global_batch_size` is 9; required: at most the 8 samples"),
     ],
 )
@@ -103,7 +115,7 @@ def test_bad_input_is_one_line_and_touches_nothing(
 ):
     output_dir = tmp_path / "pipeline"
     with pytest.raises(SystemExit) as stop:
-        run(transformer_recipe, data, trained_vae, output_dir, setting)
+        run(transformer_recipe, data, trained_vae, output_dir, *setting.split(" --"))
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert stop.value.code == 2
     assert error.startswith("error: ")
@@ -118,3 +130,153 @@ def test_as_a_command(data, tmp_path):
     assert result.returncode == 2
     error = "error: `output_dir` is not given; required: output_dir=... or a line of the recipe."
     assert result.stderr.splitlines()[-1] == error  # other packages may warn before it
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From latents, and from the original's checkpoints
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def latents(golden) -> str:
+    return str(golden("train/dataset"))
+
+
+@pytest.fixture(scope="module")
+def latents_vae(tmp_path_factory, latents, tiny_vae_arguments) -> str:
+    """An autoencoder with the channels and statistics of the recorded latents."""
+    vae = AutoencoderVAVAE(**{**tiny_vae_arguments, "latent_channels": 8}, sample_size=12)
+    vae.set_latents_statistics(*read_latents_statistics(Path(latents) / "latents_stats.pt"))
+    folder = str(tmp_path_factory.mktemp("vae") / "vae")
+    vae.save_pretrained(folder)
+    return folder
+
+
+LATENTS = ["data_kind=latents", "global_batch_size=4", "num_classes=10"]
+ORIGINAL_SHAPE = ["transformer={num_layers: 2, num_attention_heads: 4, attention_head_dim: 12}"]
+
+
+def test_from_cached_latents(latents, latents_vae, transformer_recipe, tmp_path):
+    folder = tmp_path / "pipeline"
+    settings = [*LATENTS, "random_flip=true", "checkpointing_steps=2"]
+    run(transformer_recipe, latents, latents_vae, folder, *settings)
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    assert (pipeline.transformer.config.sample_size, pipeline.transformer.config.num_classes) == (6, 10)
+    assert pipeline(3, output_type="pt").images.isfinite().all()
+    # other memory, same numbers; and from the middle
+    run(transformer_recipe, latents, latents_vae, tmp_path / "memory", *settings, "latents_in_memory=true")
+    checkpoint = f"resume_from_checkpoint={folder / 'checkpoint-2'}"
+    run(transformer_recipe, latents, latents_vae, tmp_path / "resumed", *settings, checkpoint)
+    for other in ("memory", "resumed"):
+        weights = DiffusionPipeline.from_pretrained(tmp_path / other).transformer.state_dict()
+        assert all(torch.equal(weights[name], w) for name, w in pipeline.transformer.state_dict().items())
+
+
+def test_latents_of_another_vae(latents, trained_vae, transformer_recipe, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(transformer_recipe, latents, trained_vae, tmp_path / "pipeline", *LATENTS)
+    assert "holds latents of 8 channels; required: the VAE's 4" in capsys.readouterr().err
+
+
+def test_the_originals_checkpoint_is_continued(golden, latents, latents_vae, transformer_recipe, tmp_path):
+    checkpoint = golden("train/step_plain_ckpt_0000002.pt")
+    settings = [*LATENTS, *ORIGINAL_SHAPE, f"resume_from_checkpoint={checkpoint}", "learning_rate=2e-4"]
+    run(transformer_recipe, latents, latents_vae, tmp_path / "run", *settings, "max_train_steps=4")
+    state = json.loads((tmp_path / "run" / "checkpoint-4" / "state.json").read_text())
+    assert (state["step"], state["position"], state["averages"]["transformer"]) == (4, 4, 4)
+    moments = load_file(tmp_path / "run" / "checkpoint-4" / "transformer.optimizer.safetensors")
+    assert moments["proj_out.weight|step"] == 4
+    weight = load_file(tmp_path / "run" / "checkpoint-4" / "transformer.safetensors")["proj_out.weight"]
+    start = read_training_checkpoint(checkpoint).weights["proj_out.weight"]
+    assert 0 < (weight - start).abs().max() < 1e-3
+
+
+def test_another_architecture_than_the_originals_checkpoint(golden, latents, latents_vae, transformer_recipe, tmp_path):
+    checkpoint = golden("train/step_plain_ckpt_0000002.pt")
+    settings = [*LATENTS, f"resume_from_checkpoint={checkpoint}"]
+    with pytest.raises(SystemExit):
+        run(transformer_recipe, latents, latents_vae, tmp_path / "run", *settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weight_init_begins_with_the_originals_weights(
+    golden, latents, latents_vae, transformer_recipe, tmp_path, capsys
+):
+    settings = [
+        *LATENTS,
+        "num_classes=12",
+        *ORIGINAL_SHAPE,
+        f"weight_init={golden('train/step_plain_ckpt_0000002.pt')}",
+    ]
+    run(transformer_recipe, latents, latents_vae, tmp_path / "run", *settings, "learning_rate=1e-12")
+    average = read_training_checkpoint(golden("train/step_plain_ckpt_0000002.pt")).average
+    weights = DiffusionPipeline.from_pretrained(tmp_path / "run").transformer.state_dict()
+    torch.testing.assert_close(weights["proj_out.weight"], average["proj_out.weight"])
+    assert "`class_embedder.embedding_table.weight` has shape [11, 48] in `weight_init`" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Options
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_shown_while_training(data, trained_vae, transformer_recipe, tmp_path):
+    settings = ["validation_steps=2", "validation_split=train", "num_validation_samples=6", "sample_steps=2"]
+    run(transformer_recipe, data, trained_vae, tmp_path / "run", *settings, "num_samples=4", "logging_steps=1")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
+    assert all({"grad_norm", "learning_rate", "skipped", "images_per_second"} <= line.keys() for line in lines[:2])
+    validation = [line for line in lines if "validation_loss" in line]
+    assert [line["step"] for line in validation] == [2, 3]
+    assert len(validation[0]) == 11  # step, mean and nine times
+    for step in (2, 3):
+        assert Image.open(tmp_path / "run" / "samples" / f"step-{step}.png").size == (16, 16)
+    # looking changes nothing
+    run(transformer_recipe, data, trained_vae, tmp_path / "blind")
+    a, b = (DiffusionPipeline.from_pretrained(tmp_path / name).transformer.state_dict() for name in ("run", "blind"))
+    assert all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["gradient_checkpointing=true"],
+        ["optimizer=adamw_fused"],
+        ["num_workers=2"],
+        ["uniform_times_from_step=3"],
+        ["time_range=[0, 1]", "logit_normal_mean=0"],
+    ],
+)
+def test_options_that_change_rounding_at_most(
+    pipeline_folder, data, trained_vae, transformer_recipe, tmp_path, settings
+):
+    run(transformer_recipe, data, trained_vae, tmp_path / "run", *settings)
+    expected = DiffusionPipeline.from_pretrained(pipeline_folder).transformer.state_dict()
+    for name, value in DiffusionPipeline.from_pretrained(tmp_path / "run").transformer.state_dict().items():
+        if "to_k.bias" not in name:  # rounding noise
+            torch.testing.assert_close(value, expected[name], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["uniform_times_from_step=2"],
+        ["time_range=[0.25, 0.75]"],
+        ["logit_normal_mean=-0.5"],
+        ["ema_warmup=true"],
+        ["transformer.class_dropout_prob=1"],
+        ["seed=1"],
+        ["random_flip=true"],
+    ],
+)
+def test_options_that_change_the_result(pipeline_folder, data, trained_vae, transformer_recipe, tmp_path, settings):
+    run(transformer_recipe, data, trained_vae, tmp_path / "run", *settings)
+    expected = DiffusionPipeline.from_pretrained(pipeline_folder).transformer.state_dict()
+    weights = DiffusionPipeline.from_pretrained(tmp_path / "run").transformer.state_dict()
+    assert max((weight - expected[name]).abs().max() for name, weight in weights.items()) > 1e-3
+
+
+def test_half_precision_on_the_cpu(data, trained_vae, transformer_recipe, tmp_path):
+    run(transformer_recipe, data, trained_vae, tmp_path / "run", "mixed_precision=bf16", "checkpointing_steps=2")
+    tensors = load_file(tmp_path / "run" / "checkpoint-2" / "transformer.safetensors")
+    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
