@@ -3,7 +3,7 @@
 #
 #     sh training_scripts/digits.sh [FOLDER]        (outputs/digits; PYTHON=... chooses the interpreter)
 #
-# FOLDER/pipeline is what lies in model_cards/lightningdit-digits, without the card.
+# FOLDER/pipeline is what lies in model_cards/lightningdit-digits, without the card and with the run's checkpoints.
 set -eu
 scripts=$(dirname "$0")
 folder=${1:-outputs/digits}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, send_to_device
+from accelerate.utils import AORecipeKwargs, DistributedDataParallelKwargs, is_torchao_available, send_to_device
 from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -28,14 +28,18 @@ from .training_config import RESULT_FILES, TrainingConfig
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
     """The accelerator of a run; raises ValueError where it cannot compute in `mixed_precision`."""
-    # buffers never change, so there is nothing to broadcast before every step
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    if config.mixed_precision == "fp8" and is_torchao_available():
+        from torchao.float8 import Float8LinearConfig
+
+        # weights stay plain tensors, which Accelerate's default, made for FSDP, wraps
+        handlers.append(AORecipeKwargs(config=Float8LinearConfig(pad_inner_dim=True)))
     try:
         return Accelerator(
             mixed_precision=config.mixed_precision,
             log_with=config.trackers or None,
             project_dir=config.output_dir,
-            kwargs_handlers=[ddp],
+            kwargs_handlers=handlers,
         )
     except (ImportError, ValueError) as error:
         reason = " ".join(str(error).split())

@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+import torch
+import train_vavae
+import yaml
+
+from diffusers_lightningdit import LightningDiTTransformer2DModel
+from diffusers_lightningdit.lightningdit_config import LightningDiTTrainingConfig
+from diffusers_lightningdit.training_config import parse_config
+
+FOLDER = Path(train_vavae.__file__).parent
+RECIPES = sorted((FOLDER / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_valid_and_hold_differences_only(recipe, tmp_path):
+    config_class = train_vavae.VAVAETrainingConfig if "vavae" in recipe.stem else LightningDiTTrainingConfig
+    needed = ["data=x", f"output_dir={tmp_path / 'new'}"] + ["vae=x"] * (config_class is LightningDiTTrainingConfig)
+    defaults, config = (
+        parse_config(config_class, needed),
+        parse_config(config_class, ["--config", str(recipe), *needed]),
+    )
+    for name in yaml.safe_load(recipe.read_text()):
+        if name != "resolution":
+            assert getattr(config, name) != getattr(defaults, name), name
+
+
+def test_published_recipes(tmp_path):
+    config = parse_config(
+        LightningDiTTrainingConfig,
+        [
+            "--config",
+            str(FOLDER / "recipes" / "imagenet256_xl_800ep.yaml"),
+            "data=x",
+            "vae=x",
+            f"output_dir={tmp_path}",
+        ],
+    )
+    assert (config.max_train_steps, config.global_batch_size, config.learning_rate) == (1_000_000, 1024, 2e-4)
+    assert (config.adam_betas, config.ema_decay, config.ema_warmup) == ((0.9, 0.95), 0.9999, False)
+    assert (config.uniform_times_from_step, config.time_sampling) == (600_000, "logit_normal")
+    assert (config.guidance_scale, config.guidance_interval, config.guidance_channels) == (6.7, (0.125, 1.0), 3)
+    assert config.transformer == {}  # the model's own defaults are XL/1
+    with torch.device("meta"):
+        assert LightningDiTTransformer2DModel().inner_dim == 1152
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_the_configurations(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.mixed_precision == "no"
+    assert config.num_processes == {"1": 1, "8": 8, "2": 16}[path.stem[0]]
