@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import AORecipeKwargs, DistributedDataParallelKwargs, is_torchao_available, send_to_device
 from diffusers.optimization import get_scheduler
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -35,7 +36,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         # weights stay plain tensors, which Accelerate's default, made for FSDP, wraps
         handlers.append(AORecipeKwargs(config=Float8LinearConfig(pad_inner_dim=True)))
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             log_with=config.trackers or None,
             project_dir=config.output_dir,
@@ -46,6 +47,14 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         raise ValueError(
             f"`mixed_precision` is {config.mixed_precision!r}; required: what this machine computes in ({reason})."
         ) from error
+    if accelerator.is_fsdp2 and config.mixed_precision != "no":
+        # Weights are gathered in 16 bits. Inputs stay float32, as under autocast alone: the policy of Accelerate would
+        # round t, the noisy latents and the residual stream as well, and sum gradients in 16 bits.
+        dtype = torch.float16 if config.mixed_precision == "fp16" else torch.bfloat16
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+    return accelerator
 
 
 def make_batch_sampler(config: TrainingConfig, num_samples: int, accelerator: Accelerator) -> GlobalBatchSampler:

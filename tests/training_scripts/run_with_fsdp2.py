@@ -20,7 +20,8 @@ plugin = FullyShardedDataParallelPlugin(
     transformer_cls_names_to_wrap=["LightningDiTTransformerBlock"],
     reshard_after_forward=True,
 )
-AcceleratorState("no", cpu=True, dynamo_plugin=TorchDynamoPlugin(), fsdp_plugin=plugin, _from_accelerator=True)
+precision = "bf16" if "mixed_precision=bf16" in sys.argv else "no"
+AcceleratorState(precision, cpu=True, dynamo_plugin=TorchDynamoPlugin(), fsdp_plugin=plugin, _from_accelerator=True)
 PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 AcceleratorState._shared_state["fsdp_plugin"] = plugin
 

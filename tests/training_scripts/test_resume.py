@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +76,16 @@ def test_kill_and_resume(uninterrupted, tmp_path, data, trained_vae, transformer
     assert f"resumed from {folder}/checkpoint-2, step 2" in capsys.readouterr().out
     assert_identical(folder, uninterrupted)
     assert not (folder / ".checkpoint-4.partial").exists()
+
+
+def test_a_run_killed_while_it_writes_the_result(uninterrupted, tmp_path, data, trained_vae, transformer_recipe):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    (folder / "model_index.json").unlink()  # which comes last
+    (folder / "transformer" / "config.json").unlink()
+    run(transformer_recipe, data, trained_vae, folder, "resume_from_checkpoint=latest")
+    assert_identical(folder, uninterrupted)
+    assert (folder / "transformer" / "config.json").is_file() and (folder / "model_index.json").is_file()
 
 
 @pytest.mark.parametrize("settings", [["latents_in_memory=true"], ["num_workers=1", "random_flip=true"]])
