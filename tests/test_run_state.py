@@ -35,7 +35,7 @@ def make_run(folder, width=3, seed=5, learning_rate=0.1, decays=(0.9, 0.99), rep
         guard=SpikeGuard(),
         identity={"seed": seed},
         architectures={"generator": {"width": width}, "critic": {}},
-        settings={"learning_rate": learning_rate},
+        settings={"learning_rate": learning_rate, "output_dir": str(folder)},
         report=report or (lambda line: None),
         **arguments,
     )

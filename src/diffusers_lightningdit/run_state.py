@@ -38,6 +38,7 @@ from .moving_averages import MovingAverages
 from .spike_guard import SpikeGuard, TrainingDiverged
 
 STATE_FILE = "state.json"
+OF_THIS_START = ("output_dir", "resume_from_checkpoint")  # settings whose change says nothing
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -383,7 +384,7 @@ class RunState:
                         "architecture."
                     )
         for key, value in self.settings.items():
-            if key in state["settings"] and state["settings"][key] != value:
+            if key not in OF_THIS_START and key in state["settings"] and state["settings"][key] != value:
                 self.report(f"`{key}` is now {value!r}; the checkpoint was trained with {state['settings'][key]!r}")
 
     def adopt(
