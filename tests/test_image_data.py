@@ -1,4 +1,5 @@
 import numpy as np
+import PIL
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
@@ -20,7 +21,9 @@ CROPS = ["w311_h173", "w100_h450", "w256_h256", "w63_h100", "w64_h64", "w129_h12
 @pytest.mark.parametrize("name", CROPS)
 def test_center_crop_is_the_originals(recorded, name):
     cropped = np.array(center_crop(Image.fromarray(recorded[f"in.{name}"].numpy()), 64))
-    np.testing.assert_array_equal(cropped, recorded[f"crop64.{name}"].numpy())
+    difference = np.abs(cropped.astype(int) - recorded[f"crop64.{name}"].numpy())
+    # recorded with Pillow 13, whose box filter rounds differently from that of Pillow 12
+    assert difference.max() <= (0 if int(PIL.__version__.split(".")[0]) >= 13 else 1)
 
 
 def test_center_crop_to_another_size(recorded):
