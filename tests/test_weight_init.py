@@ -68,7 +68,5 @@ def test_sources(tmp_path, golden):
     path = str(golden("dit/learn_sigma_p2/ckpt_train.pt"))
     assert load_initial_transformer(path).config.learn_sigma
     for name in (str(tmp_path), str(tmp_path / "none"), str(tmp_path / "none.pt")):
-        with pytest.raises(
-            ValueError, match=r"no such file|required: folder or Hub id of a LightningDiT transformer"
-        ):
+        with pytest.raises(ValueError, match=r"no such file|required: folder or Hub id of a LightningDiT transformer"):
             load_initial_transformer(name)

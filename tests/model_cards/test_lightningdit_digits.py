@@ -1,0 +1,110 @@
+"""The checkpoint that lies in the repository: whole, small, and as good as its card says."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from diffusers import DiffusionPipeline
+
+REPOSITORY = Path(__file__).parents[2]
+FOLDER = REPOSITORY / "model_cards" / "lightningdit-digits"
+sys.path.insert(0, str(REPOSITORY / "training_scripts"))
+
+import judge_digits  # noqa: E402
+import prepare_digits  # noqa: E402
+
+import diffusers_lightningdit  # noqa: E402, F401
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return DiffusionPipeline.from_pretrained(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("digits") / "data")
+    prepare_digits.main(["--output_dir", folder])
+    pixels, labels, _ = judge_digits.real_images(folder, 32)
+    return pixels, labels
+
+
+@pytest.fixture(scope="module")
+def metrics():
+    return json.loads((FOLDER / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def card():
+    return (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+def test_drawn_digits_are_taken_for_those_asked_for(pipeline, real):
+    classifier, _ = judge_digits.fit_classifier(*real)
+    labels = torch.arange(10).repeat(5)
+    drawn = judge_digits.generate(pipeline, labels, seed=12345, batch_size=50)
+    taken_for = torch.from_numpy(classifier.predict(judge_digits.classifier_features(drawn)))
+    assert (taken_for == labels).double().mean() >= 0.9
+
+
+def test_digits_are_reconstructed(pipeline, real):
+    pixels = real[0][:200]
+    psnr = judge_digits.peak_signal_to_noise_ratio(pixels, judge_digits.reconstruct(pipeline.vae, pixels, 100))
+    assert psnr.mean() >= 28
+
+
+def test_names_are_understood(pipeline):
+    arguments = {"num_inference_steps": 2, "output_type": "pt"}
+    by_name = pipeline("seven", generator=torch.Generator().manual_seed(0), **arguments).images
+    by_id = pipeline(7, generator=torch.Generator().manual_seed(0), **arguments).images
+    assert torch.equal(by_name, by_id)
+
+
+def test_weights_are_loaded_in_float32(pipeline):
+    assert pipeline.transformer.dtype == pipeline.vae.dtype == torch.float32
+
+
+def test_files_are_small_and_safe():
+    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 12e6
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md", ".png", ".py"}
+    for path in FOLDER.rglob("*.json"):
+        assert "_name_or_path" not in path.read_text(), path
+
+
+def test_recorded_numbers_pass_the_bars(metrics, pipeline):
+    assert metrics["num_images"] == 1000
+    assert metrics["accuracy"] >= 0.97
+    assert min(metrics["variance_ratio"].values()) == metrics["variance_ratio_worst"] >= 0.8
+    assert metrics["psnr_db"] >= 28
+    assert metrics["sampling_recipe"] == pipeline.config.sampling_recipe
+    assert metrics["shift"] == pipeline.scheduler.config.shift
+
+
+def test_card_quotes_the_recorded_numbers(card, metrics):
+    for number in (
+        f"{metrics['accuracy']:.1%}",
+        f"{metrics['variance_ratio_worst']:.1%}",
+        f"{metrics['psnr_db']:.1f} dB",
+        f"{metrics['classifier_held_out_accuracy']:.1%}",
+        f"{metrics['nearest_distance_ratio']:.2f}",
+    ):
+        assert number.replace("%", " %") in card, number
+
+
+def test_card_leads_with_its_own_snippet(card):
+    header, text = card.split("---\n")[1:3]
+    assert yaml.safe_load(header)["library_name"] == "diffusers"
+    snippet = text.split("```python\n")[1].split("```")[0]
+    assert "import diffusers_lightningdit" in snippet
+    compile(snippet, "card", "exec")
+
+
+def test_the_recipe_file_is_the_one_embedded(pipeline):
+    recipe = yaml.safe_load((REPOSITORY / "training_scripts/recipes/digits_lightningdit.yaml").read_text())
+    for name, value in pipeline.config.sampling_recipe.items():
+        assert recipe[name] == value, name
+    assert 1 / recipe["timestep_shift"] == pipeline.scheduler.config.shift
