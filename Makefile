@@ -17,7 +17,7 @@ test-lowest:
 
 # trains and judges the embedded checkpoint from nothing, into outputs/digits
 digits: $(VENV)/.test
-	PATH="$(CURDIR)/$(BIN):$$PATH" training_scripts/digits.sh
+	PYTHON=$(BIN)/python sh training_scripts/digits.sh outputs/digits
 
 style: $(VENV)/.quality
 	$(BIN)/ruff check --fix .

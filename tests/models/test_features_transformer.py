@@ -231,7 +231,7 @@ def graphs():
 
 
 @torch.no_grad()
-def test_regional_compilation(graphs):
+def test_regional_compilation(graphs, regional_compilation):
     """All blocks share one graph without breaks."""
     model = tiny()
     expected = model(*inputs()).sample
@@ -251,7 +251,7 @@ def test_compilation_of_the_whole_model(graphs):
 
 
 @torch.no_grad()
-def test_compilation_with_dynamic_sizes(graphs):
+def test_compilation_with_dynamic_sizes(graphs, dynamic_compilation):
     """One graph for all sizes but the trained one, whose position table is the stored one."""
     model = tiny()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=graphs)

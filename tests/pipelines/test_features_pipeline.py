@@ -662,7 +662,7 @@ def test_dtype_of_each_component(pipe, tmp_path):
     assert (loaded.transformer.dtype, loaded.vae.dtype) == (torch.bfloat16, torch.float16)
 
 
-def test_compiled_blocks_in_the_pipeline(pipe):
+def test_compiled_blocks_in_the_pipeline(pipe, regional_compilation):
     """The pipeline's calls need one graph of a block for each batch size, and no more."""
     import torch._dynamo
 
