@@ -14,8 +14,10 @@ speak sigma = 1 - t and d latents / d sigma = -velocity.
 import difflib
 import inspect
 import math
+import os
 from collections.abc import Callable
 from numbers import Integral, Real
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -39,6 +41,11 @@ from diffusers.loaders import SanaLoraLoaderMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 # What a pipeline without a recipe of its own samples with.
+# The library of our classes in model_index.json, and the name of the file with their code beside the weights: diffusers
+# takes the installed package if it is imported, else, with `trust_remote_code=True`, the file.
+# Copied from pipeline_lightningdit.PACKAGE
+PACKAGE = "diffusers_lightningdit"
+
 # Copied from pipeline_lightningdit.DEFAULT_RECIPE
 DEFAULT_RECIPE = {
     "num_inference_steps": 50,
@@ -310,6 +317,9 @@ class LightningDiTImg2ImgPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
 
     model_cpu_offload_seq = "transformer->vae"
     _callback_tensor_inputs = ["latents"]
+    # Read with the class, not when it is saved: as remote code, the next repository's file may lie in this one's place.
+    # Copied from pipeline_lightningdit.LightningDiTPipeline._source_code
+    _source_code = __spec__.loader.get_source(__name__)
 
     # Copied from pipeline_lightningdit.LightningDiTPipeline.__init__
     def __init__(self, transformer, vae, scheduler, id2label: dict | None = None, sampling_recipe: dict | None = None):
@@ -328,6 +338,28 @@ class LightningDiTImg2ImgPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
                 )
         self.register_to_config(id2label=self.id2label or None, sampling_recipe=sampling_recipe)
         self.image_processor = VaeImageProcessor()
+
+    # Copied from pipeline_lightningdit.LightningDiTPipeline.save_config
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Write model_index.json and the code of the classes that are not diffusers' own, each beside its weights.
+
+        diffusers' `save_pretrained` and `push_to_hub` end with this call: each folder they write loads both with the
+        package and, as remote code, without it. Also if this pipeline was itself loaded as remote code, for which
+        diffusers would drop the code and write names that cannot be loaded.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, component in self.components.items():
+            cls = type(getattr(component, "_orig_mod", component))  # a compiled model is a wrapper
+            code = vars(cls).get("_source_code")  # its own: a subclass is defined in another file
+            if code is not None:
+                self.register_to_config(**{name: (PACKAGE, cls.__name__)})
+                if (folder / name).is_dir():
+                    (folder / name / f"{PACKAGE}.py").write_text(code, encoding="utf-8", newline="\n")
+        code = vars(type(self)).get("_source_code")
+        if code is not None:
+            (folder / "pipeline.py").write_text(code, encoding="utf-8", newline="\n")
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     # Copied from pipeline_lightningdit.LightningDiTPipeline.from_pipe
     @classmethod

@@ -15,8 +15,10 @@ A pipeline and not a scheduler, since the result is no sample but a number, and 
 import difflib
 import importlib.util
 import math
+import os
 from dataclasses import dataclass
 from numbers import Integral, Real
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -25,6 +27,11 @@ from diffusers import AutoencoderRAE, DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
+
+# The library of our classes in model_index.json, and the name of the file with their code beside the weights: diffusers
+# takes the installed package if it is imported, else, with `trust_remote_code=True`, the file.
+# Copied from pipeline_lightningdit.PACKAGE
+PACKAGE = "diffusers_lightningdit"
 
 DIVERGENCES = ("hutchinson", "exact")
 
@@ -210,6 +217,9 @@ class LightningDiTLikelihoodPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "vae->transformer"
+    # Read with the class, not when it is saved: as remote code, the next repository's file may lie in this one's place.
+    # Copied from pipeline_lightningdit.LightningDiTPipeline._source_code
+    _source_code = __spec__.loader.get_source(__name__)
 
     def __init__(self, transformer, vae, id2label: dict | None = None):
         super().__init__()
@@ -217,6 +227,28 @@ class LightningDiTLikelihoodPipeline(DiffusionPipeline):
         # JSON knows only strings as keys: after loading, "207" is class 207 again.
         self.id2label = {int(key): name for key, name in (id2label or {}).items()}
         self.register_to_config(id2label=self.id2label or None)
+
+    # Copied from pipeline_lightningdit.LightningDiTPipeline.save_config
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Write model_index.json and the code of the classes that are not diffusers' own, each beside its weights.
+
+        diffusers' `save_pretrained` and `push_to_hub` end with this call: each folder they write loads both with the
+        package and, as remote code, without it. Also if this pipeline was itself loaded as remote code, for which
+        diffusers would drop the code and write names that cannot be loaded.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, component in self.components.items():
+            cls = type(getattr(component, "_orig_mod", component))  # a compiled model is a wrapper
+            code = vars(cls).get("_source_code")  # its own: a subclass is defined in another file
+            if code is not None:
+                self.register_to_config(**{name: (PACKAGE, cls.__name__)})
+                if (folder / name).is_dir():
+                    (folder / name / f"{PACKAGE}.py").write_text(code, encoding="utf-8", newline="\n")
+        code = vars(type(self)).get("_source_code")
+        if code is not None:
+            (folder / "pipeline.py").write_text(code, encoding="utf-8", newline="\n")
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     # Copied from pipeline_lightningdit.LightningDiTPipeline.from_pipe
     @classmethod

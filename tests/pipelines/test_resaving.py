@@ -1,0 +1,45 @@
+"""Each pipeline that is loaded as remote code, without the package, is saved to a folder that loads again."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import diffusers_lightningdit.pipelines as pipelines
+
+# The package is made impossible to import; one process for each folder, since diffusers keeps one local `pipeline.py`.
+LOAD_AND_SAVE = """
+import sys
+sys.modules["diffusers_lightningdit"] = None
+from diffusers import DiffusionPipeline
+_, folder, target = sys.argv
+pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+print(type(pipe).__name__, sum(parameter.double().sum().item() for parameter in pipe.vae.parameters()))
+pipe.save_pretrained(target)
+"""
+
+
+# LightningDiTPipeline itself: tests/hub
+@pytest.mark.parametrize("name", [name for name in pipelines.__all__ if name != "LightningDiTPipeline"])
+def test_remote_code_saved_again_loads_again(name, pipe, tmp_path, repository):
+    cls = getattr(pipelines, name)
+    folder = tmp_path / "first"
+    cls.from_pipe(pipe).save_pretrained(folder)
+    file = cls.__module__.rpartition(".")[2] + ".py"
+    assert (folder / "pipeline.py").read_bytes() == (repository / "pipelines" / file).read_bytes()
+
+    outputs = []
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    for generation in ("second", "third"):
+        target = tmp_path / generation
+        run = [sys.executable, "-c", LOAD_AND_SAVE, str(folder), str(target)]
+        result = subprocess.run(run, capture_output=True, text=True, env=environment)
+        assert result.returncode == 0, result.stderr[-2000:]
+        outputs.append(result.stdout)
+        for old in (folder, tmp_path / "modules"):  # what was saved stands alone
+            shutil.rmtree(old)
+        folder = target
+    assert outputs[0] == outputs[1]
+    assert outputs[0].split()[0] == name
