@@ -4,6 +4,9 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face import
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+# Tiny tensors: a second thread costs more than it gives, and far more on a machine that is busy with other work. The same
+# for processes that tests start: sums on two threads round differently, and some tests compare bits.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from pathlib import Path
 
@@ -11,7 +14,6 @@ import pytest
 import torch
 from packaging.version import Version
 
-# Tiny tensors: a second thread costs more than it gives, and far more on a machine that is busy with other work.
 torch.set_num_threads(1)
 
 TESTS = Path(__file__).parent
