@@ -4,7 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face import
 os.environ["HF_DATASETS_OFFLINE"] = "1"
-# Tiny tensors: a second thread costs more than it gives, and far more on a machine that is busy with other work. The same
+# Tiny tensors: a second thread costs more than it gives, far more on a machine busy with other work. The same
 # for processes that tests start: sums on two threads round differently, and some tests compare bits.
 os.environ["OMP_NUM_THREADS"] = "1"
 
