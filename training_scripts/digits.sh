@@ -1,5 +1,5 @@
 #!/bin/sh
-# The embedded checkpoint from nothing: data, autoencoder, transformer, metrics. On 2 CPU cores, without a network.
+# The embedded checkpoint from nothing: data, autoencoder, latents, transformer, metrics. On 2 CPU cores, without a network.
 #
 #     sh training_scripts/digits.sh [FOLDER]        (outputs/digits; PYTHON=... chooses the interpreter)
 #
@@ -12,7 +12,9 @@ python=${PYTHON:-python}
 "$python" "$scripts/prepare_digits.py" --output_dir "$folder/data"
 "$python" "$scripts/train_vavae.py" --config "$scripts/recipes/digits_vavae.yaml" \
     data="$folder/data" output_dir="$folder/vae"
+"$python" "$scripts/cache_latents.py" --data "$folder/data" --vae "$folder/vae" \
+    --output_dir "$folder/latents" --resolution 32 --dtype float32
 "$python" "$scripts/train_lightningdit.py" --config "$scripts/recipes/digits_lightningdit.yaml" \
-    data="$folder/data" vae="$folder/vae" output_dir="$folder/pipeline"
+    data="$folder/latents" vae="$folder/latents/vae" output_dir="$folder/pipeline"
 "$python" "$scripts/judge_digits.py" --pipeline "$folder/pipeline" --data "$folder/data" \
     --metrics "$folder/pipeline/metrics.json" --picture "$folder/pipeline/digits.png"
