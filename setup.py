@@ -51,10 +51,12 @@ setup(
     },
     packages=[
         "diffusers_lightningdit",
+        "diffusers_lightningdit.data",
         "diffusers_lightningdit.models",
         "diffusers_lightningdit.original",
         "diffusers_lightningdit.pipelines",
         "diffusers_lightningdit.schedulers",
+        "diffusers_lightningdit.training",
     ],
     package_data={"diffusers_lightningdit.original": ["*.json"]},
     install_requires=INSTALL_REQUIRES,

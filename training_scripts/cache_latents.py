@@ -17,8 +17,8 @@ import datasets
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from diffusers_lightningdit.latent_caching import CachingConfig, cache_latents
-from diffusers_lightningdit.training_config import one_line_errors
+from diffusers_lightningdit.data.latent_caching import CachingConfig, cache_latents
+from diffusers_lightningdit.settings import one_line_errors
 
 HELP = {
     "data": "folder (imagefolder, parquet, webdataset) or Hub id of labelled images",

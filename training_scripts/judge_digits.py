@@ -27,8 +27,8 @@ from sklearn.svm import SVC
 from tqdm.auto import tqdm
 
 import diffusers_lightningdit  # noqa: F401  (makes the pipeline's classes loadable)
-from diffusers_lightningdit.image_data import ImageDataset
-from diffusers_lightningdit.training_config import one_line_errors
+from diffusers_lightningdit.data.images import ImageDataset
+from diffusers_lightningdit.settings import one_line_errors
 
 # Letters in the shape comments: B images. Pixels are [B, 3, height, width] in [0, 1].
 

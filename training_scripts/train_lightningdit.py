@@ -17,19 +17,16 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from huggingface_hub import create_repo
 
 from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, LightningDiTTransformer2DModel
-from diffusers_lightningdit.checkpoints import CheckpointWriteError
+from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
+from diffusers_lightningdit.data.latents import load_frozen_vae
 from diffusers_lightningdit.flow_matching import drop_labels, flow_matching_losses, logit_normal_times, uniform_times
-from diffusers_lightningdit.global_batches import GlobalBatchSampler
 from diffusers_lightningdit.keyed_random import KeyedRandom
-from diffusers_lightningdit.latents import load_frozen_vae
-from diffusers_lightningdit.lightningdit_config import LightningDiTTrainingConfig
-from diffusers_lightningdit.moving_averages import MovingAverages
 from diffusers_lightningdit.original import read_training_checkpoint
-from diffusers_lightningdit.run_state import RunState
-from diffusers_lightningdit.spike_guard import SpikeGuard, TrainingDiverged
-from diffusers_lightningdit.training_config import one_line_errors, parse_config
-from diffusers_lightningdit.training_data import TransformerData, dataset_to_train_on, load_data, normalized_latents
-from diffusers_lightningdit.training_loop import (
+from diffusers_lightningdit.settings import one_line_errors, parse_config
+from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
+from diffusers_lightningdit.training.data import TransformerData, dataset_to_train_on, load_data, normalized_latents
+from diffusers_lightningdit.training.lightningdit_config import LightningDiTTrainingConfig
+from diffusers_lightningdit.training.loop import (
     accumulating,
     clip_gradients,
     due,
@@ -42,9 +39,12 @@ from diffusers_lightningdit.training_loop import (
     train_steps,
     write_result,
 )
-from diffusers_lightningdit.training_progress import TrainingProgress, forward_flops
-from diffusers_lightningdit.training_samples import check_share, draw_grid, save_grid, validation_losses
-from diffusers_lightningdit.weight_init import initialize_weights, load_initial_transformer
+from diffusers_lightningdit.training.moving_averages import MovingAverages
+from diffusers_lightningdit.training.progress import TrainingProgress, forward_flops
+from diffusers_lightningdit.training.run_state import RunState
+from diffusers_lightningdit.training.samples import check_share, draw_grid, save_grid, validation_losses
+from diffusers_lightningdit.training.spike_guard import SpikeGuard, TrainingDiverged
+from diffusers_lightningdit.training.weight_init import initialize_weights, load_initial_transformer
 
 NAME = "transformer"  # of the one model of the run, in checkpoints
 

@@ -16,19 +16,12 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from diffusers_lightningdit import AutoencoderVAVAE
-from diffusers_lightningdit.checkpoints import CheckpointWriteError
-from diffusers_lightningdit.image_data import ImageDataset
-from diffusers_lightningdit.latents import LatentsStatistics, encode_moments, latents_size, sample_latents
-from diffusers_lightningdit.run_state import RunState
-from diffusers_lightningdit.spike_guard import SpikeGuard, TrainingDiverged
-from diffusers_lightningdit.training_config import (
-    TrainingConfig,
-    check_at_least,
-    check_model_arguments,
-    one_line_errors,
-    parse_config,
-)
-from diffusers_lightningdit.training_loop import (
+from diffusers_lightningdit.data.images import ImageDataset
+from diffusers_lightningdit.data.latents import LatentsStatistics, encode_moments, latents_size, sample_latents
+from diffusers_lightningdit.settings import check_at_least, check_model_arguments, one_line_errors, parse_config
+from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
+from diffusers_lightningdit.training.config import TrainingConfig
+from diffusers_lightningdit.training.loop import (
     accumulating,
     clip_gradients,
     global_mean,
@@ -39,7 +32,9 @@ from diffusers_lightningdit.training_loop import (
     train_steps,
     write_result,
 )
-from diffusers_lightningdit.training_progress import TrainingProgress
+from diffusers_lightningdit.training.progress import TrainingProgress
+from diffusers_lightningdit.training.run_state import RunState
+from diffusers_lightningdit.training.spike_guard import SpikeGuard, TrainingDiverged
 from diffusers_lightningdit.vae_losses import kl_loss, reconstruction_loss
 
 NAME = "vae"  # of the one model of the run, in checkpoints

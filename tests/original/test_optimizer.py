@@ -10,7 +10,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from diffusers_lightningdit import LightningDiTTransformer2DModel
 from diffusers_lightningdit.flow_matching import flow_matching_losses
-from diffusers_lightningdit.moving_averages import MovingAverages
 from diffusers_lightningdit.original import (
     CheckpointError,
     OriginalConfig,
@@ -19,8 +18,9 @@ from diffusers_lightningdit.original import (
     read_training_checkpoint,
     transformer_to_original,
 )
-from diffusers_lightningdit.run_state import RunState
-from diffusers_lightningdit.spike_guard import SpikeGuard
+from diffusers_lightningdit.training.moving_averages import MovingAverages
+from diffusers_lightningdit.training.run_state import RunState
+from diffusers_lightningdit.training.spike_guard import SpikeGuard
 
 LEARNING_RATE = 2e-4
 TOLERANCE = {"atol": 2e-6, "rtol": 1e-5}  # of weights that have moved by about 4e-4

@@ -2,7 +2,7 @@ import numpy as np
 import prepare_digits
 import pytest
 
-from diffusers_lightningdit.image_data import ImageDataset
+from diffusers_lightningdit.data.images import ImageDataset
 
 
 def test_a_digit_becomes_an_rgb_image():

@@ -6,8 +6,8 @@ import train_vavae
 import yaml
 
 from diffusers_lightningdit import LightningDiTTransformer2DModel
-from diffusers_lightningdit.lightningdit_config import LightningDiTTrainingConfig
-from diffusers_lightningdit.training_config import parse_config
+from diffusers_lightningdit.settings import parse_config
+from diffusers_lightningdit.training.lightningdit_config import LightningDiTTrainingConfig
 
 FOLDER = Path(train_vavae.__file__).parent
 RECIPES = sorted((FOLDER / "recipes").glob("*.yaml"))

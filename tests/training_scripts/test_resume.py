@@ -49,7 +49,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import train_lightningdit
-from diffusers_lightningdit import run_state
+from diffusers_lightningdit.training import run_state
 
 write_tensors = run_state.RunState._write_tensors
 
@@ -169,7 +169,7 @@ def test_a_finished_run_is_not_overwritten(uninterrupted, data, trained_vae, tra
 
 def test_a_disk_that_fills_up(tmp_path, data, trained_vae, transformer_recipe, capsys, monkeypatch):
     """After the first checkpoint, no file can grow beyond 4 kB any more."""
-    from diffusers_lightningdit.run_state import RunState
+    from diffusers_lightningdit.training.run_state import RunState
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     save = RunState.save

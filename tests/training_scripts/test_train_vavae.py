@@ -3,8 +3,8 @@ import torch
 import train_vavae
 
 from diffusers_lightningdit import AutoencoderVAVAE
-from diffusers_lightningdit.image_data import ImageDataset
-from diffusers_lightningdit.latents import encode_moments
+from diffusers_lightningdit.data.images import ImageDataset
+from diffusers_lightningdit.data.latents import encode_moments
 
 
 def test_every_weight_is_trained(trained_vae, tiny_vae_arguments):

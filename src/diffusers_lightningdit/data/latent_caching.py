@@ -1,0 +1,394 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Encode the images of a data set once, to files of raw latents that are the same however the work is done.
+
+Shard k holds the images k * shard_size to (k + 1) * shard_size - 1 of the data set, less those that cannot be read, and
+is encoded in fixed batches with noise that follows from the seed and the image's index. So neither the number of
+processes nor an interruption changes a file, and no image is left out or encoded twice.
+
+Letters in the shape comments: B batch, C latent channels.
+"""
+
+import dataclasses
+import itertools
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Array3D, ClassLabel, Features, Value
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from safetensors import SafetensorError
+from tqdm.auto import tqdm
+
+from ..models import AutoencoderVAVAE
+from ..settings import check_at_least, check_choice, check_output_dir
+from .image_rows import ImageRows, Sample
+from .latent_shards import (
+    DTYPES,
+    INFO_FILE,
+    partial_name,
+    publish,
+    read_json,
+    shard_name,
+    weights_sha256,
+    write_json,
+    write_shard,
+    write_statistics,
+)
+from .latents import LatentsStatistics, encode_moments, latents_size, load_frozen_vae
+
+PROGRESS_FOLDER = "progress"  # while it lasts: the settings, and a record of each whole shard
+SKIPPED_FILE = "skipped_images.json"
+ROW_GROUP_SIZE = 100  # rows of a parquet file that a stream reads at a time
+
+
+@dataclasses.dataclass(kw_only=True)
+class CachingConfig:
+    """What `cache_latents` makes, from what.
+
+    Raises:
+        ValueError: for a value that cannot be cached with.
+    """
+
+    data: str  # folder or Hub id, for `datasets.load_dataset`
+    vae: str  # folder or Hub id
+    output_dir: str  # new, empty, or that of an interrupted run
+    split: str = "train"
+    image_column: str = "image"
+    label_column: str = "label"  # of class labels or whole numbers
+    streaming: bool = False
+    resolution: int = 256
+    shard_size: int = 10_000
+    batch_size: int = 64
+    seed: int = 0  # of the posterior's noise
+    dtype: str = "float32"  # of the latents in the files
+    vae_dtype: str = "float32"  # of the computation
+    format: str = "safetensors"
+    on_error: str = "fail"  # what happens at an image that cannot be read or encoded
+    num_workers: int = 4  # threads that read and crop images, of each process
+
+    def __post_init__(self):
+        for name in ("resolution", "shard_size", "batch_size", "num_workers"):
+            check_at_least(name, getattr(self, name), 1)
+        check_at_least("seed", self.seed, 0)
+        check_choice("format", self.format, ("safetensors", "parquet"))
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("vae_dtype", self.vae_dtype, DTYPES)
+        check_choice("on_error", self.on_error, ("fail", "skip"))
+        if self.format == "parquet" and self.dtype == "bfloat16":
+            raise ValueError("`dtype` is 'bfloat16'; required: float32 or float16 where `format` is parquet.")
+
+    def identity(self) -> dict:
+        """The settings that the files depend on."""
+        free = ("output_dir", "on_error", "num_workers")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in free}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Encoding
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def posterior_noise(seed: int, index: int, flip: bool, shape: tuple[int, int, int]) -> torch.Tensor:
+    """N(0, 1) for an image or the mirrored image, float32 [C, height, width]: a function of the arguments alone."""
+    return torch.from_numpy(np.random.default_rng([seed, index, flip]).standard_normal(shape, dtype=np.float32))
+
+
+def draw_latents(moments: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """m + exp(l / 2) e, on the CPU: [B, 2 C, height, width], noise [B, C, height, width] -> float32 raw latents."""
+    posterior = DiagonalGaussianDistribution(moments.float())
+    return (posterior.mean + posterior.std * noise.to(moments.device)).cpu()
+
+
+class ShardEncoder:
+    """Encodes the images of a shard, and of their mirror images."""
+
+    def __init__(self, vae: AutoencoderVAVAE, images: ImageRows, config: CachingConfig):
+        self.vae = vae
+        self.images = images
+        self.config = config
+        side = latents_size(config.resolution, vae)
+        self.shape = (vae.config.latent_channels, side, side)
+
+    def encode(
+        self, rows: Iterator[tuple[int, dict]], progress_bar: tqdm
+    ) -> tuple[dict[str, torch.Tensor], list[dict]]:
+        """Latents, flipped latents and labels of the images of `rows`, and a report of each that was skipped.
+
+        Raises:
+            ValueError: naming the image that cannot be read or encoded, if such images are not to be skipped.
+        """
+        parts, skipped = {"latents": [], "latents_flip": [], "labels": []}, []
+        for samples in self._read(rows):
+            good = [sample for sample in samples if sample.error is None]
+            if good:
+                latents, latents_flip = self._encode_batch(good)
+                usable = [sample.error is None for sample in good]
+                parts["latents"].append(latents[usable])
+                parts["latents_flip"].append(latents_flip[usable])
+                parts["labels"] += [sample.label for sample in good if sample.error is None]
+            bad = [sample.report() for sample in samples if sample.error is not None]
+            if bad and self.config.on_error == "fail":
+                raise ValueError(
+                    f"{bad[0]['name']} in {self.config.data} cannot be used ({bad[0]['error']}); required: a sound "
+                    f"image, or `on_error` skip. Whole shards so far are kept in {self.config.output_dir}."
+                )
+            skipped += bad
+            progress_bar.update(len(samples))
+        empty = torch.empty(0, *self.shape, dtype=DTYPES[self.config.dtype])
+        tensors = {name: torch.cat([empty, *parts[name]]) for name in ("latents", "latents_flip")}
+        return {**tensors, "labels": torch.tensor(parts["labels"], dtype=torch.int64)}, skipped
+
+    def _read(self, rows: Iterator[tuple[int, dict]]) -> Iterator[list[Sample]]:
+        """Batches of read images; two are read by other threads while one is encoded."""
+        with ThreadPoolExecutor(self.config.num_workers) as threads:
+            pending = deque()
+            while chunk := list(itertools.islice(rows, self.config.batch_size)):
+                pending.append([threads.submit(self.images.read, index, row) for index, row in chunk])
+                if len(pending) > 2:
+                    yield [future.result() for future in pending.popleft()]
+            for futures in pending:
+                yield [future.result() for future in futures]
+
+    def _encode_batch(self, samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents of the images and of the mirrored ones, as they are stored; one that is no number is an error."""
+        pixels, pair = torch.stack([sample.pixels for sample in samples]), []
+        for flip in (False, True):
+            moments = encode_moments(self.vae, pixels.flip(-1) if flip else pixels)
+            noise = [posterior_noise(self.config.seed, sample.index, flip, self.shape) for sample in samples]
+            pair.append(draw_latents(moments, torch.stack(noise)).to(DTYPES[self.config.dtype]))
+        for sample, *both in zip(samples, *pair, strict=True):
+            largest = torch.stack(both).double().abs().amax().item()
+            if not largest < LatentsStatistics.LIMIT:
+                sample.error = f"its latents hold {largest:g} in {self.config.dtype} (VAE in {self.config.vae_dtype})"
+        return pair[0], pair[1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class LatentFiles:
+    """The folder that a data set of latents grows in, shard by shard; nothing in it is ever half written.
+
+    Raises:
+        ValueError: if the folder holds something else, or what was begun with other settings.
+    """
+
+    def __init__(self, config: CachingConfig, settings: dict, id2label: dict[int, str] | None):
+        self.folder = Path(config.output_dir)
+        self.progress = self.folder / PROGRESS_FOLDER
+        self.config = config
+        self.settings = settings
+        self.id2label = id2label
+        self.is_complete = (self.folder / INFO_FILE).exists()
+        begun = self.progress / "settings.json"
+        if self.is_complete or begun.exists():
+            before = read_json(self.folder / INFO_FILE)["settings"] if self.is_complete else read_json(begun)
+            for name, value in settings.items():
+                if before.get(name) != value:
+                    raise ValueError(
+                        f"{self.folder} was begun with `{name}` {before.get(name)!r}, now it is {value!r}; required: "
+                        "the same, or another `output_dir`."
+                    )
+        elif not self._was_just_made():
+            check_output_dir(config.output_dir)
+
+    def _was_just_made(self) -> bool:
+        """Whether a run was interrupted before its settings were on the disk."""
+        if not self.progress.is_dir() or list(self.folder.iterdir()) != [self.progress]:
+            return False
+        return all(path.suffix == ".partial" for path in self.progress.iterdir())
+
+    def prepare(self) -> None:
+        """Make the folder, and clear what an interrupted run left half written; for one process."""
+        self.progress.mkdir(parents=True, exist_ok=True)
+        for partial in [*self.folder.glob("*.partial"), *self.progress.glob("*.partial")]:
+            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+        write_json(self.progress / "settings.json", self.settings)
+
+    def name(self, shard: int) -> str:
+        return shard_name(shard) if self.config.format == "safetensors" else f"train-{shard:05d}.parquet"
+
+    def _record_path(self, shard: int) -> Path:
+        return self.progress / f"shard_{shard:06d}.json"
+
+    def has(self, shard: int) -> bool:
+        """Whether a shard is done: its record is written last."""
+        return self._record_path(shard).exists()
+
+    def write(self, shard: int, tensors: dict[str, torch.Tensor], skipped: list[dict]) -> None:
+        """Write a shard and its record.
+
+        Raises:
+            ValueError: if the disk doesn't take it; shards that were written before are kept.
+        """
+        statistics = LatentsStatistics(tensors["latents"].shape[1])
+        num_images = len(tensors["labels"])
+        path = self.folder / self.name(shard)
+        if num_images:
+            statistics.update(tensors["latents"])
+            try:
+                if self.config.format == "safetensors":
+                    write_shard(path, **tensors)
+                else:
+                    self._write_parquet(path, tensors)
+            except (OSError, SafetensorError) as error:
+                raise ValueError(
+                    f"{path} cannot be written ({' '.join(str(error).split())}); required: space and permission. What "
+                    "was written before is kept."
+                ) from error
+        record = {"num_images": num_images, "skipped": skipped, "statistics": statistics.state_dict()}
+        write_json(self._record_path(shard), record)
+
+    def _write_parquet(self, path: Path, tensors: dict[str, torch.Tensor]) -> None:
+        array = Array3D(tuple(tensors["latents"].shape[1:]), self.config.dtype)
+        label = Value("int64") if self.id2label is None else ClassLabel(names=list(self.id2label.values()))
+        columns = {
+            "latents": list(tensors["latents"].numpy()),
+            "latents_flip": list(tensors["latents_flip"].numpy()),
+            "label": tensors["labels"].tolist(),
+        }
+        rows = datasets.Dataset.from_dict(
+            columns, features=Features({"latents": array, "latents_flip": array, "label": label})
+        )
+        rows.to_parquet(partial_name(path), batch_size=ROW_GROUP_SIZE)
+        publish(partial_name(path), path)
+
+    def finish(self) -> dict:
+        """Write statistics, report and the VAE's copy, when every shard is done; for one process.
+
+        Returns:
+            The content of `latents_info.json`, whose presence tells that all is done.
+
+        Raises:
+            ValueError: if no image could be used.
+        """
+        num_shards = sum(1 for _ in self.progress.glob("shard_*.json"))
+        records = {shard: read_json(self._record_path(shard)) for shard in range(num_shards)}
+        skipped = [report for record in records.values() for report in record["skipped"]]
+        write_json(self.folder / SKIPPED_FILE, skipped)
+        num_images = sum(record["num_images"] for record in records.values())
+        if num_images == 0:
+            raise ValueError(
+                f"none of the {len(skipped)} images of {self.config.data} can be used; required: sound images, see "
+                f"{self.folder / SKIPPED_FILE}."
+            )
+        statistics = LatentsStatistics(len(records[0]["statistics"]["sums"]))
+        for record in records.values():
+            statistics.merge(record["statistics"])
+        write_statistics(self.folder, statistics.mean, statistics.std)
+        self._write_vae(statistics)
+        if self.config.format == "parquet":
+            write_card(self.folder / "README.md")
+        info = {
+            "num_images": num_images,
+            "num_skipped": len(skipped),
+            "vae_sha256": self.settings["vae_sha256"],
+            "latents_mean": statistics.mean,
+            "latents_std": statistics.std,
+            "id2label": self.id2label,
+            "files": {
+                self.name(shard): record["num_images"] for shard, record in records.items() if record["num_images"]
+            },
+            "settings": self.settings,
+        }
+        write_json(self.folder / INFO_FILE, info)
+        shutil.rmtree(self.progress)
+        return info
+
+    def _write_vae(self, statistics: LatentsStatistics) -> None:
+        """A copy of the VAE whose config holds these statistics."""
+        vae = load_frozen_vae(self.config.vae, with_statistics=False)
+        vae.set_latents_statistics(statistics.mean, statistics.std)
+        partial = partial_name(self.folder / "vae")
+        vae.save_pretrained(partial)
+        shutil.rmtree(self.folder / "vae", ignore_errors=True)  # of a run that was killed just here
+        os.replace(partial, self.folder / "vae")
+
+
+def write_card(path: Path) -> None:
+    """The front matter that tells `datasets` and the Hub's viewer which files are the data."""
+    path.write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train-*.parquet\n---\n\n"
+        "Raw latents of images (`latents`), of the mirrored images (`latents_flip`), and class labels. They are "
+        "normalised\nwith the statistics in the config of the autoencoder in `vae/`.\n",
+        encoding="utf-8",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The whole job
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def cache_latents(config: CachingConfig, accelerator: Accelerator) -> None:
+    """Encode the images of `config.data` to files in `config.output_dir`, or go on where a run was interrupted.
+
+    Shards are dealt out to the processes in turns.
+
+    Raises:
+        ValueError: before anything is written, for data, VAE or output folder that cannot be used, and more processes
+            than shards; later for an image that cannot be used, or a disk that is full.
+    """
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    vae = load_frozen_vae(config.vae, with_statistics=False)
+    images = ImageRows(
+        config.data,
+        config.split,
+        config.image_column,
+        config.label_column,
+        config.resolution,
+        config.streaming,
+    )
+    encoder = ShardEncoder(vae, images, config)
+    settings = {**config.identity(), "num_rows": images.num_images, "vae_sha256": weights_sha256(vae)}
+    files = LatentFiles(config, settings, images.id2label)
+    if images.num_images is not None and -(-images.num_images // config.shard_size) < world_size:
+        raise ValueError(
+            f"{world_size} processes are more than the shards, of `shard_size` {config.shard_size}, that "
+            f"{images.num_images} images make; required: at least one for each process."
+        )
+    if files.is_complete:
+        accelerator.print(f"{config.output_dir} is complete")
+        return
+
+    accelerator.wait_for_everyone()  # every process has looked at the folder
+    if accelerator.is_main_process:
+        files.prepare()
+    accelerator.wait_for_everyone()
+    vae.to(accelerator.device)
+    if config.vae_dtype != "float32":
+        vae.to(DTYPES[config.vae_dtype])
+    begin = time.perf_counter()
+    num_encoded = 0
+    with tqdm(desc="encoding", unit=" images", disable=not accelerator.is_main_process) as progress_bar:
+        if images.num_images is not None:
+            mine = [s for s in range(-(-images.num_images // config.shard_size)) if s % world_size == rank]
+            sizes = [
+                min(config.shard_size, images.num_images - s * config.shard_size) for s in mine if not files.has(s)
+            ]
+            progress_bar.total = sum(sizes)
+        wanted = lambda shard: shard % world_size == rank and not files.has(shard)  # noqa: E731
+        for shard, rows in images.shards(config.shard_size, wanted):
+            tensors, skipped = encoder.encode(rows, progress_bar)
+            files.write(shard, tensors, skipped)
+            num_encoded += len(tensors["labels"])
+    num_encoded = int(accelerator.reduce(torch.tensor(num_encoded, device=accelerator.device), "sum"))
+    seconds = time.perf_counter() - begin
+    if accelerator.is_main_process:
+        info = files.finish()
+        print(
+            f"wrote {config.output_dir}: {info['num_images']} images in {len(info['files'])} files, "
+            f"{info['num_skipped']} skipped ({SKIPPED_FILE}); {num_encoded} encoded now, "
+            f"{num_encoded / seconds:.1f} images/s in all processes"
+        )
+    accelerator.wait_for_everyone()

@@ -1,0 +1,225 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""A data set of raw latents with labels, from shards or from the rows of a Hugging Face data set.
+
+Items are `{"latents": float32 [C, height, width], "class_labels": int}`. Latents are raw: the VAE normalises them.
+"""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ..original import read_latents_statistics
+from .global_batches import is_flipped
+from .images import load_rows
+from .latent_shards import STATISTICS_FILE, LatentShards, read_info, weights_sha256
+
+
+class LatentsDataset(Dataset):
+    """Latents of a folder of shards (ours or the original's), or of a data set that `datasets.load_dataset` reads.
+
+    An index that is an `EpochIndex`, as `GlobalBatchSampler` yields, decides with the seed whether the mirrored image's
+    latents are taken; a plain index reads epoch 0.
+
+    Args:
+        data: folder of *.safetensors shards; or folder or Hub id of a data set with the columns latents, latents_flip
+            and label.
+        split: of a data set that `datasets` reads; shards have none.
+        random_flip: take the mirrored image with probability 0.5.
+        seed: of the flips.
+        in_memory: read everything at once and keep it.
+        num_classes: labels have to be below it; by default the number of names that came with the data, if any.
+
+    Attributes:
+        labels: int64 [N].
+        shape: (C, height, width) of the latents.
+        id2label: names of the labels, or None where the data has none.
+
+    Raises:
+        ValueError: naming the file, for data that is missing, damaged, of changing shapes, or has labels out of range.
+            Latents that aren't finite are found, and named, when they are read.
+    """
+
+    def __init__(
+        self,
+        data: str,
+        split: str = "train",
+        random_flip: bool = True,
+        seed: int = 0,
+        in_memory: bool = False,
+        num_classes: int | None = None,
+    ):
+        folder = Path(data)
+        if folder.is_dir() and not any(folder.iterdir()):
+            raise ValueError(f"`data` is {data!r}, an empty folder; required: shards of latents or a data set.")
+        has_shards = folder.is_dir() and any(folder.glob("*.safetensors"))
+        self._source = LatentShards(folder, random_flip) if has_shards else LatentRows(data, split, random_flip)
+        self.data = data
+        self.random_flip = random_flip
+        self.seed = seed
+        self.labels = self._source.labels
+        self.shape = self._source.shape
+        self.info = self._source.info
+        self.id2label = self._source.id2label
+        self._check_labels(num_classes or (self.id2label and len(self.id2label)))
+        self._memory = None
+        if in_memory:
+            self._memory = {flip: self._read_all(flip) for flip in (False, True)[: 1 + random_flip]}
+
+    def _check_labels(self, num_classes: int | None) -> None:
+        limit = num_classes or int(self.labels.max()) + 1
+        wrong = ((self.labels < 0) | (self.labels >= limit)).nonzero().flatten().tolist()
+        if wrong:
+            raise ValueError(
+                f"{self._source.place(wrong[0])} has label {int(self.labels[wrong[0]])} ({len(wrong)} such labels in "
+                f"all); required: 0 to {limit - 1}."
+            )
+
+    def _read_all(self, flip: bool) -> torch.Tensor:
+        latents = torch.empty(len(self), *self.shape)
+        for index in range(len(self)):
+            latents[index] = self.read(index, flip)
+        return latents
+
+    @property
+    def num_classes(self) -> int:
+        """Number of names of labels, or else the highest label plus 1."""
+        return len(self.id2label) if self.id2label else int(self.labels.max()) + 1
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict:
+        flip = self.random_flip and is_flipped(self.seed, getattr(index, "epoch", 0), int(index))
+        return {"latents": self.read(int(index), flip), "class_labels": int(self.labels[index])}
+
+    def read(self, index: int, flip: bool) -> torch.Tensor:
+        """Raw latents of an image, or of the mirrored image: float32 [C, height, width].
+
+        Raises:
+            ValueError: if they are not finite.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is out of range; required: 0 to {len(self) - 1}.")
+        if self._memory is not None:
+            return self._memory[flip][index]
+        return require_finite(self._source.read(index, flip).float(), self._source.place(index))
+
+    # -- does it belong together? --
+
+    def check_vae(self, vae: torch.nn.Module) -> None:
+        """Raise ValueError if the latents were made by another VAE than this one, as far as the data tells.
+
+        The channels always tell; data that this project made also knows its VAE's weights (in the type they have in the
+        file, so check before casting).
+        """
+        if vae.config.latent_channels != self.shape[0]:
+            raise ValueError(
+                f"{self.data} holds latents of {self.shape[0]} channels; required: the VAE's "
+                f"{vae.config.latent_channels}."
+            )
+        recorded = (self.info or {}).get("vae_sha256")
+        if recorded is not None and recorded != weights_sha256(vae):
+            raise ValueError(f"{self.data} was made by a VAE with other weights; required: the VAE it was made by.")
+
+    def check_statistics(
+        self, mean: list[float], std: list[float], name: str = "the VAE's config", num_images: int = 1024
+    ) -> None:
+        """Raise ValueError if statistics per channel aren't those of these latents.
+
+        `num_images` images, spread evenly, are measured. Required is an agreement of the means and variances to 6 of
+        the standard errors that such a sample has (none if it is all there is), plus 1 % of the standard deviation.
+
+        Args:
+            mean, std: [C] each.
+            name: where they come from, for the message.
+            num_images: to measure.
+        """
+        for key, value in (("mean", mean), ("std", std)):
+            if value is None or len(value) != self.shape[0]:
+                raise ValueError(
+                    f"{name} has a {key} of {0 if value is None else len(value)} channels; required: the "
+                    f"{self.shape[0]} of the latents in {self.data}."
+                )
+        mean, std = torch.tensor(mean).double(), torch.tensor(std).double()
+        num_images = min(num_images, len(self))
+        indices = np.linspace(0, len(self) - 1, num_images).round().astype(int).tolist()
+        values = torch.stack([self.read(index, flip=False) for index in indices]).flatten(2).double()  # [M, C, h w]
+        population = len(self) * values.shape[2]
+        # per image: its mean and its mean square distance from the given mean, each [M, C]
+        means, squares = values.mean(2), (values - mean[:, None]).square().mean(2)
+        squares = squares * (population / max(population - 1, 1))  # `std` is the unbiased one
+        for measured, expected, unit in ((means, mean, std), (squares, std.square(), 2 * std.square())):
+            unseen = 1 - num_images / len(self)
+            error = 6 * measured.std(0, unbiased=False) * (unseen / num_images) ** 0.5 + 0.01 * unit
+            distance = (measured.mean(0) - expected).abs()
+            if not (distance <= error).all():
+                channel = int((distance / error).nan_to_num(torch.inf).argmax())
+                raise ValueError(
+                    f"{name} has mean {mean[channel]:.4g}, std {std[channel]:.4g} for channel {channel}, the latents "
+                    f"in {self.data} have mean {means.mean(0)[channel]:.4g}, std {values[:, channel].std():.4g} "
+                    f"({num_images} images measured); required: their own statistics."
+                )
+
+    def check_own_statistics(self) -> None:
+        """Raise ValueError if a `latents_stats.pt` in the folder isn't of the shards beside it."""
+        path = Path(self.data) / STATISTICS_FILE
+        if path.exists():
+            self.check_statistics(*read_latents_statistics(path), name=str(path))
+
+
+def require_finite(latents: torch.Tensor, place: str) -> torch.Tensor:
+    """The latents themselves; raises ValueError, naming their place, if they aren't finite."""
+    if not latents.isfinite().all():
+        kind = "NaN" if latents.isnan().any() else "infinite values"
+        raise ValueError(f"{place} has {kind} in its latents; required: finite numbers.")
+    return latents
+
+
+class LatentRows:
+    """The rows of a Hugging Face data set of latents, as `LatentShards` has those of its files."""
+
+    def __init__(self, data: str, split: str, with_flips: bool):
+        rows = load_rows(data, split)
+        self.shape, self.id2label = check_latent_features(data, rows.features, with_flips)
+        if len(rows) == 0:
+            raise ValueError(f"`data` is {data!r}, split {split!r}, without a row; required: at least one.")
+        self.info = read_info(Path(data), len(rows))
+        self.labels = torch.from_numpy(rows.with_format("numpy", columns=["label"])[:]["label"].astype(np.int64))
+        # only the column that is asked for is taken from the mapped file
+        self._columns = {
+            flip: rows.with_format("numpy", columns=[name])
+            for flip, name in ((False, "latents"), (True, "latents_flip"))[: 1 + with_flips]
+        }
+        self._place = f"{data}, split {split}"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int, flip: bool) -> torch.Tensor:
+        (latents,) = self._columns[flip][index].values()
+        return torch.from_numpy(np.array(latents))
+
+    def place(self, index: int) -> str:
+        return f"{self._place}, row {index}"
+
+
+def check_latent_features(
+    data: str, features: datasets.Features | None, with_flips: bool
+) -> tuple[tuple[int, int, int], dict[int, str] | None]:
+    """Shape of the latents and names of the labels; raises ValueError if the columns are not those of latents."""
+    features = features or {}
+    latents, label = features.get("latents"), features.get("label")
+    if not isinstance(latents, datasets.Array3D) or label is None:
+        raise ValueError(
+            f"{data} has the columns {', '.join(features) or 'none that are known'}; required: *.safetensors shards, "
+            "or the columns latents (Array3D), latents_flip and label."
+        )
+    if with_flips and features.get("latents_flip") != latents:
+        raise ValueError(
+            f"{data} has no column `latents_flip` like its `latents`; required, unless flips are switched off."
+        )
+    id2label = dict(enumerate(label.names)) if isinstance(label, datasets.ClassLabel) else None
+    return tuple(latents.shape), id2label

@@ -1,0 +1,100 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""What the transformer is trained on: cached latents, or images that a frozen VAE encodes."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch.utils.data import DataLoader, Dataset
+
+from ..data.global_batches import is_flipped
+from ..data.images import ImageDataset
+from ..data.latent_dataset import LatentsDataset
+from ..data.latents import MomentsDataset, encode_moments, latents_size
+from ..keyed_random import KeyedRandom
+from ..models import AutoencoderVAVAE
+from .lightningdit_config import LightningDiTTrainingConfig
+
+
+class RandomlyFlipped(Dataset):
+    """A data set of images, each mirrored with probability 0.5 in each epoch of its `EpochIndex`."""
+
+    def __init__(self, images: ImageDataset, seed: int):
+        self.images = images
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict:
+        item = self.images[index]
+        if is_flipped(self.seed, getattr(index, "epoch", 0), int(index)):
+            item["pixel_values"] = item["pixel_values"].flip(-1)
+        return item
+
+
+@dataclass
+class TransformerData:
+    """A data set, and what a transformer has to know of it.
+
+    Attributes:
+        dataset: of items with `class_labels` and `pixel_values`, `moments` or `latents`.
+        sample_size: side of the latents.
+        num_classes: labels are below it.
+        id2label: names of the labels, or None.
+    """
+
+    dataset: Dataset
+    sample_size: int
+    num_classes: int
+    id2label: dict[int, str] | None
+
+
+def load_data(
+    config: LightningDiTTrainingConfig, vae: AutoencoderVAVAE, data: str, split: str, for_training: bool
+) -> TransformerData:
+    """Training data, or validation data, which is never mirrored.
+
+    Raises:
+        ValueError: in one line, if it cannot be read, or doesn't fit the VAE or its statistics.
+    """
+    if config.data_kind == "images":
+        sample_size = latents_size(config.resolution, vae)
+        images = ImageDataset(data, config.resolution, split, config.image_column, config.label_column)
+        return TransformerData(images, sample_size, len(images.id2label), images.id2label)
+    latents = LatentsDataset(
+        data,
+        split,
+        random_flip=for_training and config.random_flip,
+        seed=config.seed,
+        in_memory=for_training and config.latents_in_memory,
+        num_classes=config.num_classes,
+    )
+    latents.check_vae(vae)
+    latents.check_statistics(vae.config.latents_mean, vae.config.latents_std)
+    if latents.shape[1] != latents.shape[2]:
+        raise ValueError(f"{data} holds latents of shape {list(latents.shape)}; required: square ones.")
+    return TransformerData(latents, latents.shape[1], config.num_classes or latents.num_classes, latents.id2label)
+
+
+def dataset_to_train_on(
+    config: LightningDiTTrainingConfig, data: TransformerData, vae: AutoencoderVAVAE, show_progress: bool
+) -> Dataset:
+    """The data set itself; images encoded once, by every process, or mirrored where the settings say so."""
+    if config.data_kind == "images" and config.latents_in_memory:
+        images = DataLoader(data.dataset, batch_size=64, num_workers=config.num_workers)
+        return MomentsDataset(vae, images, show_progress)
+    if config.data_kind == "images" and config.random_flip:
+        return RandomlyFlipped(data.dataset, config.seed)
+    return data.dataset
+
+
+@torch.no_grad()
+def normalized_latents(batch: dict, vae: AutoencoderVAVAE, draws: KeyedRandom) -> torch.Tensor:
+    """Latents of a batch of any of the kinds, sampled from their posterior: [B, C, height, width]."""
+    latents = batch.get("latents")
+    if latents is None:
+        moments = batch["moments"] if "moments" in batch else encode_moments(vae, batch["pixel_values"])
+        posterior = DiagonalGaussianDistribution(moments.float())
+        latents = posterior.mean + posterior.std * draws.normal("posterior", posterior.mean.shape[1:])
+    return vae.normalize_latents(latents)

@@ -1,0 +1,105 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""The settings of the transformer's training; the defaults are the published recipe of 64 epochs."""
+
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+from ..models import LightningDiTTransformer2DModel
+from ..settings import check_at_least, check_choice, check_model_arguments, check_positive
+from .config import TrainingConfig
+
+DATA_KINDS = ("images", "latents")
+OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit")
+TIME_SAMPLERS = ("logit_normal", "uniform")
+
+
+@dataclass(kw_only=True)
+class LightningDiTTrainingConfig(TrainingConfig):
+    # Data
+    data_kind: str = "images"  # or latents: what cache_latents.py wrote
+    label_column: str = "label"  # of class labels, of images
+    num_classes: int | None = None  # of latents without names of classes; by default the highest label plus 1
+    vae: str  # folder or Hub id of the frozen autoencoder
+    random_flip: bool = True  # mirror each image with probability 0.5 in each epoch
+    latents_in_memory: bool = False  # encode images once, or read all latents at once
+    # Model: arguments of LightningDiTTransformer2DModel, but those that follow from data and VAE
+    transformer: dict = field(default_factory=dict)
+    weight_init: str | None = None  # transformer or pipeline, or an original .pt, to take the first weights from
+    gradient_checkpointing: bool = False
+    compile_blocks: bool = False  # torch.compile of the repeated block
+    # Loss
+    time_sampling: str = "logit_normal"
+    logit_normal_mean: float = 0.0
+    logit_normal_std: float = 1.0
+    time_range: tuple[float, float] = (0.0, 1.0)
+    uniform_times_from_step: int | None = None  # 600,000 in the published recipe of 800 epochs
+    use_cosine_loss: bool = True
+    # Optimisation
+    global_batch_size: int = 1024
+    max_train_steps: int = 80_000
+    learning_rate: float = 2e-4
+    optimizer: str = "adamw"
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    adam_weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.9999  # of the weights that are saved and sampled
+    extra_ema_decays: tuple[float, ...] = ()  # kept in the checkpoints
+    ema_warmup: bool = False
+    # While training
+    sample_steps: int | None = None  # a grid of images every so many steps
+    num_samples: int = 16
+    validation_steps: int | None = None  # losses at fixed times every so many steps
+    validation_data: str | None = None  # of the same kind as `data`; by default another split of it
+    validation_split: str = "validation"
+    num_validation_samples: int = 256
+    # Sampling recipe of the saved pipeline: the published one of 64 epochs
+    num_inference_steps: int = 249
+    timestep_shift: float = 0.3
+    guidance_scale: float = 10.0
+    guidance_interval: tuple[float, float] = (0.10, 1.0)
+    guidance_channels: int | None = 3
+    save_dtype: str = "float32"  # of the saved weights
+    push_to_hub: bool = False
+    hub_model_id: str | None = None  # user/name, private until it is made public there
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_model_arguments("transformer", self.transformer, LightningDiTTransformer2DModel)
+        for name in ("sample_size", "in_channels", "num_classes"):
+            if name in self.transformer:
+                raise ValueError(f"`transformer.{name}` is given; required: left out, it follows from data and VAE.")
+        check_choice("data_kind", self.data_kind, DATA_KINDS)
+        check_choice("time_sampling", self.time_sampling, TIME_SAMPLERS)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("save_dtype", self.save_dtype, ("float32", "bfloat16", "float16"))
+        if self.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+            raise ValueError("`optimizer` is 'adamw_8bit'; required: the package bitsandbytes.")
+        if self.data_kind == "images" and self.latents_in_memory and self.random_flip:
+            raise ValueError(
+                "`latents_in_memory` encodes each image once, but `random_flip` is true; required: false, or latents "
+                "by cache_latents.py."
+            )
+        if self.push_to_hub and self.hub_model_id is None:
+            raise ValueError("`push_to_hub` is true, but `hub_model_id` is not given; required: user/name.")
+        for name in ("num_inference_steps", "num_samples", "num_validation_samples"):
+            check_at_least(name, getattr(self, name), 1)
+        for name in ("sample_steps", "validation_steps", "guidance_channels", "num_classes"):
+            if getattr(self, name) is not None:
+                check_at_least(name, getattr(self, name), 1)
+        for name in ("guidance_scale", "adam_weight_decay"):
+            check_at_least(name, getattr(self, name), 0)
+        for name in ("max_grad_norm", "timestep_shift", "logit_normal_std"):
+            check_positive(name, getattr(self, name))
+        for decay in self.ema_decays:
+            if not 0 <= decay < 1:
+                raise ValueError(f"`ema_decay` is {decay}; required: at least 0 and below 1.")
+        if len(set(self.ema_decays)) < len(self.ema_decays):
+            raise ValueError(f"`extra_ema_decays` is {list(self.extra_ema_decays)}; required: each decay once.")
+        for name in ("guidance_interval", "time_range"):
+            start, end = getattr(self, name)
+            if not 0 <= start <= end <= 1 or (name == "time_range" and start == end):
+                raise ValueError(f"`{name}` is {[start, end]}; required: [start, end], 0 <= start <= end <= 1.")
+
+    @property
+    def ema_decays(self) -> tuple[float, ...]:
+        return (self.ema_decay, *self.extra_ema_decays)

@@ -1,0 +1,182 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""The parts of a training loop that know nothing of the model."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import AORecipeKwargs, DistributedDataParallelKwargs, is_torchao_available, send_to_device
+from diffusers.optimization import get_scheduler
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset
+
+from ..data.global_batches import GlobalBatchSampler
+from ..keyed_random import KeyedRandom, seed_process
+from ..settings import RESULT_FILES
+from .config import TrainingConfig
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Set-up
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """The accelerator of a run; raises ValueError where it cannot compute in `mixed_precision`."""
+    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    if config.mixed_precision == "fp8" and is_torchao_available():
+        from torchao.float8 import Float8LinearConfig
+
+        # weights stay plain tensors, which Accelerate's default, made for FSDP, wraps
+        handlers.append(AORecipeKwargs(config=Float8LinearConfig(pad_inner_dim=True)))
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            log_with=config.trackers or None,
+            project_dir=config.output_dir,
+            kwargs_handlers=handlers,
+        )
+    except (ImportError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"`mixed_precision` is {config.mixed_precision!r}; required: what this machine computes in ({reason})."
+        ) from error
+    if accelerator.is_fsdp2 and config.mixed_precision != "no":
+        # Weights are gathered in 16 bits. Inputs stay float32, as under autocast alone: the policy of Accelerate would
+        # round t, the noisy latents and the residual stream as well, and sum gradients in 16 bits.
+        dtype = torch.float16 if config.mixed_precision == "fp16" else torch.bfloat16
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+    return accelerator
+
+
+def make_batch_sampler(config: TrainingConfig, num_samples: int, accelerator: Accelerator) -> GlobalBatchSampler:
+    """The order of the samples, and this process's share; raises ValueError if it cannot be cut into equal parts."""
+    return GlobalBatchSampler(
+        num_samples,
+        config.global_batch_size,
+        config.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+        config.gradient_accumulation_steps,
+    )
+
+
+def make_lr_scheduler(config: TrainingConfig, optimizer: Optimizer) -> LambdaLR:
+    """The schedule of diffusers over `max_train_steps`; not for `accelerator.prepare`, which would step it n times."""
+    return get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        step_rules=config.lr_step_rules,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=config.max_train_steps,
+        num_cycles=config.lr_num_cycles,
+        power=config.lr_power,
+    )
+
+
+def make_adamw(
+    kind: str, parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
+) -> Optimizer:
+    """AdamW: "adamw" is torch's, "adamw_fused" its single kernel, "adamw_8bit" bitsandbytes' with moments of 8 bits."""
+    settings = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
+    if kind == "adamw_8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(parameters, **settings)
+    return torch.optim.AdamW(parameters, fused=kind == "adamw_fused" or None, **settings)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Steps
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def train_steps(
+    config: TrainingConfig, dataset: Dataset, sampler: GlobalBatchSampler, position: int, accelerator: Accelerator
+) -> Iterator[list[tuple[dict, KeyedRandom]]]:
+    """Without end: this process's batches of the next global batch, each with its random numbers.
+
+    Args:
+        position: global batches that have been consumed before.
+    """
+    sampler.set_position(position)
+    dataloader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=config.num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+        persistent_workers=config.num_workers > 0,
+    )
+    batches = iter(dataloader)
+    num_parts = config.gradient_accumulation_steps * accelerator.num_processes
+    size = config.global_batch_size // num_parts
+    while True:
+        seed_process(config.seed, position, accelerator.process_index)
+        step = []
+        for number in range(config.gradient_accumulation_steps):
+            first = (number * accelerator.num_processes + accelerator.process_index) * size
+            draws = KeyedRandom(config.seed, position, range(first, first + size), accelerator.device)
+            step.append((send_to_device(next(batches), accelerator.device, non_blocking=True), draws))
+        yield step
+        position += 1
+
+
+@contextlib.contextmanager
+def accumulating(accelerator: Accelerator, model: nn.Module, is_last: bool) -> Iterator[None]:
+    """Around the backward pass of a part of a global batch: only the last one exchanges gradients."""
+    with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
+        yield
+
+
+def clip_gradients(accelerator: Accelerator, model: nn.Module, max_norm: float) -> torch.Tensor:
+    """Scale the gradients to a norm of at most `max_norm`; returns the norm before, a scalar, also of shards."""
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def global_mean(accelerator: Accelerator, values: torch.Tensor) -> list[float]:
+    """The mean over the processes of each number of a vector."""
+    return accelerator.reduce(values.detach().float(), reduction="mean").tolist()
+
+
+def skip_step(accelerator: Accelerator, optimizer: Optimizer) -> None:
+    """Forget the gradients of a step that the optimiser is not to take."""
+    optimizer.zero_grad()
+    if accelerator.scaler is not None:  # fp16: its gradients were unscaled, which it expects to be followed by this
+        accelerator.scaler.update()
+
+
+def due(step: int, interval: int | None, last: int) -> bool:
+    """Whether something that is done every `interval` steps, and after the last, is due after this one."""
+    return interval is not None and (step % interval == 0 or step == last)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Result
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def write_result(output_dir: str, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder, then move what is in it to `output_dir`, which may hold checkpoints and logs already.
+
+    The file that tells a finished result comes last, so that a process that is killed can be resumed.
+    """
+    partial = Path(output_dir) / ".result.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    for path in sorted(partial.iterdir(), key=lambda path: path.name in RESULT_FILES):
+        target = Path(output_dir) / path.name
+        if target.is_dir():  # of a run that was killed between two of these lines
+            shutil.rmtree(target)
+        os.replace(path, target)
+    partial.rmdir()

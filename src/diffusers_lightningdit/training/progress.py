@@ -1,0 +1,129 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""What a training run shows and records: progress bar, `metrics.jsonl`, Accelerate's trackers, throughput."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
+
+from .config import TrainingConfig
+
+METRICS_FILE = "metrics.jsonl"
+# Dense peak in 16-bit floating point with 32-bit sums, in 10^12 operations a second, by the vendor's data sheets
+PEAK_TFLOPS = {
+    "A100": 312,
+    "A800": 312,
+    "A10": 125,
+    "L4": 121,
+    "L40S": 362,
+    "H100 PCIe": 756,
+    "H100": 989,
+    "H800": 989,
+    "H200": 989,
+    "H20": 148,
+    "B200": 2250,
+    "RTX 3090": 71,
+    "RTX 4090": 165,
+    "RTX 5090": 209,
+}
+
+
+def forward_flops(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
+    """Floating-point operations of one forward pass (a multiplication and an addition are two).
+
+    Args:
+        model: on the meta device, as are its `inputs`: nothing is computed.
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(*inputs)
+    return counter.get_total_flops()
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """16-bit operations a second that a device can do by its data sheet; None for one that isn't in the table."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    known = [key for key in PEAK_TFLOPS if key in name]
+    return PEAK_TFLOPS[max(known, key=len)] * 1e12 if known else None
+
+
+class TrainingProgress:
+    """Shows and records the metrics of a run, on the main process only; a context around the steps.
+
+    Args:
+        config: for `max_train_steps`, `logging_steps`, `global_batch_size`, `output_dir`, `report_to`.
+        accelerator: with the trackers of `report_to`.
+        step: steps done before.
+        flops_per_image: of a training step, forward and backward; None shows no MFU.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, accelerator: Accelerator, step: int = 0, flops_per_image: float | None = None
+    ):
+        self.config = config
+        self.accelerator = accelerator
+        self.images = 0  # since `last_time`
+        self.last_time = time.perf_counter()
+        self.flops_per_image = flops_per_image
+        self.peak = peak_flops(accelerator.device)
+        self.bar = tqdm(
+            total=config.max_train_steps, initial=step, desc="train", disable=not accelerator.is_main_process
+        )
+        if accelerator.is_main_process:
+            Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+        if config.trackers:
+            plain = {
+                key: value if isinstance(value, (int, float, str, bool)) else str(value)
+                for key, value in vars(config).items()
+            }
+            accelerator.init_trackers("logs", config=plain)
+
+    def report(self, line: str) -> None:
+        """Show a line above the progress bar."""
+        if self.accelerator.is_main_process:
+            tqdm.write(line)
+
+    def update(self, step: int, metrics: dict[str, float]) -> None:
+        """After each step: move the bar; every `logging_steps`, and after the last, record the metrics."""
+        self.images += self.config.global_batch_size
+        self.bar.n = step
+        self.bar.set_postfix({key: f"{value:.4g}" for key, value in metrics.items()}, refresh=False)
+        self.bar.update(0)
+        if step % self.config.logging_steps == 0 or step == self.config.max_train_steps:
+            self.record(step, {**metrics, **self._throughput()})
+
+    def _throughput(self) -> dict[str, float]:
+        now = time.perf_counter()
+        images_per_second = self.images / (now - self.last_time)
+        self.images, self.last_time = 0, now
+        throughput = {"images_per_second": images_per_second}
+        if self.peak is not None and self.flops_per_image is not None:
+            # part of the peak that the model's own operations need (model FLOPs utilisation, arXiv 2204.02311)
+            flops = images_per_second * self.flops_per_image
+            throughput["mfu"] = flops / (self.peak * self.accelerator.num_processes)
+        self.bar.set_description(
+            f"train {images_per_second:.3g} images/s"
+            + (f", MFU {100 * throughput['mfu']:.3g} %" if "mfu" in throughput else "")
+        )
+        return throughput
+
+    def record(self, step: int, metrics: dict[str, Any]) -> None:
+        """Write a line of `metrics.jsonl`, and to the trackers."""
+        if self.accelerator.is_main_process:
+            with open(Path(self.config.output_dir) / METRICS_FILE, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **metrics}) + "\n")
+        if self.config.trackers:
+            self.accelerator.log(metrics, step=step)
+
+    def __enter__(self) -> "TrainingProgress":
+        return self
+
+    def __exit__(self, *_) -> None:
+        """End the bar's line, also before an error."""
+        self.bar.close()

@@ -1,0 +1,120 @@
+import numpy as np
+import PIL
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+from safetensors.torch import load_file
+
+from diffusers_lightningdit.data.images import ImageDataset, center_crop, image_to_pixels
+
+
+@pytest.fixture(scope="module")
+def recorded(golden):
+    return load_file(golden("center_crop/images.safetensors"))
+
+
+CROPS = ["w311_h173", "w100_h450", "w256_h256", "w63_h100", "w64_h64", "w129_h128", "w45_h33", "gray_w90_h70"]
+
+
+@pytest.mark.parametrize("name", CROPS)
+def test_center_crop_is_the_originals(recorded, name):
+    cropped = np.array(center_crop(Image.fromarray(recorded[f"in.{name}"].numpy()), 64))
+    difference = np.abs(cropped.astype(int) - recorded[f"crop64.{name}"].numpy())
+    # recorded with Pillow 13, whose box filter rounds differently from that of Pillow 12
+    assert difference.max() <= (0 if int(PIL.__version__.split(".")[0]) >= 13 else 1)
+
+
+def test_center_crop_to_another_size(recorded):
+    cropped = np.array(center_crop(Image.fromarray(recorded["in.w311_h173"].numpy()), 32))
+    np.testing.assert_array_equal(cropped, recorded["crop32.w311_h173"].numpy())
+
+
+def test_pixels_are_the_originals(recorded):
+    pixels = image_to_pixels(Image.fromarray(recorded["in.w311_h173"].numpy()), 64)
+    assert torch.equal(pixels, recorded["normalised.w311_h173"])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_8_bit_modes_become_rgb(mode):
+    pixels = image_to_pixels(Image.new("RGB", (16, 8), "white").convert(mode), 8)
+    assert pixels.shape == (3, 8, 8)
+    assert torch.equal(pixels, torch.ones(3, 8, 8))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_deeper_images_are_refused(mode):
+    with pytest.raises(ValueError, match=f"mode '{mode}'; required: one of"):
+        image_to_pixels(Image.new(mode, (8, 8)), 8)
+
+
+# -- data sets --
+
+
+@pytest.fixture(scope="module")
+def parquet_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parquet")
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["cat", "dog"]), "number": Value("int64")})
+    images = [Image.new("RGB", (20, 16), color) for color in ("black", "white")]
+    columns = {"image": images, "label": [1, 0], "number": [5, 6]}
+    Dataset.from_dict(columns, features=features).to_parquet(folder / "train.parquet")
+    return folder
+
+
+def test_parquet_folder(parquet_folder):
+    dataset = ImageDataset(str(parquet_folder), resolution=8)
+    assert len(dataset) == 2
+    assert dataset.id2label == {0: "cat", 1: "dog"}
+    assert dataset[0]["class_labels"] == 1
+    assert torch.equal(dataset[0]["pixel_values"], -torch.ones(3, 8, 8))
+    assert torch.equal(dataset[1]["pixel_values"], torch.ones(3, 8, 8))
+
+
+def test_image_folder(tmp_path):
+    for name, color in (("cat", "black"), ("dog", "white")):
+        (tmp_path / name).mkdir()
+        Image.new("L", (9, 9), color).save(tmp_path / name / "picture.png")
+    dataset = ImageDataset(str(tmp_path), resolution=8)
+    assert dataset.id2label == {0: "cat", 1: "dog"}
+    assert {dataset.id2label[item["class_labels"]]: item["pixel_values"].mean().item() for item in dataset} == {
+        "cat": -1,
+        "dog": 1,
+    }
+
+
+def test_images_without_labels(parquet_folder):
+    dataset = ImageDataset(str(parquet_folder), resolution=8, label_column=None)
+    assert dataset.id2label is None
+    assert list(dataset[0]) == ["pixel_values"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"data": "/no/such/folder"}, "`data` is '/no/such/folder', split 'train'; required: a folder or Hub id"),
+        ({"split": "test"}, "split 'test'; required"),
+        ({"image_column": "picture"}, "`image_column` is 'picture'; required: a column of images among image, label"),
+        ({"image_column": "label"}, "`image_column` is 'label'; required: a column of images"),
+        ({"label_column": "number"}, "`label_column` is 'number'; required: a ClassLabel column among image, label"),
+    ],
+)
+def test_errors_name_argument_value_and_requirement(parquet_folder, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ImageDataset(**{"data": str(parquet_folder), "resolution": 8, **arguments})
+
+
+@pytest.mark.parametrize(("label", "message"), [(None, "has 1 rows without a label"), (-1, "labels from -1 to 1")])
+def test_rows_without_a_label_are_refused(tmp_path, label, message):
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["cat", "dog"])})
+    columns = {"image": [Image.new("RGB", (8, 8))] * 2, "label": [label, 1]}
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=message):
+        ImageDataset(str(tmp_path), resolution=8)
+
+
+def test_a_truncated_parquet_file_is_one_line(tmp_path):
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(ValueError, match="`data` is") as error:
+        ImageDataset(str(tmp_path), resolution=8)
+    assert "\n" not in str(error.value)

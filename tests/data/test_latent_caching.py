@@ -1,0 +1,311 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from datasets import Array3D, ClassLabel, Dataset, Features, load_dataset
+from datasets import Image as ImageFeature
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from diffusers_lightningdit import AutoencoderVAVAE
+from diffusers_lightningdit.data import latent_caching
+from diffusers_lightningdit.data.images import image_to_pixels
+from diffusers_lightningdit.data.latent_caching import CachingConfig, cache_latents, draw_latents, posterior_noise
+from diffusers_lightningdit.data.latent_dataset import LatentsDataset
+from diffusers_lightningdit.data.latents import encode_moments
+from diffusers_lightningdit.original import load_autoencoder, read_latents_statistics
+
+NUM_IMAGES = 11
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory) -> str:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("vae")
+    arguments = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}
+    AutoencoderVAVAE(**arguments, sample_size=8).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image.Image]:
+    pixels = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, 10, 12, 3), dtype=np.uint8)
+    return [Image.fromarray(image) for image in pixels]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, images) -> str:
+    folder = tmp_path_factory.mktemp("data")
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["cat", "dog", "owl"])})
+    columns = {"image": images, "label": [number % 3 for number in range(NUM_IMAGES)]}
+    Dataset.from_dict(columns, features=features).to_parquet(folder / "train.parquet")
+    return str(folder)
+
+
+@pytest.fixture
+def cache(data, vae, tmp_path):
+    """cache(output name, option=...) -> the folder; shards of 4, 4 and 3 images, batches of 3."""
+
+    def run(name="latents", **options) -> Path:
+        defaults = {"data": data, "vae": vae, "resolution": 8, "shard_size": 4, "batch_size": 3}
+        config = CachingConfig(**{**defaults, "output_dir": str(tmp_path / name), **options})
+        cache_latents(config, Accelerator(cpu=True))
+        return tmp_path / name
+
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    shards = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
+    return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
+
+
+def test_what_is_written(cache, vae, images):
+    folder = cache()
+    assert sorted(contents(folder)) == [
+        "latents_info.json",
+        "latents_rank00_shard000.safetensors",
+        "latents_rank00_shard001.safetensors",
+        "latents_rank00_shard002.safetensors",
+        "latents_stats.pt",
+        "skipped_images.json",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]
+    with safe_open(folder / "latents_rank00_shard002.safetensors", "pt") as file:
+        assert file.metadata() == {"total_size": "3", "dtype": "torch.float32", "device": "cpu"}
+    tensors = tensors_of(folder)
+    assert tensors["labels"].tolist() == [number % 3 for number in range(NUM_IMAGES)]  # each image exactly once
+    model = AutoencoderVAVAE.from_pretrained(vae).eval()
+    pixels = torch.stack([image_to_pixels(image, 8) for image in images])
+    for flip, name in enumerate(("latents", "latents_flip")):
+        noise = torch.stack([posterior_noise(0, index, bool(flip), (4, 4, 4)) for index in range(NUM_IMAGES)])
+        expected = draw_latents(encode_moments(model, pixels.flip(-1) if flip else pixels), noise)
+        torch.testing.assert_close(tensors[name], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_statistics_are_written_for_the_original_and_into_a_copy_of_the_vae(cache, vae):
+    before = contents(Path(vae))
+    folder = cache()
+    values = tensors_of(folder)["latents"].double().transpose(0, 1).flatten(1)
+    mean, std = read_latents_statistics(folder / "latents_stats.pt")
+    assert mean == pytest.approx(values.mean(1).tolist(), abs=1e-7)
+    assert std == pytest.approx(values.std(1).tolist(), rel=1e-6)
+    copy = AutoencoderVAVAE.from_pretrained(folder / "vae")
+    assert copy.config.latents_mean == pytest.approx(mean, abs=1e-7)
+    assert copy.config.latents_std == pytest.approx(std, rel=1e-6)
+    dataset = LatentsDataset(str(folder))
+    dataset.check_vae(copy)
+    dataset.check_statistics(copy.config.latents_mean, copy.config.latents_std)
+    dataset.check_own_statistics()
+    assert dataset.id2label == {0: "cat", 1: "dog", 2: "owl"}
+    assert contents(Path(vae)) == before
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(cache, dtype):
+    stored = tensors_of(cache(dtype=dtype))
+    assert torch.equal(stored["latents"], tensors_of(cache("full"))["latents"].to(getattr(torch, dtype)))
+
+
+def test_streaming_writes_the_same_shards(cache):
+    whole, streamed = contents(cache()), contents(cache("streamed", streaming=True))
+    assert whole.keys() == streamed.keys()
+    assert [name for name in whole if whole[name] != streamed[name]] == ["latents_info.json"]  # tells of the streaming
+
+
+def test_parquet_is_a_data_set(cache):
+    folder = cache("rows", format="parquet")
+    rows = load_dataset(str(folder), split="train")
+    assert rows.features["latents"] == rows.features["latents_flip"] == Array3D((4, 4, 4), "float32")
+    assert rows.features["label"].names == ["cat", "dog", "owl"]
+    expected, dataset = tensors_of(cache()), LatentsDataset(str(folder))
+    dataset.check_vae(AutoencoderVAVAE.from_pretrained(folder / "vae"))
+    assert dataset.info["num_images"] == NUM_IMAGES
+    assert len(dataset) == NUM_IMAGES
+    for index in range(NUM_IMAGES):
+        assert torch.equal(dataset.read(index, flip=False), expected["latents"][index])
+        assert torch.equal(dataset.read(index, flip=True), expected["latents_flip"][index])
+
+
+# -- interruptions --
+
+
+@pytest.mark.parametrize("format", ["safetensors", "parquet"])
+def test_a_run_stopped_before_any_rename_goes_on_to_the_same_files(cache, monkeypatch, format):
+    expected = contents(cache("whole", format=format))
+    replace, calls = os.replace, []
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(*paths):
+        calls.append(paths)
+        if len(calls) == stop_at:
+            raise Stopped
+        replace(*paths)
+
+    for stop_at in range(1, 13):
+        calls.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", stop)
+            try:
+                cache(f"stopped_{stop_at}", format=format)
+            except Stopped:
+                pass
+            else:
+                break  # there are no more renames
+        assert contents(cache(f"stopped_{stop_at}", format=format)) == expected
+    assert stop_at == 12  # settings, 3 shards with their records, report, statistics, VAE, information
+
+
+def test_whole_shards_are_not_encoded_again(cache, monkeypatch):
+    encoded, encode_batch = [], latent_caching.ShardEncoder._encode_batch
+
+    def count(self, samples):
+        encoded.extend(sample.index for sample in samples)
+        if len(encoded) > 5:
+            raise KeyboardInterrupt
+        return encode_batch(self, samples)
+
+    monkeypatch.setattr(latent_caching.ShardEncoder, "_encode_batch", count)
+    with pytest.raises(KeyboardInterrupt):
+        cache()
+    encoded.clear()
+    monkeypatch.setattr(
+        latent_caching.ShardEncoder,
+        "_encode_batch",
+        lambda self, samples: encoded.extend(sample.index for sample in samples) or encode_batch(self, samples),
+    )
+    cache()
+    assert encoded == list(range(4, NUM_IMAGES))
+    encoded.clear()
+    cache()  # complete
+    assert encoded == []
+
+
+def test_other_settings_are_refused(cache, tmp_path):
+    before = contents(cache())
+    with pytest.raises(ValueError, match="was begun with `seed` 0, now it is 1; required: the same, or another"):
+        cache(seed=1)
+    assert contents(tmp_path / "latents") == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("precious")
+    with pytest.raises(ValueError, match=r"`output_dir` is .*other', which exists; required: a new or an empty folder"):
+        cache("other")
+
+
+# -- bad images --
+
+
+@pytest.fixture
+def damaged(tmp_path, images) -> str:
+    for number, image in enumerate(images):
+        path = tmp_path / "damaged" / "abc"[number % 3] / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    path.write_bytes(path.read_bytes()[:100])
+    return str(tmp_path / "damaged")
+
+
+def test_a_corrupt_image_is_fatal_or_skipped_and_listed(cache, damaged, tmp_path):
+    with pytest.raises(ValueError, match=rf"b/10.png \(row 7\) in {damaged} cannot be used \(.*; required: a sound"):
+        cache(data=damaged, on_error="fail")
+    folder = cache(data=damaged, on_error="skip")
+    report = json.loads((folder / "skipped_images.json").read_text())
+    assert [(entry["index"], entry["name"]) for entry in report] == [(7, f"{damaged}/b/10.png (row 7)")]
+    assert json.loads((folder / "latents_info.json").read_text())["num_images"] == NUM_IMAGES - 1
+    assert tensors_of(folder)["labels"].tolist() == [0] * 4 + [1] * 3 + [2] * 3
+    assert contents(cache("at_once", data=damaged, on_error="skip")) == contents(folder)
+
+
+def test_latents_that_overflow_are_reported(cache, vae, tmp_path):
+    model = AutoencoderVAVAE.from_pretrained(vae)
+    model.quant_conv.bias.data[0] = 66_000.0  # beyond float16
+    model.save_pretrained(tmp_path / "large")
+    with pytest.raises(ValueError, match=r"row 0\) in .* \(its latents hold inf in float16 \(VAE in float32\)\)"):
+        cache(vae=str(tmp_path / "large"), dtype="float16")
+    with pytest.raises(ValueError, match=r"none of the 11 images of .* can be used; required: sound images, see"):
+        cache(vae=str(tmp_path / "large"), dtype="float16", on_error="skip")
+
+
+# -- other bad input --
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "int8"}, "`dtype` is 'int8'; required: one of float32, bfloat16, float16"),
+        ({"format": "parquet", "dtype": "bfloat16"}, "`dtype` is 'bfloat16'; required: float32 or float16"),
+        ({"on_error": "ignore"}, "`on_error` is 'ignore'; required: one of fail, skip"),
+        ({"shard_size": 0}, "`shard_size` is 0; required: at least 1"),
+        ({"resolution": 9}, "`resolution` is 9; required: a multiple of the VAE's factor, 2"),
+        ({"vae": "/no/such/folder"}, "`vae` is '/no/such/folder'; required"),
+        ({"data": "/no/such/folder"}, "`data` is '/no/such/folder', split 'train'; required"),
+    ],
+)
+def test_bad_input_before_any_file(cache, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        cache(**options)
+    assert not (tmp_path / "latents").exists()
+
+
+def test_more_processes_than_shards(cache, monkeypatch, tmp_path):
+    monkeypatch.setattr(Accelerator, "num_processes", 4)
+    with pytest.raises(ValueError, match="4 processes are more than the shards, of `shard_size` 4, that 11 images"):
+        cache()
+    assert not (tmp_path / "latents").exists()
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_written(cache, monkeypatch, tmp_path):
+    calls, write_shard = [], latent_caching.write_shard
+
+    def full(path, **tensors):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        write_shard(path, **tensors)
+
+    monkeypatch.setattr(latent_caching, "write_shard", full)
+    with pytest.raises(ValueError, match=r"shard001.safetensors cannot be written \(.*No space left on device\); req"):
+        cache()
+    assert (tmp_path / "latents" / "latents_rank00_shard000.safetensors").exists()
+    assert contents(cache()) == contents(cache("again"))
+
+
+# -- parity --
+
+
+def test_latents_are_the_originals(golden):
+    folder = golden("latent_dataset")
+    info = json.loads((folder / "info.json").read_text())
+    noise = load_file(folder / "posterior_noise.safetensors")
+    sources = load_file(folder / "source_images.safetensors")
+    vae = load_autoencoder(golden("vae/vavae/vavae.ckpt")).eval()
+    names = [name.removesuffix(".png").replace("/", ".") for name in info["order_of_images"]]
+    pixels = torch.stack([image_to_pixels(Image.fromarray(sources[name].numpy()), 64) for name in names])
+    expected = tensors_of(folder / "imagenet_train_64")
+    for flip, name in enumerate(("latents", "latents_flip")):
+        draws = [noise[f"draw{2 * number + flip:02d}"] for number in range(2)]
+        moments = [encode_moments(vae, batch) for batch in (pixels.flip(-1) if flip else pixels).split(info["batch"])]
+        latents = torch.cat([draw_latents(*pair) for pair in zip(moments, draws, strict=True)])
+        torch.testing.assert_close(latents, expected[name], atol=1e-4, rtol=0)
+
+
+def test_noise_depends_on_image_and_flip_only():
+    noise = [posterior_noise(seed, index, flip, (4, 8, 8)) for seed, index, flip in [(0, 5, False), (0, 5, True)]]
+    assert torch.equal(noise[0], posterior_noise(0, 5, False, (4, 8, 8)))
+    assert not torch.equal(noise[0], noise[1])
+    assert not torch.equal(noise[0], posterior_noise(1, 5, False, (4, 8, 8)))
+    many = torch.stack([posterior_noise(0, index, False, (4, 8, 8)) for index in range(200)])
+    assert many.mean().item() == pytest.approx(0, abs=0.02)
+    assert many.std().item() == pytest.approx(1, abs=0.02)

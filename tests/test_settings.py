@@ -1,0 +1,151 @@
+from dataclasses import dataclass, field
+
+import pytest
+
+from diffusers_lightningdit import AutoencoderVAVAE
+from diffusers_lightningdit.settings import (
+    check_at_least,
+    check_choice,
+    check_model_arguments,
+    check_output_dir,
+    one_line_errors,
+    parse_config,
+)
+
+
+@dataclass
+class ExampleConfig:
+    data: str
+    learning_rate: float = 1e-4
+    num_steps: int = 10
+    use_flip: bool = False
+    betas: tuple[float, float] = (0.9, 0.95)
+    channels: int | None = 3
+    model: dict = field(default_factory=dict)
+    decays: tuple[float, ...] = ()
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("data: folder\nlearning_rate: 1e-3\nmodel: {width: 8, depth: 2}\nbetas: [0.5, 1]\nchannels: null\n")
+    return str(path)
+
+
+def test_settings_go_over_the_recipe_which_goes_over_the_defaults(recipe):
+    config = parse_config(ExampleConfig, ["num_steps=20", "--config", recipe, "model.depth=3", "use_flip=true"])
+    assert config == ExampleConfig(
+        data="folder",
+        learning_rate=1e-3,  # YAML 1.1 reads 1e-3 as text
+        num_steps=20,
+        use_flip=True,
+        betas=(0.5, 1.0),
+        channels=None,
+        model={"width": 8, "depth": 3},
+    )
+
+
+def test_flags_are_settings_too(recipe):
+    arguments = ["--num_steps", "20", "--config", recipe, "--model.depth=3", "--use_flip", "true"]
+    config = parse_config(ExampleConfig, arguments)
+    assert (config.num_steps, config.model["depth"], config.use_flip) == (20, 3, True)
+    with pytest.raises(ValueError, match="`--num_steps` has no value; required: --num_steps VALUE"):
+        parse_config(ExampleConfig, ["data=x", "--num_steps"])
+
+
+def test_lists_of_any_length():
+    assert parse_config(ExampleConfig, ["data=x", "decays=[0.9, 1]"]).decays == (0.9, 1.0)
+    assert parse_config(ExampleConfig, ["data=x", "decays=[]"]).decays == ()
+    with pytest.raises(ValueError, match=r"`decays` is 0\.9; required: a list of numbers"):
+        parse_config(ExampleConfig, ["data=x", "decays=0.9"])
+
+
+def test_settings_without_a_recipe():
+    assert parse_config(ExampleConfig, ["data=user/images"]) == ExampleConfig(data="user/images")
+
+
+@pytest.mark.parametrize("text", ["2024", "007", "no", "1e3", "a=b", "[x]"])
+def test_text_that_yaml_takes_for_something_else_stays_text(text):
+    assert parse_config(ExampleConfig, [f"data={text}"]).data == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "`data` is not given; required: data=..."),
+        (["--config", "NUMBER"], "`data` is 2024; required: text, in quotes where YAML reads it otherwise"),
+        (["data=x", "num_step=3"], "`num_step` is no key of ExampleConfig. Did you mean `num_steps`?"),
+        (["data=x", "zzz=3"], "`zzz` is no key of ExampleConfig. Known: betas, channels"),
+        (["data=x", "num_steps=many"], "`num_steps` is 'many'; required: int"),
+        (["data=x", "num_steps=2.5"], "`num_steps` is 2.5; required: int"),
+        (["data=x", "learning_rate=fast"], "`learning_rate` is 'fast'; required: float"),
+        (["data=x", "learning_rate=nan"], "`learning_rate` is 'nan'; required: float"),
+        (["data=x", "use_flip=1"], "`use_flip` is 1; required: bool"),
+        (["data=x", "channels=all"], "`channels` is 'all'; required: int or none"),
+        (["data=x", "betas=[0.9]"], r"`betas` is [0.9]; required: 2 numbers"),
+        (["data=x", "model=8"], "`model` is 8; required: keys with values"),
+        (["data=x", "learning_rate.start=8"], "`learning_rate` is {'start': 8}; required: float"),
+        (["data=x", "nothing"], "the argument is 'nothing'; required: key=value"),
+        (["data=x", "model={"], "`model` is '{'; required: a YAML value"),
+        (["--config", "/no/such.yaml"], "`--config` is '/no/such.yaml'; required: an existing YAML file"),
+    ],
+)
+def test_errors_name_key_value_and_requirement(arguments, message, tmp_path):
+    (tmp_path / "number.yaml").write_text("data: 2024")
+    arguments = [str(tmp_path / "number.yaml") if argument == "NUMBER" else argument for argument in arguments]
+    with pytest.raises(ValueError) as error:
+        parse_config(ExampleConfig, arguments)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("- a\n- b\n", "holds a list; required: keys"), ("a: [\n", "is no YAML file")]
+)
+def test_recipe_that_is_none(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        parse_config(ExampleConfig, ["--config", str(path)])
+    assert "\n" not in str(error.value)
+
+
+def test_model_arguments():
+    check_model_arguments("vae", {"latent_channels": 4}, AutoencoderVAVAE)
+    with pytest.raises(ValueError, match=r"`vae\.latent_channel` is no key of AutoencoderVAVAE\. Did you mean"):
+        check_model_arguments("vae", {"latent_channel": 4}, AutoencoderVAVAE)
+
+
+def test_output_dir(tmp_path):
+    check_output_dir(str(tmp_path))
+    check_output_dir(str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").touch()
+    for taken in (tmp_path, tmp_path / "file"):
+        with pytest.raises(ValueError, match="which exists; required: a new or an empty folder"):
+            check_output_dir(str(taken))
+
+
+def test_a_resumed_run_may_have_checkpoints_but_no_result(tmp_path):
+    (tmp_path / "checkpoint-3").mkdir()
+    check_output_dir(str(tmp_path), resuming=True)
+    check_output_dir(str(tmp_path / "new"), resuming=True)
+    (tmp_path / "model_index.json").touch()
+    with pytest.raises(ValueError, match="which holds a finished result; required: another folder"):
+        check_output_dir(str(tmp_path), resuming=True)
+
+
+def test_choices_and_bounds():
+    check_choice("solver", "euler", ("euler", "heun"))
+    with pytest.raises(ValueError, match="`solver` is 'rk4'; required: one of euler, heun"):
+        check_choice("solver", "rk4", ("euler", "heun"))
+    check_at_least("num_steps", 1, 1)
+    with pytest.raises(ValueError, match="`num_steps` is 0; required: at least 1"):
+        check_at_least("num_steps", 0, 1)
+
+
+def test_one_line_errors(capsys):
+    with pytest.raises(SystemExit) as stop, one_line_errors():
+        raise ValueError("`a` is 1; required: 2.")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: `a` is 1; required: 2.\n"

@@ -1,0 +1,250 @@
+"""Saving and restoring a run of two models, as that of an autoencoder and its discriminator."""
+
+import math
+import shutil
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, list_checkpoints
+from diffusers_lightningdit.training.moving_averages import MovingAverages
+from diffusers_lightningdit.training.run_state import RunState, set_schedule
+from diffusers_lightningdit.training.spike_guard import SpikeGuard, TrainingDiverged
+
+NAMES = ("generator", "critic")
+
+
+def make_run(folder, width=3, seed=5, learning_rate=0.1, decays=(0.9, 0.99), report=None, **arguments) -> RunState:
+    accelerator = Accelerator(cpu=True)
+    models = {"generator": nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width)), "critic": nn.Linear(2, 1)}
+    optimizers = {
+        "generator": torch.optim.AdamW(models["generator"].parameters(), lr=learning_rate),
+        "critic": torch.optim.SGD(models["critic"].parameters(), lr=learning_rate, momentum=0.9),
+    }
+    prepared = {name: accelerator.prepare(models[name], optimizers[name]) for name in NAMES}
+    return RunState(
+        accelerator,
+        str(folder),
+        models={name: prepared[name][0] for name in NAMES},
+        optimizers={name: prepared[name][1] for name in NAMES},
+        lr_schedulers={name: LambdaLR(optimizers[name], lambda step: 1 / (1 + step)) for name in NAMES},
+        averages={"generator": MovingAverages(models["generator"].parameters(), decays)},
+        guard=SpikeGuard(),
+        identity={"seed": seed},
+        architectures={"generator": {"width": width}, "critic": {}},
+        settings={"learning_rate": learning_rate, "output_dir": str(folder)},
+        report=report or (lambda line: None),
+        **arguments,
+    )
+
+
+def train(run: RunState, num_steps: int) -> None:
+    for _ in range(num_steps):
+        inputs = torch.randn(4, 2, generator=torch.Generator().manual_seed(run.position))
+        for name in NAMES:
+            loss = run.models[name](inputs).square().mean() + run.models[name](inputs).mean()
+            run.accelerator.backward(loss)
+            run.optimizers[name].step()
+            run.optimizers[name].zero_grad()
+            run.lr_schedulers[name].step()
+        run.averages["generator"].step(run.models["generator"].parameters())
+        run.guard.check(loss.item(), 1.0)
+        run.step, run.position = run.step + 1, run.position + 1
+
+
+def everything(run: RunState) -> dict:
+    content = {}
+    for name in NAMES:
+        content |= {f"{name}.{key}": value.clone() for key, value in run.models[name].state_dict().items()}
+        for number, state in enumerate(run.optimizers[name].state_dict()["state"].values()):
+            content |= {
+                f"{name}.optimizer.{number}.{key}": torch.as_tensor(value).clone() for key, value in state.items()
+            }
+        content[f"{name}.lr"] = torch.tensor(run.lr_schedulers[name].get_last_lr(), dtype=torch.float64)
+    for decay, shadows in run.averages["generator"]:
+        content |= {f"ema.{decay}.{number}": shadow.clone() for number, shadow in enumerate(shadows)}
+    content["losses"] = torch.tensor(list(run.guard.losses), dtype=torch.float64)
+    content["counts"] = torch.tensor([run.step, run.position, run.averages["generator"].num_steps])
+    return content
+
+
+def assert_identical(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        assert torch.equal(value, b[key]), key
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with the checkpoints of steps 2 and 4, and everything as it is after step 6."""
+    run = make_run(tmp_path)
+    for _ in range(2):
+        train(run, 2)
+        run.save()
+    train(run, 2)
+    return tmp_path, everything(run)
+
+
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(saved):
+    folder, expected = saved
+    for checkpoint, num_steps in (("latest", 2), (str(folder / "checkpoint-4"), 2)):
+        torch.manual_seed(99)  # other first weights, which the checkpoint replaces
+        lines = []
+        run = make_run(folder, report=lines.append)
+        run.resume(checkpoint)
+        assert lines == [f"resumed from {folder}/checkpoint-4, step 4"]
+        train(run, num_steps)
+        assert_identical(everything(run), expected)
+
+
+def test_latest_without_a_checkpoint_begins_anew(tmp_path):
+    lines = []
+    run = make_run(tmp_path / "none", report=lines.append)
+    run.resume("latest")
+    assert run.step == 0
+    assert lines == [f"no checkpoint in {tmp_path}/none: training begins anew"]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(saved):
+    folder, expected = saved
+    file = folder / "checkpoint-4" / "generator.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    lines = []
+    run = make_run(folder, report=lines.append)
+    run.resume("latest")
+    assert lines == [
+        f"{file} is damaged: its SHA-256 sum is not the one it was written with. The one before it is used.",
+        f"resumed from {folder}/checkpoint-2, step 2",
+    ]
+    train(run, 2)
+    run.save()  # the damaged one is out of the way, but not deleted
+    train(run, 2)
+    assert_identical(everything(run), expected)
+    assert (folder / "checkpoint-4.damaged-1").is_dir()
+    with pytest.raises(ValueError, match=r"checkpoint-4\.damaged-1/generator\.safetensors is damaged"):
+        make_run(folder).resume(str(folder / "checkpoint-4.damaged-1"))
+
+
+def test_nothing_but_damaged_checkpoints_is_an_error(saved):
+    folder, _ = saved
+    for step in (2, 4):
+        (folder / f"checkpoint-{step}" / "state.json").unlink()
+    with pytest.raises(ValueError, match=r"There is no earlier checkpoint in .* to resume from"):
+        make_run(folder).resume("latest")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"width": 4}, "checkpoint-4 has `generator.width` 3, this run 4; required: the same architecture"),
+        ({"seed": 6}, "`seed` is 6; required: 5, as in the checkpoint"),
+        ({"decays": (0.5,)}, r"the EMA decay 0\.5 is not in the checkpoint"),
+    ],
+)
+def test_a_checkpoint_of_another_run_changes_nothing(saved, arguments, message):
+    folder, _ = saved
+    run = make_run(folder, **arguments)
+    before = everything(run)
+    with pytest.raises(ValueError, match=message):
+        run.resume("latest")
+    assert_identical(everything(run), before)
+
+
+def test_changed_shapes_that_the_arguments_do_not_tell(saved):
+    folder, _ = saved
+    run = make_run(folder)
+    run.models["critic"].weight = nn.Parameter(torch.zeros(1, 5))
+    with pytest.raises(ValueError, match=r"critic.safetensors has `weight` of shape \[1, 2\]; required: \[1, 5\]"):
+        run.resume("latest")
+
+
+def test_a_path_that_is_none_or_would_be_overtaken(saved):
+    folder, _ = saved
+    with pytest.raises(ValueError, match="`resume_from_checkpoint` is '/no/such'; required: latest, or the folder"):
+        make_run(folder).resume("/no/such")
+    with pytest.raises(ValueError, match=r"checkpoint-2', but .*checkpoint-4 is later; required: latest, or another"):
+        make_run(folder).resume(str(folder / "checkpoint-2"))
+    run = make_run(folder / "other")
+    run.resume(str(folder / "checkpoint-2"))
+    assert run.step == 2
+
+
+def test_settings_may_change_and_are_said(saved):
+    folder, _ = saved
+    lines = []
+    run = make_run(folder, learning_rate=0.2, report=lines.append)
+    run.resume("latest")
+    assert lines[0] == "`learning_rate` is now 0.2; the checkpoint was trained with 0.1"
+    assert run.optimizers["generator"].param_groups[0]["lr"] == pytest.approx(0.2 / 5)  # at step 4 of its schedule
+
+
+def test_a_limit(tmp_path):
+    run = make_run(tmp_path, total_limit=2)
+    for _ in range(4):
+        train(run, 1)
+        run.save()
+    assert list_checkpoints(tmp_path) == [3, 4]
+
+
+def test_a_full_disk(saved, monkeypatch):
+    folder, _ = saved
+    run = make_run(folder)
+    run.resume("latest")
+    train(run, 1)
+    free = shutil.disk_usage(folder)._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    with pytest.raises(CheckpointWriteError, match=r"the disk has 1e-08 GB left; the checkpoint of step 4 is kept\.$"):
+        run.save()
+    assert list_checkpoints(folder) == [2, 4]
+
+
+def test_roll_back_goes_on_with_later_data(saved):
+    folder, _ = saved
+    lines = []
+    run = make_run(folder, report=lines.append)
+    run.resume("latest")
+    good = everything(run)
+    train(run, 1)
+    for _ in range(10):
+        run.guard.check(math.nan, 1.0)
+        run.step, run.position = run.step + 1, run.position + 1
+    assert run.guard.must_roll_back
+    run.roll_back()
+    assert lines[-1].startswith("10 steps in a row were bad at step 15: back to ")
+    assert (run.step, run.position) == (4, 15)
+    assert (run.guard.num_skipped, run.guard.num_rollbacks) == (10, 1)
+    restored = everything(run)
+    assert_identical({**restored, "counts": good["counts"]}, good)
+    # the position is saved as well
+    train(run, 1)
+    run.save()
+    other = make_run(folder)
+    other.resume("latest")
+    assert (other.step, other.position) == (5, 16)
+
+
+def test_roll_back_without_a_checkpoint(tmp_path):
+    run = make_run(tmp_path)
+    with pytest.raises(TrainingDiverged, match="has no checkpoint to return to; required: a lower `learning_rate`"):
+        run.roll_back()
+
+
+def test_a_schedule_is_set_where_it_would_be():
+    def rates(num_steps, jump):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        scheduler = LambdaLR(optimizer, lambda step: math.cos(step / 10))
+        if jump:
+            set_schedule(scheduler, num_steps)
+        for _ in range(0 if jump else num_steps):
+            optimizer.step()
+            scheduler.step()
+        optimizer.step()
+        scheduler.step()
+        return scheduler.get_last_lr(), optimizer.param_groups[0]["lr"]
+
+    assert rates(7, jump=True) == rates(7, jump=False)
