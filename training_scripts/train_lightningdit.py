@@ -18,6 +18,7 @@ from huggingface_hub import create_repo
 
 from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, LightningDiTTransformer2DModel
 from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
+from diffusers_lightningdit.data.images import UnusableImage
 from diffusers_lightningdit.data.latents import load_frozen_vae
 from diffusers_lightningdit.flow_matching import drop_labels, flow_matching_losses, logit_normal_times, uniform_times
 from diffusers_lightningdit.keyed_random import KeyedRandom
@@ -174,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
             check_share(config.num_validation_samples, len(validation.dataset), accelerator.num_processes)
         vae.to(accelerator.device)
         state = make_run(config, accelerator, make_transformer(config, vae, data, accelerator), sampler)
-    with one_line_errors((CheckpointWriteError, TrainingDiverged, OSError), status=1):
+    with one_line_errors((CheckpointWriteError, TrainingDiverged, UnusableImage, OSError), status=1):
         if config.push_to_hub and accelerator.is_main_process:
             create_repo(config.hub_model_id, private=True, exist_ok=True)  # now, not after days of training
         train(config, accelerator, vae, data, validation, sampler, state)

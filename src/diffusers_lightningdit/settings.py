@@ -199,5 +199,7 @@ def one_line_errors(kinds: tuple[type[Exception], ...] = (ValueError,), status: 
         yield
     except kinds as error:
         if PartialState._shared_state.get("process_index", 0) == 0:  # without starting process groups
-            print(f"error: {error}", file=sys.stderr)
+            # one that a data loader's worker raised comes with a traceback, and ends in "<module>.<class>: <message>"
+            message = str(error).strip().splitlines()[-1].split(f"{type(error).__name__}: ", maxsplit=1)[-1]
+            print(f"error: {message}", file=sys.stderr)
         raise SystemExit(status) from error

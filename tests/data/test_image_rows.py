@@ -47,7 +47,7 @@ def test_image_folder(folder, streaming):
         torch.testing.assert_close(samples[index].pixels, torch.full((3, 8, 8), 50 * index / 127.5 - 1))
     assert samples[2].name == f"{folder}/cat/2.png (row 2)"
     assert samples[2].error.startswith(("OSError: ", "SyntaxError: "))
-    assert samples[3].error.startswith("ValueError: an image has mode 'I;16'; required")
+    assert samples[3].error.startswith("an image has mode 'I;16'; required")
     assert samples[3].report().keys() == {"index", "name", "error"}
 
 
@@ -80,8 +80,8 @@ def test_labels_that_are_none(tmp_path):
     (_, samples), *_ = read_all(ImageRows(str(tmp_path), "train", "image", "label", 8), size=3)
     assert [sample.error for sample in samples] == [
         None,
-        "ValueError: its label is -1",
-        "ValueError: its label is None",
+        "its label is -1",
+        "its label is None",
     ]
 
 

@@ -6,8 +6,10 @@ from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader
 
-from diffusers_lightningdit.data.images import ImageDataset, center_crop, image_to_pixels
+from diffusers_lightningdit.data.images import ImageDataset, UnusableImage, center_crop, image_to_pixels
+from diffusers_lightningdit.settings import one_line_errors
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,16 @@ def test_8_bit_modes_become_rgb(mode):
     pixels = image_to_pixels(Image.new("RGB", (16, 8), "white").convert(mode), 8)
     assert pixels.shape == (3, 8, 8)
     assert torch.equal(pixels, torch.ones(3, 8, 8))
+
+
+@pytest.mark.parametrize(("size", "fits"), [((1, 1), True), ((1, 100), True), ((1, 101), False), ((404, 4), False)])
+def test_lines_of_pixels(size, fits):
+    image = Image.new("RGB", size, "white")
+    if fits:
+        assert torch.equal(image_to_pixels(image, 8), torch.ones(3, 8, 8))
+        return
+    with pytest.raises(UnusableImage, match=f"{size[0]}x{size[1]} pixels; required: sides that differ by a factor"):
+        image_to_pixels(image, 8)
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
@@ -118,3 +130,17 @@ def test_a_truncated_parquet_file_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="`data` is") as error:
         ImageDataset(str(tmp_path), resolution=8)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_damaged_image_is_named_in_one_line(tmp_path, capsys, num_workers):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.effect_noise((16, 16), 40).save(tmp_path / name / "0.png")
+    file = tmp_path / "dog" / "0.png"
+    file.write_bytes(file.read_bytes()[:100])
+    images = DataLoader(ImageDataset(str(tmp_path), 8), num_workers=num_workers)
+    with pytest.raises(SystemExit), one_line_errors((UnusableImage,)):
+        list(images)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {tmp_path}, {file} (row 1): ")

@@ -9,7 +9,7 @@ import datasets
 import torch
 from datasets import ClassLabel, Value
 
-from .images import image_to_pixels, load_rows
+from .images import UnusableImage, image_name, load_rows, read_pixels
 
 
 @dataclass
@@ -66,7 +66,6 @@ class ImageRows:
         self.image_column = image_column
         self.label_column = label_column
         self.resolution = resolution
-        self._decoder = datasets.Image()
         self._rows = rows.cast_column(image_column, datasets.Image(decode=False))
 
     def shards(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[tuple[int, dict]]]]:
@@ -86,12 +85,13 @@ class ImageRows:
     def read(self, index: int, row: dict) -> Sample:
         """Decode, crop and scale the image of a row; whatever is wrong with it is told in the sample."""
         image, label = row[self.image_column], row[self.label_column]
-        sample = Sample(index, f"{(image or {}).get('path') or 'an image'} (row {index})")
+        sample = Sample(index, image_name(image, index))
+        if label is None or label < 0 or (self.id2label and label >= len(self.id2label)):
+            sample.error = f"its label is {label}"
+            return sample
+        sample.label = label
         try:
-            if label is None or label < 0 or (self.id2label and label >= len(self.id2label)):
-                raise ValueError(f"its label is {label}")
-            sample.label = label
-            sample.pixels = image_to_pixels(self._decoder.decode_example(image), self.resolution)
-        except Exception as error:  # Pillow's decoders raise anything
-            sample.error = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            sample.pixels = read_pixels(image, self.resolution)
+        except UnusableImage as error:
+            sample.error = str(error)
         return sample

@@ -11,6 +11,11 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+MAX_SIDES_RATIO = 100  # of the longer to the shorter: what is cut away of such an image is made first
+
+
+class UnusableImage(ValueError):
+    """An image of a data set that cannot be decoded or used; the message is one line."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -36,12 +41,37 @@ def image_to_pixels(image: Image.Image, size: int) -> torch.Tensor:
     """An image of any 8-bit mode -> centre square in RGB, float32 [3, size, size] in [-1, 1].
 
     Raises:
-        ValueError: for an image of more than 8 bits a channel, which Pillow's conversion to RGB would clip.
+        UnusableImage: for an image of more than 8 bits a channel, which Pillow's conversion to RGB would clip, and for
+            one that is a mere line.
     """
     if image.mode not in EIGHT_BIT_MODES:
-        raise ValueError(f"an image has mode {image.mode!r}; required: one of {', '.join(EIGHT_BIT_MODES)}.")
+        raise UnusableImage(f"an image has mode {image.mode!r}; required: one of {', '.join(EIGHT_BIT_MODES)}.")
+    if max(image.size) > MAX_SIDES_RATIO * min(image.size):
+        raise UnusableImage(
+            f"an image has {image.width}x{image.height} pixels; required: sides that differ by a factor of at most "
+            f"{MAX_SIDES_RATIO}."
+        )
     pixels = torch.from_numpy(np.array(center_crop(image.convert("RGB"), size)))  # uint8 [size, size, 3]
     return (pixels.permute(2, 0, 1).float() / 255 - 0.5) / 0.5
+
+
+def read_pixels(encoded: dict | None, size: int) -> torch.Tensor:
+    """An image as `datasets` keeps it, `{"bytes": ..., "path": ...}` -> as `image_to_pixels`.
+
+    Raises:
+        UnusableImage: if it is missing, damaged, or of a kind that `image_to_pixels` refuses.
+    """
+    try:
+        return image_to_pixels(datasets.Image().decode_example(encoded), size)
+    except UnusableImage:
+        raise
+    except Exception as error:  # Pillow's decoders raise anything
+        raise UnusableImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def image_name(encoded: dict | None, index: int) -> str:
+    """What to call an image in a message: its file, where that is known, and its row."""
+    return f"{(encoded or {}).get('path') or 'an image'} (row {index})"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -77,7 +107,8 @@ class ImageDataset(Dataset):
         label_column: name of a `ClassLabel` column, whose names become `id2label`; None for images without labels.
 
     Raises:
-        ValueError: if the data cannot be read, or a column is missing or of another kind.
+        ValueError: if the data cannot be read, or a column is missing or of another kind; when an item is taken,
+            `UnusableImage` naming the image.
     """
 
     def __init__(
@@ -106,7 +137,8 @@ class ImageDataset(Dataset):
                     f"`label_column` {label_column!r} has {labels.null_count} rows without a label and labels from "
                     f"{smallest} to {largest}; required: 0 to {len(self.id2label) - 1} in every row."
                 )
-        self.rows = rows
+        self.data = data
+        self.rows = rows.cast_column(image_column, datasets.Image(decode=False))
         self.resolution = resolution
         self.image_column = image_column
         self.label_column = label_column
@@ -116,7 +148,11 @@ class ImageDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         row = self.rows[index]
-        item = {"pixel_values": image_to_pixels(row[self.image_column], self.resolution)}
+        encoded = row[self.image_column]
+        try:
+            item = {"pixel_values": read_pixels(encoded, self.resolution)}
+        except UnusableImage as error:
+            raise UnusableImage(f"{self.data}, {image_name(encoded, index)}: {error}") from error
         if self.label_column is not None:
             item["class_labels"] = row[self.label_column]
         return item
