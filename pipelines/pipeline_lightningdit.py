@@ -270,14 +270,14 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
             if key not in DEFAULT_RECIPE:
                 raise ValueError(f"`sampling_recipe` has the key {key!r}; known are {', '.join(DEFAULT_RECIPE)}.")
         # JSON knows only strings as keys: after loading, "207" is class 207 again.
-        self.id2label = {int(key): name for key, name in (id2label or {}).items()}
+        self._id2label = {int(key): name for key, name in (id2label or {}).items()}
         num_classes = transformer.config.num_classes if transformer is not None else math.inf
-        for class_id in self.id2label:
+        for class_id in self._id2label:
             if not 0 <= class_id < num_classes:
                 raise ValueError(
                     f"`id2label` has the key {class_id}; the transformer's classes are 0 to {num_classes - 1}."
                 )
-        self.register_to_config(id2label=self.id2label or None, sampling_recipe=sampling_recipe)
+        self.register_to_config(id2label=self._id2label or None, sampling_recipe=sampling_recipe)
         self.image_processor = VaeImageProcessor()
 
     @classmethod
@@ -340,7 +340,11 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
         code = vars(type(self)).get("_source_code")
         if code is not None:
             (folder / "pipeline.py").write_text(code, encoding="utf-8", newline="\n")
+        names = {key: value for key, value in self.config.items() if key == "id2label"}
+        if names:  # of as many classes as the transformer beside it has, those of LoRAs too
+            self.register_to_config(id2label=self.id2label or None)
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        self.register_to_config(**names)
 
     def _upload_folder(self, working_dir: str | os.PathLike, repo_id: str, **kwargs):
         """The last step of each push. A model card that the repository already has is kept."""
@@ -369,6 +373,11 @@ class LightningDiTPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
         )
 
     # -- labels ---------------------------------------------------------------------------------------------------
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Names of the classes: those of the checkpoint, and of the LoRAs that are loaded."""
+        return {**self._id2label, **getattr(self.transformer, "new_class_names", {})}
 
     @property
     def labels(self) -> dict[str, list[int]]:

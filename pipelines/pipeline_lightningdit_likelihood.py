@@ -225,8 +225,8 @@ class LightningDiTLikelihoodPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae)
         # JSON knows only strings as keys: after loading, "207" is class 207 again.
-        self.id2label = {int(key): name for key, name in (id2label or {}).items()}
-        self.register_to_config(id2label=self.id2label or None)
+        self._id2label = {int(key): name for key, name in (id2label or {}).items()}
+        self.register_to_config(id2label=self._id2label or None)
 
     # Copied from pipeline_lightningdit.LightningDiTPipeline.save_config
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
@@ -248,7 +248,11 @@ class LightningDiTLikelihoodPipeline(DiffusionPipeline):
         code = vars(type(self)).get("_source_code")
         if code is not None:
             (folder / "pipeline.py").write_text(code, encoding="utf-8", newline="\n")
+        names = {key: value for key, value in self.config.items() if key == "id2label"}
+        if names:  # of as many classes as the transformer beside it has, those of LoRAs too
+            self.register_to_config(id2label=self.id2label or None)
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        self.register_to_config(**names)
 
     # Copied from pipeline_lightningdit.LightningDiTPipeline.from_pipe
     @classmethod
@@ -264,6 +268,12 @@ class LightningDiTLikelihoodPipeline(DiffusionPipeline):
         return super().from_pipe(pipeline, **kwargs)
 
     # -- labels ---------------------------------------------------------------------------------------------------
+
+    # Copied from pipeline_lightningdit.LightningDiTPipeline.id2label
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Names of the classes: those of the checkpoint, and of the LoRAs that are loaded."""
+        return {**self._id2label, **getattr(self.transformer, "new_class_names", {})}
 
     # Copied from pipeline_lightningdit.LightningDiTPipeline.labels
     @property

@@ -194,7 +194,11 @@ class VAVAEReconstructionPipeline(DiffusionPipeline):
         code = vars(type(self)).get("_source_code")
         if code is not None:
             (folder / "pipeline.py").write_text(code, encoding="utf-8", newline="\n")
+        names = {key: value for key, value in self.config.items() if key == "id2label"}
+        if names:  # of as many classes as the transformer beside it has, those of LoRAs too
+            self.register_to_config(id2label=self.id2label or None)
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        self.register_to_config(**names)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> DiffusionPipeline:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import FasterCacheConfig
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin, SanaLoraLoaderMixin
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -34,11 +34,16 @@ from diffusers.models.embeddings import (
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import AdaLayerNormContinuous
-from diffusers.utils import apply_lora_scale
+from diffusers.utils import apply_lora_scale, get_adapter_name
 from torch import nn
 
 NORM_EPS = 1e-6  # every norm of the network but the LayerNorm of qk-norm
 QK_LAYER_NORM_EPS = 1e-5
+
+# What a LoRA that brings new classes holds beside its matrices: rows of the class table [n, D], and in its metadata the
+# names of these classes, a list.
+NEW_CLASSES_WEIGHT = "class_embedder.lora_new_classes.weight"
+NEW_CLASSES_NAMES = "lora_new_classes"
 
 # What diffusers' EMAModel adds to the config.json that it saves.
 EMA_KEYS = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
@@ -394,6 +399,7 @@ Where this repository also holds Python code, the model loads without the packag
         self.proj_out = nn.Linear(dim, patch_size**2 * self.out_channels)
 
         self.gradient_checkpointing = False
+        self._new_classes: list[tuple[str | None, list[str | None]]] = []  # LoRA (None: fused for good), names
         self._init_weights()
 
     def _init_weights(self):
@@ -442,6 +448,127 @@ Where this repository also holds Python code, the model loads without the packag
                 config, tensor_format="BCHW", _unconditional_conditional_input_kwargs_identifiers=tuple(names)
             )
         super().enable_cache(config)
+
+    # -- LoRA with new classes --------------------------------------------------------------------------------------
+
+    @property
+    def new_class_names(self) -> dict[int, str]:
+        """Names, by id, of the classes that LoRAs have brought with them."""
+        names = [name for _, names in self._new_classes for name in names]
+        first = self.config.num_classes - len(names)
+        return {first + number: name for number, name in enumerate(names) if name is not None}
+
+    def load_lora_adapter(
+        self, pretrained_model_name_or_path_or_dict, prefix: str | None = "transformer", hotswap: bool = False, **kwargs
+    ) -> None:
+        """As in diffusers; a LoRA may also bring new classes, which are there until it is unloaded or deleted.
+
+        Their rows [n, D] come under the key `class_embedder.lora_new_classes.weight`, their names under
+        `lora_new_classes` in the metadata. They get the ids from `num_classes` on; the null class moves behind them.
+
+        Raises:
+            ValueError: for rows of another width than D, or another number of names.
+        """
+        state_dict, metadata = pretrained_model_name_or_path_or_dict, kwargs.pop("metadata", None)
+        if not isinstance(state_dict, dict):
+            of_file = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder",
+                       "weight_name", "use_safetensors")  # fmt: skip
+            settings = {name: kwargs.pop(name) for name in of_file if name in kwargs}
+            state_dict, found = SanaLoraLoaderMixin.lora_state_dict(state_dict, return_lora_metadata=True, **settings)
+            metadata = metadata or found
+        start = f"{prefix}." if prefix is not None else ""
+        state_dict, metadata = dict(state_dict), dict(metadata or {})
+        rows = state_dict.pop(start + NEW_CLASSES_WEIGHT, None)
+        names = metadata.pop(start + NEW_CLASSES_NAMES, None)
+        if rows is not None:
+            self._check_new_classes(start, rows, names)
+        adapter_name = kwargs.pop("adapter_name", None) or get_adapter_name(self)
+
+        table = self.class_embedder.embedding_table
+        before = (table.weight.data, self._new_classes)
+        try:
+            # before the LoRA, with which offloading takes stock of the weights again
+            if hotswap:
+                self._remove_classes({adapter_name})
+            if rows is not None:
+                self._add_classes(adapter_name, rows, names or [None] * len(rows))
+            super().load_lora_adapter(
+                state_dict,
+                prefix=prefix,
+                hotswap=hotswap,
+                adapter_name=adapter_name,
+                metadata=metadata or None,
+                **kwargs,
+            )
+        except Exception:
+            self._set_class_table(*before)
+            raise
+
+    def _check_new_classes(self, start: str, rows: torch.Tensor, names: list[str] | None) -> None:
+        problem = None
+        if rows.ndim != 2 or rows.shape[1] != self.inner_dim:
+            problem = f"the width {self.inner_dim}, not rows of shape {list(rows.shape)}"
+        elif names is not None and len(names) != len(rows):
+            problem = f"{len(rows)} rows there for {len(names)} names"
+        elif self.class_embedder.embedding_table.weight.is_meta:
+            problem = "offloaded its class table; load before `enable_sequential_cpu_offload`"
+        if problem is not None:
+            raise ValueError(
+                f"LoRA weight `{start}{NEW_CLASSES_WEIGHT}`: {type(self).__name__} has {problem}; required: a LoRA "
+                "trained for this architecture."
+            )
+
+    def _add_classes(self, adapter_name: str, rows: torch.Tensor, names: list[str | None]) -> None:
+        """New rows [n, D] between the classes and the null class, which stays the last."""
+        weight = self.class_embedder.embedding_table.weight.data
+        weight = torch.cat([weight[:-1], rows.to(weight), weight[-1:]])
+        self._set_class_table(weight, [*self._new_classes, (adapter_name, names)])
+
+    def _remove_classes(self, adapter_names: set[str | None]) -> None:
+        weight = self.class_embedder.embedding_table.weight.data
+        kept = [False for _, names in self._new_classes for _ in names]
+        number = 0
+        for adapter_name, names in self._new_classes:
+            for _ in names:
+                kept[number] = adapter_name not in adapter_names
+                number += 1
+        if not all(kept):
+            mask = torch.tensor([True] * (len(weight) - 1 - len(kept)) + kept + [True], device=weight.device)
+            self._set_class_table(weight[mask], [entry for entry in self._new_classes if entry[0] not in adapter_names])
+
+    def _set_class_table(self, weight: torch.Tensor, new_classes: list[tuple[str | None, list[str | None]]]) -> None:
+        self._new_classes = new_classes
+        num_classes = len(weight) - 1
+        if num_classes != self.config.num_classes:
+            self.class_embedder.num_classes = num_classes
+            self.class_embedder.embedding_table.num_embeddings = num_classes + 1
+            self.register_to_config(num_classes=num_classes)
+        self.class_embedder.embedding_table.weight.data = weight
+
+    def unload_lora(self) -> None:
+        """As in diffusers; the new classes go as well, but those of LoRAs that were fused, which stay for good."""
+        fused = {name for module in self.modules() for name in getattr(module, "merged_adapters", ())}
+        self._new_classes = [(None if name in fused else name, names) for name, names in self._new_classes]
+        self._remove_classes({name for name, _ in self._new_classes if name is not None})
+        super().unload_lora()
+
+    def delete_adapters(self, adapter_names: list[str] | str) -> None:
+        """As in diffusers; their new classes go as well, and the ids of later ones move down."""
+        super().delete_adapters(adapter_names)
+        self._remove_classes({adapter_names} if isinstance(adapter_names, str) else set(adapter_names))
+
+    def save_lora_adapter(self, save_directory: str | os.PathLike, adapter_name: str = "default", **kwargs) -> None:
+        """As in diffusers, for a LoRA without new classes.
+
+        Raises:
+            ValueError: for one that has brought some, whose rows diffusers would leave out.
+        """
+        if adapter_name in [name for name, _ in self._new_classes]:
+            raise ValueError(
+                f"`adapter_name` is {adapter_name!r}, a LoRA with new classes; required: one without, or a copy of its "
+                "file."
+            )
+        super().save_lora_adapter(save_directory, adapter_name=adapter_name, **kwargs)
 
     # -- Hub ------------------------------------------------------------------------------------------------------
 
