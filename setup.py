@@ -52,11 +52,13 @@ setup(
     packages=[
         "diffusers_lightningdit",
         "diffusers_lightningdit.data",
+        "diffusers_lightningdit.evaluation",
         "diffusers_lightningdit.models",
         "diffusers_lightningdit.original",
         "diffusers_lightningdit.pipelines",
         "diffusers_lightningdit.schedulers",
         "diffusers_lightningdit.training",
+        "diffusers_lightningdit.vae_losses",
     ],
     package_data={"diffusers_lightningdit.original": ["*.json"]},
     install_requires=INSTALL_REQUIRES,
