@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 import diffusers_lightningdit  # noqa: F401  (makes the pipeline's classes loadable)
 from diffusers_lightningdit.data.images import ImageDataset
+from diffusers_lightningdit.evaluation.reconstruction import peak_signal_to_noise_ratio
 from diffusers_lightningdit.settings import one_line_errors
 
 # Letters in the shape comments: B images. Pixels are [B, 3, height, width] in [0, 1].
@@ -62,11 +63,6 @@ def nearest_distance_ratio(generated: torch.Tensor, real: torch.Tensor) -> float
     generated, real = generated.flatten(1), real.flatten(1)
     among_real = torch.cdist(real, real).fill_diagonal_(torch.inf)
     return (torch.cdist(generated, real).amin(1).median() / among_real.amin(1).median()).item()
-
-
-def peak_signal_to_noise_ratio(pixels: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
-    """-10 log10 of the mean squared difference of each image, [B], in decibels."""
-    return -10 * (pixels - reconstructions).square().flatten(1).mean(1).log10()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -153,7 +149,7 @@ def main(argv: list[str] | None = None) -> dict:
             strict=True,
         )
     ]
-    psnr = peak_signal_to_noise_ratio(real, reconstruct(pipeline.vae, real, arguments.batch_size))
+    psnr = peak_signal_to_noise_ratio(real, reconstruct(pipeline.vae, real, arguments.batch_size), value_range=1)
     metrics = {
         "num_images": arguments.num_images,
         "seed": arguments.seed,

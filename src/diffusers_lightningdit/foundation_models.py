@@ -98,7 +98,7 @@ class FoundationModel(nn.Module):
         missing = sorted(key for key in loading["missing_keys"] if not key.startswith(UNUSED_WEIGHTS))
         if missing:
             raise ValueError(
-                f"{name}, without {missing[0]} ({len(missing)} missing in all); required: all weights of its architecture."
+                f"{name}, without {missing[0]} ({len(missing)} missing in all); required: all weights of its model."
             )
         if model.main_input_name != "pixel_values":
             raise ValueError(f"{name}, which takes {model.main_input_name!r}; required: a model of images.")

@@ -13,14 +13,6 @@ def test_variance_is_over_the_images_of_a_class():
     assert judge_digits.within_class_variance(pixels, labels, 2) == pytest.approx([0.5, 0])
 
 
-def test_psnr():
-    pixels = torch.rand(2, 3, 4, 4)
-    reconstructions = torch.stack([pixels[0] + 0.1, pixels[1] + 0.01])
-    torch.testing.assert_close(
-        judge_digits.peak_signal_to_noise_ratio(pixels, reconstructions), torch.tensor([20.0, 40.0]), atol=1e-3, rtol=0
-    )
-
-
 def test_nearest_distance_ratio():
     real = torch.rand(20, 3, 4, 4)
     assert judge_digits.nearest_distance_ratio(real[:5], real) == pytest.approx(0, abs=1e-3)
