@@ -42,8 +42,8 @@ def linear_probe_accuracy(
         raise ValueError(f"`held_out_part` is {held_out_part}; required: a number between 0 and 1.")
     if not can_be_split(labels, held_out_part):
         raise ValueError(
-            f"`labels` holds {len(labels.unique())} classes for {len(labels)} images; required: at least 2 classes, each "
-            f"with images enough to hold out {held_out_part:g} of them."
+            f"`labels` holds {len(labels.unique())} classes for {len(labels)} images; required: at least 2 classes, "
+            f"each with images enough to hold out {held_out_part:g} of them."
         )
     try:
         from sklearn.linear_model import LogisticRegression
