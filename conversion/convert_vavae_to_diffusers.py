@@ -3,8 +3,8 @@
     python conversion/convert_vavae_to_diffusers.py --checkpoint vavae-imagenet256-f16d32-dinov2.pt \
         --latents_stats latents_stats.pt --output_dir vavae-f16d32
 
-What only training needs (the projection onto the foundation model's features, the discriminator) goes to
-OUTPUT_DIR/training under its original names, so that training can go on.
+What only training needs goes to OUTPUT_DIR/training, so that training can go on: `projection` between latents and the
+foundation model's features and `discriminator`, as model folders, and under its original names what is left.
 """
 
 import argparse
@@ -12,10 +12,10 @@ from collections import Counter
 
 from safetensors.torch import save_file
 
-from diffusers_lightningdit.original import build_autoencoder, read_autoencoder
-from diffusers_lightningdit.original.autoencoder import TRAINING_FOLDER
+from diffusers_lightningdit.original import build_autoencoder, read_autoencoder, training_models
 from diffusers_lightningdit.original.command_line import OneLineParser, run
 from diffusers_lightningdit.original.files import check_new_folder, new_folder
+from diffusers_lightningdit.original.vae_training import TRAINING_FOLDER
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -31,11 +31,14 @@ def convert(args: argparse.Namespace) -> None:
     check_new_folder(args.output_dir)
     parts = read_autoencoder(args.checkpoint, args.config)
     vae = build_autoencoder(parts, args.latents_stats)
+    models, left_over = training_models(parts.training)
     files: dict[str, dict] = {}
-    for key, value in parts.training.items():  # loss.safetensors, linear_proj.safetensors
+    for key, value in left_over.items():  # loss.safetensors
         files.setdefault(key.split(".")[0], {})[key] = value
     with new_folder(args.output_dir) as folder:
         vae.save_pretrained(folder)
+        for name, model in models.items():
+            model.save_pretrained(folder / TRAINING_FOLDER / name)
         for name, tensors in files.items():
             (folder / TRAINING_FOLDER).mkdir(exist_ok=True)
             save_file(tensors, folder / TRAINING_FOLDER / f"{name}.safetensors")
@@ -46,6 +49,9 @@ def convert(args: argparse.Namespace) -> None:
         f"scaling_factor {vae.config.scaling_factor:.6g}, "
         f"latents statistics: {'none' if vae.config.latents_mean is None else 'in the config'}"
     )
+    for name, model in models.items():
+        kind, number = type(model).__name__, model.num_parameters()
+        print(f"kept for training: {TRAINING_FOLDER}/{name}, {kind}, {number:,} parameters")
     for name, tensors in files.items():
         print(f"kept for training: {TRAINING_FOLDER}/{name}.safetensors, {len(tensors)} tensors")
     for name, number in Counter(".".join(key.split(".")[:2]) for key in parts.left_out).items():

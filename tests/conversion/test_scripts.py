@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from safetensors.torch import load_file
 
 from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, LightningDiTTransformer2DModel
-from diffusers_lightningdit.original import load_autoencoder, read_checkpoint
+from diffusers_lightningdit.original import load_autoencoder, read_autoencoder, read_checkpoint
 
 SCRIPTS = Path(__file__).parents[2] / "conversion"
 CASES = ["released", "qknorm_layernorm", "qknorm_rms_woshift", "learn_sigma_p2", "plain"]
@@ -267,9 +267,7 @@ def test_vae_there_and_back(small_vae, sampling, tmp_path, capsys):
     assert "left out: foundation_model.model.*, 1 tensors" in printed
     assert "left out: loss.perceptual_loss.*, 1 tensors" in printed
     before = read_checkpoint(small_vae)["state_dict"]
-    training = {}
-    for file in (tmp_path / "diffusers/training").glob("*.safetensors"):
-        training |= load_file(file)
+    training = read_autoencoder(tmp_path / "diffusers").training
     names = ("linear_proj.", "loss.discriminator.", "loss.logvar")
     assert identical(training, {key: value for key, value in before.items() if key.startswith(names)})
     assert AutoencoderVAVAE.from_pretrained(tmp_path / "diffusers").config.latents_mean is not None

@@ -21,6 +21,7 @@ from .transformer import (
     transformer_from_original,
     transformer_to_original,
 )
+from .vae_training import training_models
 
 __all__ = [
     "MODEL_TYPES",
@@ -41,6 +42,7 @@ __all__ = [
     "read_latents_statistics",
     "read_training_checkpoint",
     "select_transformer_weights",
+    "training_models",
     "transformer_from_original",
     "transformer_to_original",
 ]

@@ -9,12 +9,12 @@ from ..models import AutoencoderVAVAE
 from .config import OriginalConfig
 from .files import CheckpointError, load_model_folder, naming, plain_state_dict, read_checkpoint, resolve_file
 from .translation import Row, check_values, tensor_rows, translate_from_original, translate_to_original
+from .vae_training import TRAINING_FOLDER, read_training_folder
 
 # What a training checkpoint holds beside the autoencoder. The first two are needed to train on ...
 TRAINING_KEYS = ("linear_proj.", "loss.discriminator.", "loss.logvar")
 # ... and these are published networks of their own (LPIPS; DINOv2, MAE).
 FOREIGN_KEYS = ("loss.perceptual_loss.", "foundation_model.")
-TRAINING_FOLDER = "training"
 NUM_GROUPS = 32  # of every GroupNorm
 
 
@@ -278,9 +278,7 @@ def _read_autoencoder_folder(folder: Path) -> AutoencoderParts:
     state_dict = model.state_dict()
     with naming(folder):
         check_values(state_dict)
-    training = {}
-    for file in sorted((folder / TRAINING_FOLDER).glob("*.safetensors")):
-        training |= read_checkpoint(file)
+    training = read_training_folder(folder)
     for key in training:
         if not key.startswith(TRAINING_KEYS):
             raise CheckpointError(f"{folder / TRAINING_FOLDER}: key `{key}` is unknown; required: {TRAINING_KEYS}.")

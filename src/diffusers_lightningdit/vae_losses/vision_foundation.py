@@ -6,9 +6,10 @@ Letters in the shape comments: B images, C latent channels, F feature channels, 
 
 import torch
 import torch.nn.functional as F
-from diffusers import ModelMixin
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from torch import nn
+
+from .strict_model import StrictModel
 
 
 def vf_loss(
@@ -51,7 +52,7 @@ def vf_loss(
     return distmat_weight * distmat_part + cos_weight * cos_part, distmat_part, cos_part
 
 
-class FoundationProjection(ModelMixin, ConfigMixin):
+class FoundationProjection(StrictModel):
     """A 1x1 convolution between latents and features, so that both have the same channels.
 
     Args:

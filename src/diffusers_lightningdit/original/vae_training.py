@@ -1,0 +1,89 @@
+"""What an original checkpoint holds for training on: the projection and the discriminator, as models of their own."""
+
+import re
+from pathlib import Path
+
+import torch
+from diffusers import ModelMixin
+
+from ..vae_losses.adversarial import PatchGANDiscriminator
+from ..vae_losses.vision_foundation import FoundationProjection
+from .files import read_checkpoint
+
+# beside a converted autoencoder: a folder for each of these models, and a file for what is left
+TRAINING_FOLDER = "training"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+# {folder: (prefix of the original's keys, prefix of ours)}
+PREFIXES = {"projection": ("linear_proj.", "proj."), "discriminator": ("loss.discriminator.main.", "layers.")}
+
+
+def training_models(
+    training: dict[str, torch.Tensor],
+) -> tuple[dict[str, FoundationProjection | PatchGANDiscriminator], dict[str, torch.Tensor]]:
+    """The models among the training weights of a checkpoint.
+
+    Args:
+        training: `AutoencoderParts.training`, under the original's names.
+
+    Returns:
+        (models, left over): `projection` and `discriminator`, those that are there and whole, in the type of their
+        weights; and what belongs to neither, under its original names: `loss.logvar`, and discriminators of another
+        architecture or with weights missing.
+    """
+    models, left_over = {}, dict(training)
+    for name, config_of in (("projection", _projection), ("discriminator", _discriminator)):
+        theirs, ours = PREFIXES[name]
+        weights = {ours + key.removeprefix(theirs): value for key, value in training.items() if key.startswith(theirs)}
+        model = config_of(weights)
+        if model is None or not _fits(model, weights):
+            continue
+        model.load_state_dict(weights, assign=True)
+        models[name] = model.eval()
+        left_over = {key: value for key, value in left_over.items() if not key.startswith(theirs)}
+    return models, left_over
+
+
+def read_training_folder(folder: str | Path) -> dict[str, torch.Tensor]:
+    """The training weights beside the autoencoder in `folder`, under the original's names; none if there are none.
+
+    Raises:
+        CheckpointError: if a file is damaged.
+    """
+    folder = Path(folder) / TRAINING_FOLDER
+    training = {}
+    for name, (theirs, ours) in PREFIXES.items():
+        if (folder / name).is_dir():
+            weights = read_checkpoint(folder / name / WEIGHTS_FILE)
+            training |= {theirs + key.removeprefix(ours): value for key, value in weights.items()}
+    for file in sorted(folder.glob("*.safetensors")):
+        training |= read_checkpoint(file)
+    return training
+
+
+def _projection(weights: dict[str, torch.Tensor]) -> FoundationProjection | None:
+    """The model, without values, of the shape of its weight; its bias tells the direction."""
+    if "proj.weight" not in weights or weights["proj.weight"].ndim != 4:
+        return None
+    to, of = weights["proj.weight"].shape[:2]
+    reverse = "proj.bias" not in weights
+    latent_channels, feature_channels = (of, to) if reverse else (to, of)
+    with torch.device("meta"):
+        return FoundationProjection(latent_channels, feature_channels, reverse)
+
+
+def _discriminator(weights: dict[str, torch.Tensor]) -> PatchGANDiscriminator | None:
+    """The model, without values, of the shape of its first weight and the number of its last layer."""
+    first = weights.get("layers.0.weight")
+    if first is None or first.ndim != 4:
+        return None
+    last = max(int(number[1]) for key in weights if (number := re.match(r"layers\.(\d+)\.", key)))
+    num_layers = (last - 2) // 3  # two layers, then three for each, then one
+    if num_layers < 1:
+        return None
+    with torch.device("meta"):
+        return PatchGANDiscriminator(in_channels=first.shape[1], base_channels=first.shape[0], num_layers=num_layers)
+
+
+def _fits(model: ModelMixin, weights: dict[str, torch.Tensor]) -> bool:
+    required = {key: value.shape for key, value in model.state_dict().items()}
+    return required == {key: value.shape for key, value in weights.items()}
