@@ -151,7 +151,8 @@ def check_model_arguments(name: str, arguments: dict[str, Any], model_class: typ
             raise _unknown_key(f"{name}.{key}", [f"{name}.{argument}" for argument in known], model_class.__name__)
 
 
-RESULT_FILES = ("model_index.json", "config.json")  # what a finished result has, of a pipeline or of a model
+# what a finished result has: of a pipeline, of a model, of a LoRA
+RESULT_FILES = ("model_index.json", "config.json", "pytorch_lora_weights.safetensors")
 
 
 def check_output_dir(output_dir: str, resuming: bool = False) -> None:

@@ -13,7 +13,7 @@ from ..data.latent_dataset import LatentsDataset
 from ..data.latents import MomentsDataset, encode_moments, latents_size
 from ..keyed_random import KeyedRandom
 from ..models import AutoencoderVAVAE
-from .lightningdit_config import LightningDiTTrainingConfig
+from .lightningdit_config import FlowTrainingConfig
 
 
 class RandomlyFlipped(Dataset):
@@ -51,17 +51,21 @@ class TransformerData:
 
 
 def load_data(
-    config: LightningDiTTrainingConfig, vae: AutoencoderVAVAE, data: str, split: str, for_training: bool
+    config: FlowTrainingConfig, vae: AutoencoderVAVAE, data: str, split: str, for_training: bool, labels: bool = True
 ) -> TransformerData:
     """Training data, or validation data, which is never mirrored.
 
+    Without `labels` images need none, and have no classes.
+
     Raises:
-        ValueError: in one line, if it cannot be read, or doesn't fit the VAE or its statistics.
+        ValueError: in one line, if it cannot be read, or doesn't fit the VAE or (if `config.check_statistics`) its
+            statistics.
     """
     if config.data_kind == "images":
         sample_size = latents_size(config.resolution, vae)
-        images = ImageDataset(data, config.resolution, split, config.image_column, config.label_column)
-        return TransformerData(images, sample_size, len(images.id2label), images.id2label)
+        label_column = config.label_column if labels else None
+        images = ImageDataset(data, config.resolution, split, config.image_column, label_column)
+        return TransformerData(images, sample_size, len(images.id2label or {}), images.id2label)
     latents = LatentsDataset(
         data,
         split,
@@ -71,14 +75,19 @@ def load_data(
         num_classes=config.num_classes,
     )
     latents.check_vae(vae)
-    latents.check_statistics(vae.config.latents_mean, vae.config.latents_std)
+    if config.check_statistics:
+        try:
+            latents.check_statistics(vae.config.latents_mean, vae.config.latents_std)
+        except ValueError as error:
+            remedy = "To fine-tune on other data, with the statistics of the VAE: `check_statistics=false`."
+            raise ValueError(f"{error} {remedy}") from error
     if latents.shape[1] != latents.shape[2]:
         raise ValueError(f"{data} holds latents of shape {list(latents.shape)}; required: square ones.")
     return TransformerData(latents, latents.shape[1], config.num_classes or latents.num_classes, latents.id2label)
 
 
 def dataset_to_train_on(
-    config: LightningDiTTrainingConfig, data: TransformerData, vae: AutoencoderVAVAE, show_progress: bool
+    config: FlowTrainingConfig, data: TransformerData, vae: AutoencoderVAVAE, show_progress: bool
 ) -> Dataset:
     """The data set itself; images encoded once, by every process, or mirrored where the settings say so."""
     if config.data_kind == "images" and config.latents_in_memory:

@@ -1,5 +1,8 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""The settings of the transformer's training; the defaults are the published recipe of 64 epochs."""
+"""The settings of the transformer's training: what full training and LoRA share, and those of full training.
+
+The defaults of full training are the published recipe of 64 epochs.
+"""
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -14,17 +17,21 @@ TIME_SAMPLERS = ("logit_normal", "uniform")
 
 
 @dataclass(kw_only=True)
-class LightningDiTTrainingConfig(TrainingConfig):
+class FlowTrainingConfig(TrainingConfig):
+    """Fields of every training of the transformer.
+
+    Raises:
+        ValueError: for a value that cannot be trained with.
+    """
+
     # Data
     data_kind: str = "images"  # or latents: what cache_latents.py wrote
     label_column: str = "label"  # of class labels, of images
     num_classes: int | None = None  # of latents without names of classes; by default the highest label plus 1
-    vae: str  # folder or Hub id of the frozen autoencoder
+    check_statistics: bool = True  # that latents have the statistics of the VAE, which normalise them
     random_flip: bool = True  # mirror each image with probability 0.5 in each epoch
     latents_in_memory: bool = False  # encode images once, or read all latents at once
-    # Model: arguments of LightningDiTTransformer2DModel, but those that follow from data and VAE
-    transformer: dict = field(default_factory=dict)
-    weight_init: str | None = None  # transformer or pipeline, or an original .pt, to take the first weights from
+    # Model
     gradient_checkpointing: bool = False
     compile_blocks: bool = False  # torch.compile of the repeated block
     # Loss
@@ -35,9 +42,6 @@ class LightningDiTTrainingConfig(TrainingConfig):
     uniform_times_from_step: int | None = None  # 600,000 in the published recipe of 800 epochs
     use_cosine_loss: bool = True
     # Optimisation
-    global_batch_size: int = 1024
-    max_train_steps: int = 80_000
-    learning_rate: float = 2e-4
     optimizer: str = "adamw"
     adam_betas: tuple[float, float] = (0.9, 0.95)
     adam_weight_decay: float = 0.0
@@ -52,22 +56,13 @@ class LightningDiTTrainingConfig(TrainingConfig):
     validation_data: str | None = None  # of the same kind as `data`; by default another split of it
     validation_split: str = "validation"
     num_validation_samples: int = 256
-    # Sampling recipe of the saved pipeline: the published one of 64 epochs
-    num_inference_steps: int = 249
-    timestep_shift: float = 0.3
-    guidance_scale: float = 10.0
-    guidance_interval: tuple[float, float] = (0.10, 1.0)
-    guidance_channels: int | None = 3
+    # Result
     save_dtype: str = "float32"  # of the saved weights
     push_to_hub: bool = False
     hub_model_id: str | None = None  # user/name, private until it is made public there
 
     def __post_init__(self):
         super().__post_init__()
-        check_model_arguments("transformer", self.transformer, LightningDiTTransformer2DModel)
-        for name in ("sample_size", "in_channels", "num_classes"):
-            if name in self.transformer:
-                raise ValueError(f"`transformer.{name}` is given; required: left out, it follows from data and VAE.")
         check_choice("data_kind", self.data_kind, DATA_KINDS)
         check_choice("time_sampling", self.time_sampling, TIME_SAMPLERS)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
@@ -81,25 +76,67 @@ class LightningDiTTrainingConfig(TrainingConfig):
             )
         if self.push_to_hub and self.hub_model_id is None:
             raise ValueError("`push_to_hub` is true, but `hub_model_id` is not given; required: user/name.")
-        for name in ("num_inference_steps", "num_samples", "num_validation_samples"):
+        for name in ("num_samples", "num_validation_samples"):
             check_at_least(name, getattr(self, name), 1)
-        for name in ("sample_steps", "validation_steps", "guidance_channels", "num_classes"):
+        for name in ("sample_steps", "validation_steps", "num_classes"):
             if getattr(self, name) is not None:
                 check_at_least(name, getattr(self, name), 1)
-        for name in ("guidance_scale", "adam_weight_decay"):
-            check_at_least(name, getattr(self, name), 0)
-        for name in ("max_grad_norm", "timestep_shift", "logit_normal_std"):
+        check_at_least("adam_weight_decay", self.adam_weight_decay, 0)
+        for name in ("max_grad_norm", "logit_normal_std"):
             check_positive(name, getattr(self, name))
         for decay in self.ema_decays:
             if not 0 <= decay < 1:
                 raise ValueError(f"`ema_decay` is {decay}; required: at least 0 and below 1.")
         if len(set(self.ema_decays)) < len(self.ema_decays):
             raise ValueError(f"`extra_ema_decays` is {list(self.extra_ema_decays)}; required: each decay once.")
-        for name in ("guidance_interval", "time_range"):
-            start, end = getattr(self, name)
-            if not 0 <= start <= end <= 1 or (name == "time_range" and start == end):
-                raise ValueError(f"`{name}` is {[start, end]}; required: [start, end], 0 <= start <= end <= 1.")
+        check_interval("time_range", self.time_range)
+        if self.time_range[0] == self.time_range[1]:
+            raise ValueError(f"`time_range` is {list(self.time_range)}; required: [start, end], 0 <= start < end <= 1.")
 
     @property
     def ema_decays(self) -> tuple[float, ...]:
         return (self.ema_decay, *self.extra_ema_decays)
+
+
+def check_interval(name: str, interval: tuple[float, float]) -> None:
+    """Raise ValueError if a pair of times is no interval in [0, 1]."""
+    start, end = interval
+    if not 0 <= start <= end <= 1:
+        raise ValueError(f"`{name}` is {[start, end]}; required: [start, end], 0 <= start <= end <= 1.")
+
+
+@dataclass(kw_only=True)
+class LightningDiTTrainingConfig(FlowTrainingConfig):
+    """Settings of train_lightningdit.py.
+
+    Raises:
+        ValueError: for a value that cannot be trained with.
+    """
+
+    vae: str  # folder or Hub id of the frozen autoencoder
+    # Model: arguments of LightningDiTTransformer2DModel, but those that follow from data and VAE
+    transformer: dict = field(default_factory=dict)
+    weight_init: str | None = None  # transformer or pipeline, or an original .pt, to take the first weights from
+    # Optimisation
+    global_batch_size: int = 1024
+    max_train_steps: int = 80_000
+    learning_rate: float = 2e-4
+    # Sampling recipe of the saved pipeline: the published one of 64 epochs
+    num_inference_steps: int = 249
+    timestep_shift: float = 0.3
+    guidance_scale: float = 10.0
+    guidance_interval: tuple[float, float] = (0.10, 1.0)
+    guidance_channels: int | None = 3
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_model_arguments("transformer", self.transformer, LightningDiTTransformer2DModel)
+        for name in ("sample_size", "in_channels", "num_classes"):
+            if name in self.transformer:
+                raise ValueError(f"`transformer.{name}` is given; required: left out, it follows from data and VAE.")
+        check_at_least("num_inference_steps", self.num_inference_steps, 1)
+        if self.guidance_channels is not None:
+            check_at_least("guidance_channels", self.guidance_channels, 1)
+        check_at_least("guidance_scale", self.guidance_scale, 0)
+        check_positive("timestep_shift", self.timestep_shift)
+        check_interval("guidance_interval", self.guidance_interval)

@@ -12,14 +12,14 @@ class MovingAverages:
     """One average for each decay d: a <- d a + (1 - d) w after every step, beginning at a = w.
 
     Args:
-        parameters: the weights w, also sharded ones (`DTensor`).
+        parameters: the weights w, also sharded ones (`DTensor`); those that are frozen are left out.
         decays: d, from 0 (the weights themselves) to below 1, each once.
         use_warmup: step n averages with the smaller of d and (1 + n) / (10 + n), so that short runs forget their first
             weights. Without, as the original does, d is the same from the first step on.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decays: Sequence[float], use_warmup: bool = False):
-        parameters = list(parameters)
+        parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.models = {
             decay: EMAModel(
                 parameters,
@@ -33,12 +33,12 @@ class MovingAverages:
         }
 
     def step(self, parameters: Iterable[nn.Parameter]) -> None:
-        parameters = list(parameters)
+        parameters = [parameter for parameter in parameters if parameter.requires_grad]
         for model in self.models.values():
             model.step(parameters)
 
     def __iter__(self) -> Iterator[tuple[float, list[torch.Tensor]]]:
-        """Pairs of a decay and its average, in the order of the parameters."""
+        """Pairs of a decay and its average, in the order of the parameters that are not frozen."""
         for decay, model in self.models.items():
             yield decay, model.shadow_params
 

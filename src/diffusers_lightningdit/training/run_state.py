@@ -1,7 +1,8 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """Everything that a training run has to remember, saved and restored exactly, on any number of processes.
 
-A checkpoint of `checkpoints.py` holds, for every model NAME of the run, `NAME.safetensors` (weights and buffers),
+A checkpoint of `checkpoints.py` holds, for every model NAME of the run, `NAME.safetensors` (weights, but for frozen
+ones, and buffers),
 `NAME.ema-<decay>.safetensors` and `NAME.optimizer.safetensors` (tensors `<parameter>|<entry>`), all of them whole also
 where training is sharded (FSDP2), and `state.json` with all that is no tensor. Random numbers need no state: they are
 functions of the position (see `keyed_random.py`).
@@ -60,9 +61,10 @@ def like(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def whole_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights and buffers of a model, gathered; every process has to call it."""
-    return {name: whole(tensor) for name, tensor in model.state_dict().items()}
+def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """State dict without the frozen weights, which training leaves as they are."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
 @torch.no_grad()
@@ -185,13 +187,13 @@ class RunState:
         return self.accelerator.unwrap_model(self.models[name])
 
     def average(self, name: str, decay: float) -> dict[str, torch.Tensor]:
-        """Whole state dict with averaged weights, on the CPU; every process has to call it."""
-        weights = [name for name, _ in self.model(name).named_parameters()]
+        """Whole state dict with averaged weights, without frozen ones, on the CPU; every process has to call it."""
+        weights = self._parameter_names(name).values()
         shadows = dict(zip(weights, dict(iter(self.averages[name]))[decay], strict=True))
-        return {key: whole(shadows.get(key, tensor)) for key, tensor in self.model(name).state_dict().items()}
+        return {key: whole(shadows.get(key, tensor)) for key, tensor in trained_state(self.model(name)).items()}
 
     def _parameter_names(self, name: str) -> dict[nn.Parameter, str]:
-        return {parameter: key for key, parameter in self.model(name).named_parameters()}
+        return {parameter: key for key, parameter in self.model(name).named_parameters() if parameter.requires_grad}
 
     def _plain_optimizer(self, name: str) -> Optimizer:
         return getattr(self.optimizers[name], "optimizer", self.optimizers[name])
@@ -232,7 +234,8 @@ class RunState:
         files: dict[str, dict[str, torch.Tensor]] = {}
         optimizer_values = {}
         for name in self.models:
-            files[f"{name}.safetensors"] = whole_state_dict(self.model(name))
+            state_dict = trained_state(self.model(name))
+            files[f"{name}.safetensors"] = {key: whole(tensor) for key, tensor in state_dict.items()}
             names = self._parameter_names(name)
             if name in self.averages:
                 for decay, shadows in self.averages[name]:
@@ -327,7 +330,7 @@ class RunState:
         self._check_same_run(path, state)
         tensors = {name: self._load_tensors(path / f"{name}.safetensors") for name in self.models}
         for name, values in tensors.items():
-            copy_state(self.model(name).state_dict(), values, f"{path / name}.safetensors")
+            copy_state(trained_state(self.model(name)), values, f"{path / name}.safetensors")
             names = self._parameter_names(name)
             file = path / f"{name}.optimizer.safetensors"
             load_optimizer_state(
@@ -377,7 +380,7 @@ class RunState:
             file = path / f"{name}.safetensors"
             with safe_open(file, "pt") as tensors:
                 shapes = {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118
-            for key, tensor in self.accelerator.unwrap_model(model).state_dict().items():
+            for key, tensor in trained_state(self.accelerator.unwrap_model(model)).items():
                 if shapes.get(key) != list(tensor.shape):
                     raise ValueError(
                         f"{file} has `{key}` of shape {shapes.get(key)}; required: {list(tensor.shape)}, the same "
@@ -407,7 +410,7 @@ class RunState:
         Raises:
             ValueError: if a tensor is missing or of another shape.
         """
-        copy_state(self.model(name).state_dict(), weights, "the checkpoint")
+        copy_state(trained_state(self.model(name)), weights, "the checkpoint")
         parameters = self._parameter_names(name)
         for _, shadows in self.averages[name]:
             copy_state(
@@ -427,7 +430,8 @@ class RunState:
     def advance(self) -> None:
         """Count a step, whether the optimisers took it or not, and move the schedules."""
         for scheduler in self.lr_schedulers.values():
-            scheduler.step()
+            # not by `scheduler.step()`, which warns of an optimiser whose first steps were skipped, or come later
+            set_schedule(scheduler, scheduler.last_epoch + 1)
         self.step, self.position = self.step + 1, self.position + 1
 
     def secure(self, checkpointing_steps: int | None, last_step: int) -> bool:

@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """What shows how far the training of a transformer is: losses at fixed times, and images from fixed noise."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,11 +54,22 @@ def validation_losses(
     return {"validation_loss": sum(means) / len(means), **named}
 
 
-def draw_grid(pipeline: DiffusionPipeline, num_images: int, seed: int, batch_size: int) -> Image.Image:
-    """Images of classes spread evenly, image i from the noise of seed `seed` + i, in a grid that is about square."""
+def draw_grid(
+    pipeline: DiffusionPipeline, num_images: int, seed: int, batch_size: int, class_ids: Sequence[int] | None = None
+) -> Image.Image:
+    """Images of classes spread evenly, image i from the noise of seed `seed` + i, in a grid that is about square.
+
+    Args:
+        pipeline: draws them, by its own recipe.
+        num_images: how many.
+        seed: of the noise.
+        batch_size: images drawn at a time.
+        class_ids: classes to draw; all by default.
+    """
     pipeline.set_progress_bar_config(disable=True)
-    num_classes = pipeline.transformer.config.num_classes
-    labels = [number * num_classes // num_images if num_images < num_classes else number % num_classes
+    class_ids = class_ids or range(pipeline.transformer.config.num_classes)
+    num_classes = len(class_ids)
+    labels = [class_ids[number * num_classes // num_images if num_images < num_classes else number % num_classes]
               for number in range(num_images)]  # fmt: skip
     images = []
     for first in range(0, num_images, batch_size):
