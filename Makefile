@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+DIFFUSERS_REPOSITORY ?= https://github.com/huggingface/diffusers
 
-.PHONY: demo test test-lowest digits style quality clean
+.PHONY: demo test test-lowest test-diffusers digits style quality clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/generate_grid.py
@@ -14,6 +15,13 @@ test: $(VENV)/.test
 # the lowest versions that setup.py declares; needs a Python 3.10
 test-lowest:
 	$(MAKE) test VENV=.venv-lowest PYTHON=python3.10 PIP_CONSTRAINT=$(CURDIR)/constraints-lowest.txt
+
+# diffusers' own test mixins on our classes: they are in its repository only, so this fetches the installed version's tag
+test-diffusers: $(VENV)/.test
+	version=$$($(BIN)/python -c "from importlib.metadata import version; print(version('diffusers'))") && \
+	source=.diffusers-source/$$version && \
+	{ test -d $$source || git clone --quiet --depth 1 --branch v$$version $(DIFFUSERS_REPOSITORY) $$source; } && \
+	HF_HUB_OFFLINE=1 DIFFUSERS_SOURCE=$$source $(BIN)/python -m pytest tests/diffusers_mixins
 
 # trains and judges the embedded checkpoint from nothing, into outputs/digits
 digits: $(VENV)/.test
@@ -28,7 +36,7 @@ quality: $(VENV)/.quality
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) .venv-lowest build dist outputs src/*.egg-info
+	rm -rf $(VENV) .venv-lowest .diffusers-source build dist outputs src/*.egg-info
 
 # One stamp for each set of packages: made again when the declared dependencies change.
 $(VENV)/bin/python:
