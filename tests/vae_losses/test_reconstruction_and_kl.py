@@ -1,10 +1,11 @@
 import json
+import math
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffusers_lightningdit.vae_losses import kl_loss, reconstruction_loss
+from diffusers_lightningdit.vae_losses import kl_loss, reconstruction_loss, reconstruction_nll
 
 RELATIVE = 1e-5
 
@@ -32,3 +33,28 @@ def test_losses_of_a_perfect_autoencoder_are_zero():
     pixels, zeros = torch.randn(2, 3, 4, 4), torch.zeros(2, 8, 1, 1)
     assert reconstruction_loss(pixels, pixels).item() == 0
     assert kl_loss(zeros, zeros).item() == 0
+
+
+def test_scale_and_perceptual_distance_by_definition():
+    pixels, reconstructions = torch.rand(2, 2, 3, 4, 4).unbind()
+    perceptual, logvar = torch.rand(2, 1, 1, 1), torch.tensor(0.3)
+    error = [
+        [abs(x - y) + 0.5 * p.item() for x, y in zip(image.flatten(), other.flatten(), strict=True)]
+        for image, other, p in zip(pixels, reconstructions, perceptual, strict=True)
+    ]
+    per_image = [sum(e / math.exp(0.3) + 0.3 for e in of_image) for of_image in error]
+    nll, rec_loss = reconstruction_nll(pixels, reconstructions, logvar, perceptual, 0.5)
+    assert nll.item() == pytest.approx(sum(per_image).item() / 2, rel=RELATIVE)
+    assert rec_loss.item() == pytest.approx(sum(map(sum, error)).item() / 96, rel=RELATIVE)
+    assert reconstruction_nll(pixels, reconstructions, logvar, perceptual, 0.5, "mean") == (rec_loss, rec_loss)
+
+
+def test_mean_of_the_kl_has_no_half():
+    mean, logvar = torch.randn(2, 2, 8, 3, 3).unbind()
+    torch.testing.assert_close(kl_loss(mean, logvar, "mean"), 2 * kl_loss(mean, logvar) / mean[0].numel())
+
+
+@pytest.mark.parametrize("function", [reconstruction_nll, kl_loss])
+def test_reductions(function):
+    with pytest.raises(ValueError, match="`reduction` is 'none'; required: one of sum, mean"):
+        function(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), reduction="none")

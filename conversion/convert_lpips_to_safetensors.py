@@ -1,0 +1,90 @@
+"""Convert the published weights of LPIPS on VGG16 to the one file that the perceptual loss reads.
+
+    python conversion/convert_lpips_to_safetensors.py --vgg16 vgg16-397923af.pth --linear vgg.pth \
+        --output lpips_vgg16.safetensors
+
+--vgg16 is torchvision's file (https://download.pytorch.org/models/vgg16-397923af.pth); the part after the dash begins
+its sha256, which is checked. --linear is lpips/weights/v0.1/vgg.pth in the wheel of the package lpips 0.1.4
+(`pip download lpips==0.1.4 --no-deps`, then unzip). Prints the sha256 of what it wrote.
+"""
+
+import argparse
+import hashlib
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from diffusers_lightningdit.original import CheckpointError, read_checkpoint
+from diffusers_lightningdit.original.command_line import OneLineParser, run
+from diffusers_lightningdit.original.files import naming
+from diffusers_lightningdit.original.translation import check_shape, check_values
+from diffusers_lightningdit.vae_losses.perceptual import STAGES
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vgg16", required=True, metavar="FILE", help="torchvision's vgg16-397923af.pth")
+    parser.add_argument("--linear", required=True, metavar="FILE", help="weights/v0.1/vgg.pth of the package lpips")
+    parser.add_argument("--output", required=True, metavar="FILE", help="new .safetensors file")
+    return parser
+
+
+def check_name(file: str) -> None:
+    """Raise CheckpointError unless the file is what its name, NAME-HASH.pth, says by the first digits of its sha256."""
+    stated = re.search(r"-([0-9a-f]{8,64})\.pth$", file)
+    if stated is None:
+        raise CheckpointError(f"{file}: required: the name that torchvision gave it, vgg16-397923af.pth.")
+    if not Path(file).is_file():
+        raise CheckpointError(f"{file}: no such file; required: torchvision's weights of VGG16.")
+    found = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    if not found.startswith(stated[1]):
+        raise CheckpointError(f"{file}: has the sha256 {found}; required: {stated[1]}..., as its name says.")
+
+
+def translate(vgg16: dict, linear: dict, names: tuple[str, str]) -> dict[str, torch.Tensor]:
+    """Both state dicts -> that of `LPIPS`; raises CheckpointError naming the file and the key at fault."""
+    weights = {}
+
+    def take(source: dict, name: str, key: str, shape: tuple[int, ...]) -> torch.Tensor:
+        with naming(name):
+            if not isinstance(source.get(key), torch.Tensor):
+                raise CheckpointError(f"key `{key}` is missing; required: a tensor of shape {list(shape)}.")
+            check_shape(key, source[key], torch.Size(shape))
+            check_values({key: source[key]})
+        return source[key].float().contiguous()
+
+    channels, layer = 3, 0  # torchvision counts convolutions, rectifiers and poolings
+    for i, widths in enumerate(STAGES):
+        for j, width in enumerate(widths):
+            for kind, shape in (("weight", (width, channels, 3, 3)), ("bias", (width,))):
+                weights[f"stages.{i}.{j}.{kind}"] = take(vgg16, names[0], f"features.{layer}.{kind}", shape)
+            channels, layer = width, layer + 2
+        weights[f"linear.{i}"] = take(linear, names[1], f"lin{i}.model.1.weight", (1, channels, 1, 1)).flatten()
+        if (weights[f"linear.{i}"] < 0).any():
+            raise CheckpointError(f"{names[1]}: key `lin{i}.model.1.weight` has values below 0; required: none.")
+        layer += 1
+    return weights
+
+
+def convert(args: argparse.Namespace) -> None:
+    output = Path(args.output)
+    if output.exists():
+        raise CheckpointError(f"output {output} exists; required: a new file.")
+    if output.suffix != ".safetensors" or not output.parent.is_dir():
+        raise CheckpointError(f"output is {output}; required: a .safetensors file in an existing folder.")
+    check_name(args.vgg16)
+    content = save(translate(read_checkpoint(args.vgg16), read_checkpoint(args.linear), (args.vgg16, args.linear)))
+    partial = output.with_name(f".{output.name}.partial")
+    partial.write_bytes(content)
+    partial.rename(output)  # all or nothing
+    print(f"{output}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    run(convert, get_parser(), arguments)
+
+
+if __name__ == "__main__":
+    main()
