@@ -1,29 +1,34 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Train the autoencoder (first stage) by reconstruction and KL divergence.
+"""Train the autoencoder (first stage), aligned to a vision foundation model.
 
     accelerate launch training_scripts/train_vavae.py --config training_scripts/recipes/digits_vavae.yaml \
-        data=FOLDER_OR_HUB_ID output_dir=FOLDER key=value ...
+        data=FOLDER_OR_HUB_ID foundation_model=FOLDER_OR_HUB_ID output_dir=FOLDER key=value ...
 
-Keys are the fields of `VAVAETrainingConfig`. The result is a diffusers folder of an `AutoencoderVAVAE` whose config
-holds the statistics of its latents over the data.
+Keys are the fields of `VAVAETrainingConfig`; docs/vavae.md explains them. The result is a diffusers folder of an
+`AutoencoderVAVAE` whose config holds the statistics of its latents over the data; `training/` in it has projection and
+discriminator, for training on.
 """
 
-from dataclasses import asdict, dataclass, field
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from diffusers_lightningdit import AutoencoderVAVAE
-from diffusers_lightningdit.data.images import ImageDataset
+from diffusers_lightningdit.data.images import ImageDataset, UnusableImage
 from diffusers_lightningdit.data.latents import LatentsStatistics, encode_moments, latents_size, sample_latents
-from diffusers_lightningdit.settings import check_at_least, check_model_arguments, one_line_errors, parse_config
+from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
-from diffusers_lightningdit.training.config import TrainingConfig
+from diffusers_lightningdit.training.data import RandomlyFlipped
 from diffusers_lightningdit.training.loop import (
     accumulating,
     clip_gradients,
+    due,
     global_mean,
     make_accelerator,
     make_batch_sampler,
@@ -32,113 +37,273 @@ from diffusers_lightningdit.training.loop import (
     train_steps,
     write_result,
 )
+from diffusers_lightningdit.training.moving_averages import MovingAverages
 from diffusers_lightningdit.training.progress import TrainingProgress
 from diffusers_lightningdit.training.run_state import RunState
+from diffusers_lightningdit.training.samples import check_share, save_grid
 from diffusers_lightningdit.training.spike_guard import SpikeGuard, TrainingDiverged
-from diffusers_lightningdit.vae_losses import kl_loss, reconstruction_loss
+from diffusers_lightningdit.training.vavae_config import VAVAETrainingConfig
+from diffusers_lightningdit.training.vavae_parts import Teachers, VAVAEParts, initial_parts, save_parts
+from diffusers_lightningdit.training.vavae_validation import AutoencoderValidation, reconstructions_grid
+from diffusers_lightningdit.vae_losses import autoencoder_losses, discriminator_losses
 
-NAME = "vae"  # of the one model of the run, in checkpoints
-
-
-@dataclass(kw_only=True)
-class VAVAETrainingConfig(TrainingConfig):
-    vae: dict = field(default_factory=dict)  # arguments of AutoencoderVAVAE
-    kl_weight: float = 1e-6
-    global_batch_size: int = 256
-    max_train_steps: int = 100_000
-    learning_rate: float = 1e-4
-    adam_betas: tuple[float, float] = (0.5, 0.9)
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_model_arguments("vae", self.vae, AutoencoderVAVAE)
-        check_at_least("kl_weight", self.kl_weight, 0)
+VAE, DISCRIMINATOR = "vae", "discriminator"  # the models of the run, in checkpoints
+SHOWN = ("rec_loss", "kl_loss", "vf_loss", "g_loss", "disc_loss", "skipped")  # beside the progress bar
 
 
-class Reconstruction(nn.Module):
-    """The autoencoder as one forward call, which Accelerate can wrap for several processes and mixed precision."""
+# ---------------------------------------------------------------------------------------------------------------------
+# Models, each as one forward call, which Accelerate can wrap for several processes and mixed precision
+# ---------------------------------------------------------------------------------------------------------------------
 
-    def __init__(self, vae: AutoencoderVAVAE):
+
+class AlignedAutoencoder(nn.Module):
+    """The autoencoder, and the projection between its latents and the features of the foundation model."""
+
+    def __init__(self, parts: VAVAEParts):
         super().__init__()
-        self.vae = vae
+        self.vae = parts.vae
+        self.projection = parts.projection
 
-    def forward(self, pixels: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, pixels: torch.Tensor, noise: torch.Tensor, features: torch.Tensor | None) -> tuple:
+        """(reconstructions, mean, logvar, features and latents as the projection makes them comparable, or None)."""
         posterior = self.vae.encode(pixels).latent_dist
-        return self.vae.decode(posterior.mean + posterior.std * noise).sample, posterior.mean, posterior.logvar
+        latents = posterior.mean + posterior.std * noise
+        aligned = (None, None) if features is None else self.projection(features, latents)
+        return self.vae.decode(latents).sample, posterior.mean, posterior.logvar, *aligned
+
+
+class Judgement(nn.Module):
+    """The discriminator on images, then on their reconstructions: data-parallel training has one call a step."""
+
+    def __init__(self, discriminator: nn.Module):
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, pixels: torch.Tensor, reconstructions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.discriminator(pixels), self.discriminator(reconstructions)
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No gradients for the weights; those of the input pass through."""
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.requires_grad_(True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Beginning
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def make_run(config: VAVAETrainingConfig, accelerator: Accelerator, parts: VAVAEParts, sampler) -> RunState:
+    """Models, optimisers, schedules, average and guard: new, or as in the checkpoint to resume from."""
+    vae = parts.vae
+    if config.gradient_checkpointing:
+        vae.enable_gradient_checkpointing()
+    if config.compile_vae:
+        vae.encoder.compile()
+        vae.decoder.compile()
+    models: dict[str, nn.Module] = {VAE: AlignedAutoencoder(parts)}
+    architectures = {VAE: {**vae.config, "projection": dict(parts.projection.config) if parts.projection else None}}
+    if parts.discriminator is not None:
+        models[DISCRIMINATOR] = Judgement(parts.discriminator)
+        architectures[DISCRIMINATOR] = dict(parts.discriminator.config)
+    optimizers = {}
+    for name, model in models.items():
+        optimizer = torch.optim.Adam(model.train().parameters(), lr=config.learning_rate, betas=config.adam_betas)
+        models[name], optimizers[name] = accelerator.prepare(model, optimizer)
+    averages = {}
+    if config.ema_decay is not None:
+        averages[VAE] = MovingAverages(models[VAE].parameters(), (config.ema_decay,), config.ema_warmup)
+    state = RunState(
+        accelerator,
+        config.output_dir,
+        models=models,
+        optimizers=optimizers,
+        lr_schedulers={name: make_lr_scheduler(config, optimizers[name].optimizer) for name in optimizers},
+        averages=averages,
+        guard=SpikeGuard(config.loss_spike_factor, config.grad_norm_spike_factor, patience=config.spike_patience),
+        identity=sampler.identity(),
+        architectures=architectures,
+        settings=asdict(config),
+        total_limit=config.checkpoints_total_limit,
+        report=accelerator.print,
+    )
+    if config.resume_from_checkpoint is not None:
+        state.resume(config.resume_from_checkpoint)
+    return state
 
 
 def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         config = parse_config(VAVAETrainingConfig, argv, __doc__)
         accelerator = make_accelerator(config)
-        torch.manual_seed(config.seed)  # the same first weights on every process
-        vae = AutoencoderVAVAE(**{"sample_size": config.resolution, **config.vae})
-        latents_size(config.resolution, vae)  # an error where the resolution does not fit
+        if accelerator.is_fsdp2:
+            raise ValueError("the autoencoder's weights cannot be sharded (FSDP2); required: data-parallel training.")
         dataset = ImageDataset(config.data, config.resolution, config.split, config.image_column, label_column=None)
         sampler = make_batch_sampler(config, len(dataset), accelerator)
-        architecture = dict(vae.config)
-        model, optimizer = accelerator.prepare(
-            Reconstruction(vae),
-            torch.optim.Adam(vae.parameters(), lr=config.learning_rate, betas=config.adam_betas),
-        )
-        state = RunState(
-            accelerator,
-            config.output_dir,
-            models={NAME: model},
-            optimizers={NAME: optimizer},
-            lr_schedulers={NAME: make_lr_scheduler(config, optimizer.optimizer)},
-            averages={},
-            guard=SpikeGuard(config.loss_spike_factor, config.grad_norm_spike_factor, patience=config.spike_patience),
-            identity=sampler.identity(),
-            architectures={NAME: architecture},
-            settings=asdict(config),
-            total_limit=config.checkpoints_total_limit,
-            report=accelerator.print,
-        )
-        if config.resume_from_checkpoint is not None:
-            state.resume(config.resume_from_checkpoint)
-    with one_line_errors((CheckpointWriteError, TrainingDiverged, OSError), status=1):
-        train(config, accelerator, dataset, sampler, state)
+        validation = None
+        if config.validation_steps is not None:
+            name = config.validation_data or config.data
+            try:
+                validation = ImageDataset(
+                    name, config.resolution, config.validation_split, config.image_column, config.label_column
+                )
+            except ValueError as error:
+                raise ValueError(f"validation data: {error}") from error
+            check_share(config.num_validation_samples, len(validation), accelerator.num_processes)
+        torch.manual_seed(config.seed)  # the same first weights on every process
+        teachers = Teachers(config, accelerator.device)
+        parts = initial_parts(config, teachers.foundation, accelerator.print)
+        state = make_run(config, accelerator, parts, sampler)
+    with one_line_errors((CheckpointWriteError, TrainingDiverged, UnusableImage, OSError), status=1):
+        train(config, accelerator, dataset, validation, sampler, teachers, state)
+        save(config, accelerator, dataset, state)
 
 
-def train(config, accelerator, dataset, sampler, state) -> None:
-    """Steps until `max_train_steps`, then the statistics of the latents and the result."""
-    model, optimizer, vae = state.models[NAME], state.optimizers[NAME], state.model(NAME).vae
-    latents_shape = (vae.config.latent_channels, *[latents_size(config.resolution, vae)] * 2)
-    progress = TrainingProgress(config, accelerator, state.step)
+# ---------------------------------------------------------------------------------------------------------------------
+# Steps
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def train(
+    config: VAVAETrainingConfig,
+    accelerator: Accelerator,
+    dataset: ImageDataset,
+    validation: ImageDataset | None,
+    sampler,
+    teachers: Teachers,
+    state: RunState,
+) -> None:
+    trained = state.model(VAE).vae
+    latents_shape = (trained.config.latent_channels, *[latents_size(config.resolution, trained)] * 2)
+    progress = TrainingProgress(config, accelerator, state.step, shown=SHOWN)
     state.report = progress.report
-    steps = train_steps(config, dataset, sampler, state.position, accelerator)
+    images = RandomlyFlipped(dataset, config.seed) if config.random_flip else dataset
+    steps = train_steps(config, images, sampler, state.position, accelerator)
+    measure = validation and AutoencoderValidation(config, validation, teachers, accelerator)
 
     with progress:
         while state.step < config.max_train_steps:
-            losses = []
-            micro_batches = next(steps)
+            stage = config.stage_at(state.step)
+            taking_part = [VAE, DISCRIMINATOR] if stage.discriminator_trains(state.step) else [VAE]
+            scalars, micro_batches = [], next(steps)
             for number, (batch, draws) in enumerate(micro_batches, start=1):
-                pixels = batch["pixel_values"]
-                with accumulating(accelerator, model, is_last=number == len(micro_batches)):
-                    reconstructions, mean, logvar = model(pixels, draws.normal("posterior", latents_shape))
-                    rec_loss, kl = reconstruction_loss(pixels, reconstructions), kl_loss(mean, logvar)
-                    accelerator.backward((rec_loss + config.kl_weight * kl) / len(micro_batches))
-                losses.append(torch.stack([rec_loss, kl]).detach())
-            grad_norm = clip_gradients(accelerator, model, float("inf"))  # measured only
-            rec_loss, kl, grad_norm = global_mean(
-                accelerator, torch.cat([torch.stack(losses).mean(0), grad_norm[None]])
-            )
+                pixels, noise = batch["pixel_values"], draws.normal("posterior", latents_shape)
+                is_last = number == len(micro_batches)
+                with accumulating(accelerator, state.models[VAE], is_last):
+                    loss, reconstructions, values = autoencoder_step(state, stage, teachers, pixels, noise)
+                    accelerator.backward(loss / len(micro_batches))
+                if DISCRIMINATOR in taking_part:
+                    with accumulating(accelerator, state.models[DISCRIMINATOR], is_last):
+                        loss, judged = discriminator_step(state, stage, pixels, reconstructions.detach())
+                        accelerator.backward(loss / len(micro_batches))
+                    values |= judged
+                scalars.append(torch.stack(list(values.values())))
+            grad_norm = clip_gradients(accelerator, state.models[VAE], config.max_grad_norm or math.inf)
+            means = global_mean(accelerator, torch.cat([torch.stack(scalars).mean(0), grad_norm[None]]))
+            metrics = dict(zip([*values, "grad_norm"], means, strict=True))
 
-            spike = state.guard.check(rec_loss + config.kl_weight * kl, grad_norm, accelerator.scaler is not None)
-            if spike is None:
-                optimizer.step()
-                optimizer.zero_grad()
-            else:
-                skip_step(accelerator, optimizer)
+            spike = state.guard.check(likelihood(stage, metrics), metrics["grad_norm"], accelerator.scaler is not None)
+            for name in taking_part:
+                if spike is None:
+                    state.optimizers[name].step()
+                    state.optimizers[name].zero_grad()
+                else:
+                    skip_step(accelerator, state.optimizers[name])
+            if spike is not None:
                 progress.report(f"step {state.step + 1} skipped: {spike} ({state.guard.num_skipped} skipped in all)")
+            elif VAE in state.averages and not accelerator.optimizer_step_was_skipped:
+                state.averages[VAE].step(state.models[VAE].parameters())
+            learning_rate = state.lr_schedulers[VAE].get_last_lr()[0]
             state.advance()
-            mean_l1 = rec_loss / pixels[0].numel()
-            progress.update(state.step, {"l1": mean_l1, "kl": kl, "skipped": state.guard.num_skipped})
-            state.secure(config.checkpointing_steps, config.max_train_steps)
+            metrics |= {"learning_rate": learning_rate, "skipped": state.guard.num_skipped}
+            progress.update(state.step, metrics)
 
+            if state.secure(config.checkpointing_steps, config.max_train_steps):
+                continue  # back at an earlier step
+            if due(state.step, config.validation_steps, config.max_train_steps):
+                progress.record(state.step, measure(trained_parts(config, state).vae))
+            if due(state.step, config.sample_steps, config.max_train_steps):
+                parts = trained_parts(config, state)
+                if accelerator.is_main_process:
+                    grid = reconstructions_grid(
+                        parts.vae.to(accelerator.device), validation or dataset, config.num_samples
+                    )
+                    save_grid(grid, config.output_dir, state.step, accelerator)
+                accelerator.wait_for_everyone()
+
+
+def autoencoder_step(
+    state: RunState, stage, teachers: Teachers, pixels: torch.Tensor, noise: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """(loss, reconstructions, scalars) of a batch: pixels [B, 3, height, width], noise of its posteriors."""
+    accelerator, vae = state.accelerator, state.model(VAE).vae
+    with accelerator.autocast():
+        aligns = state.model(VAE).projection is not None
+        features = teachers.features(pixels, noise.shape[-1]) if aligns else None
+        reconstructions, mean, logvar, features, latents = state.models[VAE](pixels, noise, features)
+        perceptual = teachers.distances(pixels, reconstructions)
+        logits = None
+        if stage.is_judged(state.step):
+            discriminator = state.model(DISCRIMINATOR).discriminator
+            with frozen(discriminator):
+                logits = discriminator(reconstructions).float()
+    loss, scalars = autoencoder_losses(
+        stage.losses,
+        pixels,
+        reconstructions,
+        mean,
+        logvar,
+        step=state.step - stage.first_step,
+        last_decoder_weight=vae.decoder.conv_out.weight,
+        last_encoder_weight=vae.encoder.conv_out.weight,
+        logits_fake=logits,
+        latents_for_vf=latents,
+        features=features,
+        perceptual=perceptual,
+    )
+    return loss, reconstructions, scalars
+
+
+def discriminator_step(
+    state: RunState, stage, pixels: torch.Tensor, reconstructions: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """(loss, scalars) of a batch of images and of their reconstructions by the weights before this step."""
+    with state.accelerator.autocast():
+        real, fake = state.models[DISCRIMINATOR](pixels, reconstructions)
+    return discriminator_losses(stage.losses, real.float(), fake.float(), step=state.step - stage.first_step)
+
+
+def likelihood(stage, metrics: dict[str, float]) -> float:
+    """What spikes are seen by: the part of the loss whose weights are fixed, and whether the other parts are finite."""
+    loss = metrics["nll_loss"] + stage.losses.kl_weight * metrics["kl_loss"]
+    return loss if all(map(math.isfinite, metrics.values())) or not math.isfinite(loss) else math.nan
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Result
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def trained_parts(config: VAVAETrainingConfig, state: RunState) -> VAVAEParts:
+    """Copies of the models as they are to be saved, on the CPU, with averaged weights where there are any."""
+    discriminator = state.model(DISCRIMINATOR).discriminator if DISCRIMINATOR in state.models else None
+    model = state.model(VAE)
+    parts = VAVAEParts(model.vae, model.projection, discriminator).copy()
+    if config.ema_decay is not None:
+        AlignedAutoencoder(parts).load_state_dict(state.average(VAE, config.ema_decay))
+    return parts
+
+
+def save(config: VAVAETrainingConfig, accelerator: Accelerator, dataset: ImageDataset, state: RunState) -> None:
+    """The result, with the statistics of its latents over the data."""
+    parts = trained_parts(config, state)
     if accelerator.is_main_process:
-        vae.eval()
+        vae = parts.vae.to(accelerator.device)
         statistics = LatentsStatistics(vae.config.latent_channels)
         images = DataLoader(dataset, batch_size=64, num_workers=config.num_workers)
         generator = torch.Generator(accelerator.device).manual_seed(config.seed)
@@ -146,7 +311,7 @@ def train(config, accelerator, dataset, sampler, state) -> None:
             # of samples, not of means: what the transformer is trained on
             statistics.update(sample_latents(encode_moments(vae, batch["pixel_values"]), generator))
         vae.set_latents_statistics(statistics.mean, statistics.std)
-        write_result(config.output_dir, vae.save_pretrained)
+        write_result(config.output_dir, lambda folder: save_parts(parts, folder))
         print(f"wrote {config.output_dir}")
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -4,11 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate.state import AcceleratorState
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
+from transformers import Dinov2Config, Dinov2Model
 
 TRAINING_SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 sys.path.insert(0, str(TRAINING_SCRIPTS))
@@ -35,11 +37,31 @@ def data(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def vae_recipe(tmp_path_factory) -> str:
-    return write_recipe(
-        tmp_path_factory.mktemp("recipe") / "vae.yaml",
-        {"resolution": 8, "vae": TINY_VAE, "global_batch_size": 4, "max_train_steps": 3},
+def foundation_model(tmp_path_factory) -> str:
+    """A vision transformer with patches of 2x2 pixels, and so the grid of the tiny autoencoder's latents."""
+    folder = str(tmp_path_factory.mktemp("foundation") / "dinov2")
+    config = Dinov2Config(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=2, image_size=8, patch_size=2
     )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Dinov2Model(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vae_recipe(tmp_path_factory, foundation_model) -> str:
+    recipe = {
+        "resolution": 8,
+        "vae": TINY_VAE,
+        "foundation_model": foundation_model,
+        "discriminator": {"base_channels": 4, "num_layers": 1},
+        "disc_start": 1,
+        "perceptual_weight": 0,
+        "global_batch_size": 4,
+        "max_train_steps": 3,
+    }
+    return write_recipe(tmp_path_factory.mktemp("recipe") / "vae.yaml", recipe)
 
 
 @pytest.fixture(scope="session")

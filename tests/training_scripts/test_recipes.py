@@ -15,14 +15,16 @@ RECIPES = sorted((FOLDER / "recipes").glob("*.yaml"))
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_valid_and_hold_differences_only(recipe, tmp_path):
-    config_class = train_vavae.VAVAETrainingConfig if "vavae" in recipe.stem else LightningDiTTrainingConfig
-    needed = ["data=x", f"output_dir={tmp_path / 'new'}"] + ["vae=x"] * (config_class is LightningDiTTrainingConfig)
+    config_class, needed = LightningDiTTrainingConfig, ["vae=x"]
+    if "vavae" in recipe.stem:
+        config_class, needed = train_vavae.VAVAETrainingConfig, ["lpips=x", "foundation_model=x"]
+    needed += ["data=x", f"output_dir={tmp_path / 'new'}"]
     defaults, config = (
         parse_config(config_class, needed),
         parse_config(config_class, ["--config", str(recipe), *needed]),
     )
     for name in yaml.safe_load(recipe.read_text()):
-        if name != "resolution":
+        if name not in ("resolution", "foundation_model"):
             assert getattr(config, name) != getattr(defaults, name), name
 
 
@@ -44,6 +46,25 @@ def test_published_recipes(tmp_path):
     assert config.transformer == {}  # the model's own defaults are XL/1
     with torch.device("meta"):
         assert LightningDiTTransformer2DModel().inner_dim == 1152
+
+
+def test_the_released_autoencoder(tmp_path):
+    recipe = str(FOLDER / "recipes" / "imagenet256_vavae.yaml")
+    config = parse_config(
+        train_vavae.VAVAETrainingConfig, ["--config", recipe, "data=x", "lpips=x", f"output_dir={tmp_path}"]
+    )
+    # 100 + 15 + 15 epochs of 1,281,167 images
+    epochs = [stage.num_steps * config.global_batch_size / 1_281_167 for stage in config.schedule]
+    assert [round(number) for number in epochs] == [100, 15, 15]
+    losses = [stage.losses for stage in config.schedule]
+    assert [(part.vf_weight, part.distmat_margin, part.cos_margin) for part in losses] == [
+        (0.5, 0.0, 0.0),
+        (0.1, 0.0, 0.0),
+        (0.1, 0.25, 0.5),
+    ]
+    assert [2 * part.disc_start + 1 for part in losses] == [5001, 1, 1]  # the original counts two steps a batch
+    assert (config.learning_rate, config.adam_betas, config.global_batch_size) == (1e-4, (0.5, 0.9), 256)
+    assert all((part.kl_weight, part.disc_weight, part.perceptual_weight) == (1e-6, 0.5, 1.0) for part in losses)
 
 
 @pytest.mark.parametrize("path", sorted((FOLDER / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem)

@@ -1,21 +1,59 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import train_vavae
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from diffusers_lightningdit import AutoencoderVAVAE
 from diffusers_lightningdit.data.images import ImageDataset
 from diffusers_lightningdit.data.latents import encode_moments
+from diffusers_lightningdit.original import read_autoencoder
+from diffusers_lightningdit.vae_losses import LPIPS, FoundationProjection, PatchGANDiscriminator
+
+
+def run(recipe: str, data: str, output_dir: Path, *settings: str) -> None:
+    train_vavae.main(["--config", recipe, f"data={data}", f"output_dir={output_dir}", *settings])
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the result."""
+    files = sorted(path for path in Path(folder).rglob("*.safetensors") if "checkpoint" not in str(path))
+    return {f"{file.relative_to(folder)}: {name}": value for file in files for name, value in load_file(file).items()}
+
+
+def assert_identical(folder: Path, expected: Path) -> None:
+    found, required = weights(folder), weights(expected)
+    assert found.keys() == required.keys()
+    for name, tensor in required.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_every_weight_is_trained(trained_vae, tiny_vae_arguments):
-    trained = AutoencoderVAVAE.from_pretrained(trained_vae)
     torch.manual_seed(0)  # as the script
-    initial = AutoencoderVAVAE(**tiny_vae_arguments, sample_size=8)
-    weights = dict(trained.named_parameters())
-    for name, weight in initial.named_parameters():
-        # Adam moves a weight by at most about the learning rate, 1e-4, a step
-        assert 0 < (weights[name] - weight).abs().max() < 4e-4, name
-    assert trained.config.sample_size == 8
+    initial = {
+        ".": AutoencoderVAVAE(**tiny_vae_arguments, sample_size=8),
+        "training/projection": FoundationProjection(latent_channels=4, feature_channels=8),
+        "training/discriminator": PatchGANDiscriminator(base_channels=4, num_layers=1),
+    }
+    for folder, model in initial.items():
+        trained = type(model).from_pretrained(Path(trained_vae) / folder)
+        parameters = dict(trained.named_parameters())
+        for name, weight in model.named_parameters():
+            # Adam moves a weight by at most about the learning rate, 1e-4, a step; the hinge loss pulls at the bias of
+            # the logits with equal force from both sides
+            change = (parameters[name] - weight).abs().max()
+            assert change < 4e-4 and (change > 0 or name == "layers.5.bias"), f"{folder}: {name}"
 
 
 def test_statistics_are_those_of_the_data(trained_vae, data):
@@ -29,10 +67,180 @@ def test_statistics_are_those_of_the_data(trained_vae, data):
 
 
 def test_a_run_is_reproducible(trained_vae, data, vae_recipe, tmp_path):
-    train_vavae.main(["--config", vae_recipe, f"data={data}", f"output_dir={tmp_path / 'vae'}"])
-    again = AutoencoderVAVAE.from_pretrained(tmp_path / "vae").state_dict()
-    for name, weight in AutoencoderVAVAE.from_pretrained(trained_vae).state_dict().items():
-        assert torch.equal(weight, again[name]), name
+    run(vae_recipe, data, tmp_path / "vae")
+    assert_identical(tmp_path / "vae", trained_vae)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the steps do
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_alignment_brings_latents_and_features_together(data, vae_recipe, tmp_path):
+    settings = ["max_train_steps=60", "learning_rate=1e-2", "logging_steps=1", "vf_weight=2", "distmat_margin=0"]
+    run(vae_recipe, data, tmp_path / "vae", *settings, "cos_margin=0", "disc_weight=0")
+    losses = [record["vf_loss"] for record in records(tmp_path / "vae")]
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+
+
+def test_stages_in_a_row(data, vae_recipe, tmp_path):
+    """The discriminator trains from the step on that its stage says, and is heeded one step later."""
+    stages = "stages=[{num_steps: 3, disc_start: 1, vf_weight: 0.5}, {num_steps: 2, disc_start: 0, adaptive_vf: false}]"
+    run(vae_recipe, data, tmp_path / "vae", "max_train_steps=null", stages, "logging_steps=1")
+    steps = records(tmp_path / "vae")
+    assert ["disc_loss" in step for step in steps] == [False, True, True, True, True]
+    assert ["d_weight" in step for step in steps] == [False, False, True, False, True]
+    assert [step["vf_weight"] == pytest.approx(0.1) for step in steps] == [False] * 3 + [True] * 2
+
+
+def test_accumulated_gradients_are_those_of_the_batch(data, vae_recipe, tmp_path):
+    """Without the adaptive weights and batch norms, which see a part of the batch at a time."""
+    settings = ["disc_weight=0", "adaptive_vf=false", "max_train_steps=1"]
+    run(vae_recipe, data, tmp_path / "whole", *settings, "logging_steps=1")
+    run(vae_recipe, data, tmp_path / "parts", *settings, "logging_steps=1", "gradient_accumulation_steps=4")
+    (whole,), (parts,) = records(tmp_path / "whole"), records(tmp_path / "parts")
+    for name in ("total_loss", "nll_loss", "kl_loss", "vf_loss", "grad_norm"):
+        assert parts[name] == pytest.approx(whole[name], rel=1e-5), name
+
+
+def test_two_processes_weigh_the_losses_as_one_does(data, vae_recipe, tmp_path):
+    settings = ["disc_weight=0", "vf_weight=0.5", "max_train_steps=2", "logging_steps=1", "checkpointing_steps=null"]
+    run(vae_recipe, data, tmp_path / "one", *settings)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", train_vavae.__file__]
+    arguments = ["--config", vae_recipe, f"data={data}", f"output_dir={tmp_path / 'two'}", *settings]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run([*launch, *arguments], capture_output=True, text=True, env=environment)
+    assert finished.returncode == 0, finished.stderr
+    for one, two in zip(records(tmp_path / "one"), records(tmp_path / "two"), strict=True):
+        for name in ("total_loss", "vf_loss", "vf_weight", "grad_norm"):
+            assert two[name] == pytest.approx(one[name], rel=1e-4), name
+
+
+def test_averaged_weights_are_saved(data, vae_recipe, tmp_path):
+    run(vae_recipe, data, tmp_path / "vae", "ema_decay=0.5")
+    saved = load_file(tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
+    average = load_file(tmp_path / "vae" / "checkpoint-3" / "vae.ema-0.5.safetensors")
+    trained = load_file(tmp_path / "vae" / "checkpoint-3" / "vae.safetensors")
+    assert all(torch.equal(value, average[f"vae.{name}"]) for name, value in saved.items())
+    assert not all(torch.equal(value, trained[f"vae.{name}"]) for name, value in saved.items())
+
+
+def test_perceptual_distance_is_part_of_the_loss(data, vae_recipe, tmp_path):
+    torch.manual_seed(0)
+    save_file(LPIPS().state_dict(), tmp_path / "lpips.safetensors")
+    settings = ["resolution=16", "max_train_steps=1", "logging_steps=1", "disc_weight=0"]
+    run(vae_recipe, data, tmp_path / "without", *settings)
+    run(
+        vae_recipe, data, tmp_path / "with", *settings, f"lpips={tmp_path / 'lpips.safetensors'}", "perceptual_weight=2"
+    )
+    (without,), (with_lpips,) = records(tmp_path / "without"), records(tmp_path / "with")
+    assert with_lpips["rec_loss"] > 1.01 * without["rec_loss"]
+    assert with_lpips["nll_loss"] == pytest.approx(with_lpips["rec_loss"] * 3 * 16 * 16, rel=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Validation, beginning from weights, resuming
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_validation_and_pictures(data, vae_recipe, tmp_path):
+    settings = ["resolution=16", "validation_split=train", "num_validation_samples=8", "label_column=label"]
+    run(vae_recipe, data, tmp_path / "vae", *settings, "validation_steps=2", "sample_steps=3", "num_samples=5")
+    validations = [record for record in records(tmp_path / "vae") if "validation_psnr_db" in record]
+    assert [record["step"] for record in validations] == [2, 3]
+    vae = AutoencoderVAVAE.from_pretrained(tmp_path / "vae").eval()
+    pixels = torch.stack([item["pixel_values"] for item in ImageDataset(data, 16)])
+    with torch.no_grad():
+        latents = vae.encode(pixels).latent_dist.mode()
+        differences = pixels - vae.decode(latents).sample.clamp(-1, 1)
+    psnr = (10 * (4 / differences.square().mean((1, 2, 3))).log10()).mean().item()
+    assert validations[-1]["validation_psnr_db"] == pytest.approx(psnr, rel=1e-4)
+    assert {"validation_ssim", "validation_rfd", "latents_linear_probe_accuracy", "latents_linear_cka",
+            "latents_gini_coefficient"} < validations[-1].keys()  # fmt: skip
+    with Image.open(tmp_path / "vae" / "samples" / "step-3.png") as picture:
+        assert picture.size == (5 * 16, 2 * 16)
+
+
+def test_fine_tuning_begins_with_all_three_networks(trained_vae, data, vae_recipe, tmp_path):
+    settings = [f"weight_init={trained_vae}", "vae={}", "learning_rate=1e-12", "max_train_steps=2"]
+    run(vae_recipe, data, tmp_path / "vae", *settings)
+    found = weights(tmp_path / "vae")
+    for name, tensor in weights(trained_vae).items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(found[name], tensor, msg=lambda message, name=name: f"{name}: {message}")
+
+
+def test_fine_tuning_of_an_original_checkpoint(golden, data, vae_recipe, tmp_path, capsys):
+    """Its autoencoder and discriminator are taken over; it has no projection here, which then is new."""
+    checkpoint = torch.load(golden("vae/vavae/vavae.ckpt"), weights_only=True)["state_dict"]
+    discriminator = PatchGANDiscriminator(base_channels=4, num_layers=1).state_dict()
+    checkpoint = {key: value for key, value in checkpoint.items() if not key.startswith(("loss.", "linear_proj."))}
+    checkpoint |= {
+        f"loss.discriminator.{key.replace('layers', 'main', 1)}": discriminator[key] for key in discriminator
+    }
+    torch.save({"state_dict": checkpoint}, tmp_path / "original.ckpt")
+    settings = [f"weight_init={tmp_path / 'original.ckpt'}", "vae={}", "resolution=32", "learning_rate=1e-12"]
+    run(vae_recipe, data, tmp_path / "vae", *settings, "disc_start=0", "max_train_steps=1")
+    assert "original.ckpt has no complete projection: a new one is trained" in capsys.readouterr().out
+    found = weights(tmp_path / "vae")
+    for name, tensor in read_autoencoder(tmp_path / "original.ckpt").state_dict.items():
+        torch.testing.assert_close(found[f"diffusion_pytorch_model.safetensors: {name}"], tensor)
+    for name, tensor in discriminator.items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(
+                found[f"training/discriminator/diffusion_pytorch_model.safetensors: {name}"], tensor
+            )
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("weight_init=/no/such/file.ckpt", "`weight_init` is '/no/such/file.ckpt': "),
+        ("weight_init=/no/such/folder", "'/no/such/folder'"),
+        ("reverse_proj=false", "whose FoundationProjection has `reverse` True; required: False, as `reverse_proj`"),
+        ("discriminator.num_layers=2", "has `num_layers` 1; required: 2, as `discriminator.num_layers`"),
+    ],
+)
+def test_weights_of_other_networks(trained_vae, data, vae_recipe, tmp_path, capsys, setting, message):
+    with pytest.raises(SystemExit):
+        run(vae_recipe, data, tmp_path / "vae", "vae={}", f"weight_init={trained_vae}", setting)
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "vae").exists()
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import train_vavae
+from diffusers_lightningdit.training import run_state
+
+write_tensors = run_state.RunState._write_tensors
+
+def write_or_die(tensors, file):
+    if "checkpoint-2" in str(file) and "discriminator.optimizer" in file.name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_tensors(tensors, file)
+
+run_state.RunState._write_tensors = staticmethod(write_or_die)
+train_vavae.main(sys.argv[2:])
+"""
+
+
+def test_kill_and_resume(trained_vae, data, vae_recipe, tmp_path):
+    """With both optimisers, killed for good when it has written part of the second checkpoint."""
+    folder = tmp_path / "vae"
+    arguments = ["--config", vae_recipe, f"data={data}", f"output_dir={folder}", "checkpointing_steps=1"]
+    scripts = str(Path(train_vavae.__file__).parent)
+    killed = subprocess.run([sys.executable, "-c", KILLED, scripts, *arguments], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert sorted(path.name for path in folder.iterdir()) == [".checkpoint-2.partial", "checkpoint-1"]
+    run(vae_recipe, data, folder, "checkpointing_steps=1", "resume_from_checkpoint=latest")
+    assert_identical(folder, trained_vae)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad input
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -47,6 +255,10 @@ def test_a_run_is_reproducible(trained_vae, data, vae_recipe, tmp_path):
         ("global_batch_size=0", "`global_batch_size` is 0; required: at least 1"),
         ("max_train_steps=0", "`max_train_steps` is 0; required: at least 1"),
         ("lr_scheduler=cosin", "`lr_scheduler` is 'cosin'; required: one of"),
+        ("max_train_steps=1", "`disc_start` is 1; required: below the 1 steps"),
+        ("foundation_model=/no/such/model", "`foundation_model` is '/no/such/model'"),
+        ("foundation_model=null", "`vf_weight` is 0.1 without `foundation_model`"),
+        ("discriminator.num_layers=3", "`resolution` is 8; required: at least 24"),
         ("mixed_precision=half", "`mixed_precision` is 'half'; required: one of no, fp16, bf16, fp8"),
     ],
 )

@@ -3,6 +3,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,18 @@ class TrainingProgress:
         accelerator: with the trackers of `report_to`.
         step: steps done before.
         flops_per_image: of a training step, forward and backward; None shows no MFU.
+        shown: names of the metrics that are shown beside the bar; None: all.
     """
 
     def __init__(
-        self, config: TrainingConfig, accelerator: Accelerator, step: int = 0, flops_per_image: float | None = None
+        self,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+        step: int = 0,
+        flops_per_image: float | None = None,
+        shown: Sequence[str] | None = None,
     ):
+        self.shown = shown
         self.config = config
         self.accelerator = accelerator
         self.images = 0  # since `last_time`
@@ -93,7 +101,8 @@ class TrainingProgress:
         """After each step: move the bar; every `logging_steps`, and after the last, record the metrics."""
         self.images += self.config.global_batch_size
         self.bar.n = step
-        self.bar.set_postfix({key: f"{value:.4g}" for key, value in metrics.items()}, refresh=False)
+        shown = {key: f"{value:.4g}" for key, value in metrics.items() if self.shown is None or key in self.shown}
+        self.bar.set_postfix(shown, refresh=False)
         self.bar.update(0)
         if step % self.config.logging_steps == 0 or step == self.config.max_train_steps:
             self.record(step, {**metrics, **self._throughput()})

@@ -46,17 +46,21 @@ class PatchGANDiscriminator(StrictModel):
             elif isinstance(layer, nn.BatchNorm2d):
                 nn.init.normal_(layer.weight, 1.0, INIT_STD)
 
+    @property
+    def smallest_size(self) -> int:
+        """Pixels that an image has to have each way."""
+        return 3 * 2**self.config.num_layers
+
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """[B, in_channels, height, width] in [-1, 1] -> logits [B, 1, height', width'], above 0 for a real patch.
 
         Raises:
-            ValueError: if the image is smaller than 3 * 2 ** num_layers pixels.
+            ValueError: if the image is smaller than `smallest_size`.
         """
-        smallest = 3 * 2**self.config.num_layers
-        if min(pixels.shape[-2:]) < smallest:
+        if min(pixels.shape[-2:]) < self.smallest_size:
             raise ValueError(
-                f"`pixels` is {pixels.shape[-2]} x {pixels.shape[-1]}; required: at least {smallest} each way, for "
-                f"a discriminator with `num_layers` {self.config.num_layers}."
+                f"`pixels` is {pixels.shape[-2]} x {pixels.shape[-1]}; required: at least {self.smallest_size} each "
+                f"way, for a discriminator with `num_layers` {self.config.num_layers}."
             )
         return self.layers(pixels)
 
