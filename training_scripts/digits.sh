@@ -1,5 +1,6 @@
 #!/bin/sh
-# The embedded checkpoint from nothing: data, autoencoder, latents, transformer, metrics. On 2 CPU cores, without a network.
+# The embedded checkpoint from nothing: data, foundation model, autoencoder, latents, transformer,
+# metrics. On 2 CPU cores, without a network.
 #
 #     sh training_scripts/digits.sh [FOLDER]        (outputs/digits; PYTHON=... chooses the interpreter)
 #
@@ -10,8 +11,9 @@ folder=${1:-outputs/digits}
 python=${PYTHON:-python}
 
 "$python" "$scripts/prepare_digits.py" --output_dir "$folder/data"
+"$python" "$scripts/train_digits_encoder.py" data="$folder/data" output_dir="$folder/encoder"
 "$python" "$scripts/train_vavae.py" --config "$scripts/recipes/digits_vavae.yaml" \
-    data="$folder/data" output_dir="$folder/vae"
+    data="$folder/data" foundation_model="$folder/encoder" output_dir="$folder/vae"
 "$python" "$scripts/cache_latents.py" --data "$folder/data" --vae "$folder/vae" \
     --output_dir "$folder/latents" --resolution 32 --dtype float32
 "$python" "$scripts/train_lightningdit.py" --config "$scripts/recipes/digits_lightningdit.yaml" \
