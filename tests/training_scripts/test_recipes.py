@@ -8,6 +8,7 @@ import yaml
 from diffusers_lightningdit import LightningDiTTransformer2DModel
 from diffusers_lightningdit.settings import parse_config
 from diffusers_lightningdit.training.lightningdit_config import LightningDiTTrainingConfig
+from diffusers_lightningdit.training.lora_config import LoraTrainingConfig
 
 FOLDER = Path(train_vavae.__file__).parent
 RECIPES = sorted((FOLDER / "recipes").glob("*.yaml"))
@@ -18,6 +19,8 @@ def test_recipes_are_valid_and_hold_differences_only(recipe, tmp_path):
     config_class, needed = LightningDiTTrainingConfig, ["vae=x"]
     if "vavae" in recipe.stem:
         config_class, needed = train_vavae.VAVAETrainingConfig, ["lpips=x", "foundation_model=x"]
+    elif "lora" in recipe.stem:
+        config_class, needed = LoraTrainingConfig, ["pipeline=x"]
     needed += ["data=x", f"output_dir={tmp_path / 'new'}"]
     defaults, config = (
         parse_config(config_class, needed),

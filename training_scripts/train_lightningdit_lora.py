@@ -1,0 +1,210 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Fine-tune a pipeline on own images by LoRA: its own classes, or new ones, whose class embeddings are trained.
+
+    accelerate launch training_scripts/train_lightningdit_lora.py \
+        --config training_scripts/recipes/digits_lora.yaml \
+        pipeline=FOLDER_OR_HUB_ID data=FOLDER_OR_HUB_ID output_dir=FOLDER key=value ...
+
+Keys are the fields of `LoraTrainingConfig`; docs/training.md explains them. The loss and the steps, which full training
+shares, are in `diffusers_lightningdit/training/flow_training.py`. The result, `pytorch_lora_weights.safetensors` with
+averaged weights, is for `pipe.load_lora_weights`.
+"""
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from huggingface_hub import create_repo, upload_folder
+
+from diffusers_lightningdit import LightningDiTPipeline, LightningDiTTransformer2DModel
+from diffusers_lightningdit.data.latent_shards import weights_sha256
+from diffusers_lightningdit.settings import one_line_errors, parse_config
+from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
+from diffusers_lightningdit.training.flow_training import NAME, load_validation_data, train
+from diffusers_lightningdit.training.loop import (
+    make_accelerator,
+    make_adamw,
+    make_batch_sampler,
+    make_lr_scheduler,
+    write_result,
+)
+from diffusers_lightningdit.training.lora import (
+    Classes,
+    add_lora,
+    load_lora_data,
+    load_pipeline,
+    lora_file_content,
+)
+from diffusers_lightningdit.training.lora_config import LoraTrainingConfig
+from diffusers_lightningdit.training.moving_averages import MovingAverages
+from diffusers_lightningdit.training.run_state import RunState
+from diffusers_lightningdit.training.spike_guard import SpikeGuard, TrainingDiverged
+
+FILE = "pytorch_lora_weights.safetensors"
+NUM_PASSES = 2  # a forward pass, and back for the activations alone
+MODEL_CARD = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags:
+- lightningdit
+- lora
+{base_model}---
+
+# {title}
+
+A LoRA of rank {rank} for the pipeline `{pipeline}`, trained for {steps} steps on images of {classes}.{new}
+
+```python
+import diffusers_lightningdit  # makes its classes known to diffusers
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{pipeline}")
+pipe.load_lora_weights("{repository}", weight_name="{file}")
+image = pipe({example!r}).images[0]
+```
+"""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Beginning
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def prepare_transformer(
+    config: LoraTrainingConfig, transformer: LightningDiTTransformer2DModel, classes: Classes
+) -> None:
+    add_lora(transformer, config.rank, config.alpha, config.target_modules, classes, config.seed)
+    if config.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    if config.compile_blocks:
+        transformer.compile_repeated_blocks()
+    transformer.train()
+    transformer.class_embedder.eval()  # labels are dropped in `training_loss`: the same on any number of processes
+
+
+def make_run(
+    config: LoraTrainingConfig, accelerator: Accelerator, transformer: LightningDiTTransformer2DModel, identity: dict
+) -> RunState:
+    """LoRA, new rows, optimiser, schedule, averages and guard: new, or as in the checkpoint to resume from."""
+    architecture = dict(transformer.config)
+    trained = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+    model, optimizer = accelerator.prepare(
+        transformer,
+        make_adamw(config.optimizer, trained, config.learning_rate, config.adam_betas, config.adam_weight_decay),
+    )
+    state = RunState(
+        accelerator,
+        config.output_dir,
+        models={NAME: model},
+        optimizers={NAME: optimizer},
+        lr_schedulers={NAME: make_lr_scheduler(config, optimizer.optimizer)},
+        averages={NAME: MovingAverages(model.parameters(), config.ema_decays, config.ema_warmup)},
+        guard=SpikeGuard(config.loss_spike_factor, config.grad_norm_spike_factor, patience=config.spike_patience),
+        identity=identity,
+        architectures={NAME: architecture},
+        settings=asdict(config),
+        total_limit=config.checkpoints_total_limit,
+        report=accelerator.print,
+    )
+    if config.resume_from_checkpoint is not None:
+        state.resume(config.resume_from_checkpoint)
+    return state
+
+
+def main(argv: list[str] | None = None) -> None:
+    with one_line_errors():
+        config = parse_config(LoraTrainingConfig, argv, __doc__)
+        accelerator = make_accelerator(config)
+        pipeline = load_pipeline(config.pipeline)
+        transformer, vae = pipeline.transformer, pipeline.vae
+        data, classes = load_lora_data(config, pipeline, config.data, config.split, for_training=True)
+        sampler = make_batch_sampler(config, len(data.dataset), accelerator)
+        validation = load_validation_data(
+            config,
+            lambda name, split: load_lora_data(config, pipeline, name, split, for_training=False)[0],
+            accelerator.num_processes,
+        )
+        identity = {
+            **sampler.identity(),
+            "pipeline_sha256": weights_sha256(transformer),  # before the LoRA: the weights that no checkpoint holds
+            "new_classes": classes.new_names,
+            "alpha": config.alpha or config.rank,  # which no shape tells
+        }
+        vae.to(accelerator.device)
+        prepare_transformer(config, transformer, classes)
+        state = make_run(config, accelerator, transformer, identity)
+    with one_line_errors((CheckpointWriteError, TrainingDiverged, OSError), status=1):
+        if config.push_to_hub and accelerator.is_main_process:
+            create_repo(config.hub_model_id, private=True, exist_ok=True)  # now, not after training
+        make = partial(make_pipeline, config, state, vae, classes)
+        train(config, accelerator, vae, data, validation, sampler, state, make, NUM_PASSES, classes.ids)
+        save(config, accelerator, state, classes, pipeline)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Result
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def make_pipeline(
+    config: LoraTrainingConfig, state: RunState, vae: torch.nn.Module, classes: Classes
+) -> LightningDiTPipeline:
+    """The original pipeline, on the CPU, with the averaged LoRA loaded; every process has to call it."""
+    weights = state.average(NAME, config.ema_decay)
+    tensors, metadata = lora_file_content(state.model(NAME), weights, classes.new_names)
+    pipeline = load_pipeline(config.pipeline)
+    pipeline.register_modules(vae=vae)
+    pipeline.transformer.load_lora_adapter(tensors, prefix=None, metadata=metadata)
+    return pipeline
+
+
+def save(
+    config: LoraTrainingConfig,
+    accelerator: Accelerator,
+    state: RunState,
+    classes: Classes,
+    pipeline: LightningDiTPipeline,
+) -> None:
+    weights = state.average(NAME, config.ema_decay)
+    if accelerator.is_main_process:
+        tensors, metadata = lora_file_content(state.model(NAME), weights, classes.new_names)
+        tensors = {name: tensor.to(getattr(torch, config.save_dtype)) for name, tensor in tensors.items()}
+
+        def write(folder: Path) -> None:
+            LightningDiTPipeline.save_lora_weights(folder, tensors, transformer_lora_adapter_metadata=metadata)
+            (folder / "README.md").write_text(model_card(config, classes, pipeline.id2label), encoding="utf-8")
+
+        write_result(config.output_dir, write)
+        print(f"wrote {config.output_dir}")
+        if config.push_to_hub:
+            upload_folder(
+                repo_id=config.hub_model_id, folder_path=config.output_dir, allow_patterns=[FILE, "README.md"]
+            )
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def model_card(config: LoraTrainingConfig, classes: Classes, id2label: dict[int, str]) -> str:
+    first_new = max(classes.ids) + 1 - len(classes.new_names)
+    names = {**id2label, **{first_new + number: name for number, name in enumerate(classes.new_names)}}
+    labels = [names.get(class_id, class_id) for class_id in classes.ids]
+    new = ", ".join(map(repr, classes.new_names))
+    repository = config.hub_model_id or config.output_dir
+    return MODEL_CARD.format(
+        base_model="" if Path(config.pipeline).is_dir() else f"base_model: {config.pipeline}\n",
+        title=Path(repository).name,
+        rank=config.rank,
+        pipeline=config.pipeline,
+        steps=config.max_train_steps,
+        classes=", ".join(map(repr, labels[:20])) + (", ..." if len(labels) > 20 else ""),
+        new=new and f" New classes, while it is loaded: {new}.",
+        repository=repository,
+        file=FILE,
+        example=(classes.new_names or labels)[0],
+    )
+
+
+if __name__ == "__main__":
+    main()
