@@ -1,10 +1,16 @@
 import pytest
 import torch
 
+from diffusers_lightningdit.evaluation import alignment
 from diffusers_lightningdit.evaluation.alignment import distance_matrix_gap, linear_cka
 
 
-def test_cka_by_gram_matrices_of_rows():
+@pytest.fixture(params=[1, 2, 64])
+def in_batches(request, monkeypatch):
+    monkeypatch.setattr(alignment, "BATCH_SIZE", request.param)
+
+
+def test_cka_by_gram_matrices_of_rows(in_batches):
     """HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with centred Gram matrices: the other side of the same equation."""
     latents, features = torch.randn(3, 4, 2, 5).double(), torch.randn(3, 7, 2, 5).double()
     rows = [grid.permute(0, 2, 3, 1).reshape(30, -1) for grid in (latents, features)]
@@ -22,7 +28,7 @@ def test_cka_of_a_rotated_and_of_unrelated_features():
     assert linear_cka(latents, torch.randn(16, 6, 8, 8)) < 0.05
 
 
-def test_distance_matrices_by_pairs_of_positions():
+def test_distance_matrices_by_pairs_of_positions(in_batches):
     latents, features = torch.randn(2, 3, 1, 3), torch.randn(2, 5, 1, 3)
     gaps = [
         abs(

@@ -7,6 +7,10 @@ Letters in the shape comments: B images, C latent channels, F feature channels, 
 import torch
 import torch.nn.functional as F
 
+from .frechet import FeatureStatistics
+
+BATCH_SIZE = 64  # images taken in float64 at a time
+
 
 def linear_cka(latents: torch.Tensor, features: torch.Tensor) -> float:
     """Linear centred kernel alignment (Kornblith et al. 2019, arXiv 1905.00414, eq. 3 with linear kernels).
@@ -23,15 +27,21 @@ def linear_cka(latents: torch.Tensor, features: torch.Tensor) -> float:
         sqrt(C F) / n where that is small: take many more rows than channels.
 
     Raises:
-        ValueError: for grids or batches that differ, or if either is the same at all positions.
+        ValueError: for grids or batches that differ, values that are not finite, or if either is the same at all
+            positions.
     """
     _check(latents, features)
-    x, y = (grid.double().movedim(1, -1).flatten(0, -2) for grid in (latents, features))  # [B N, C], [B N, F]
-    x, y = x - x.mean(0), y - y.mean(0)
-    norms = torch.linalg.norm(x.T @ x) * torch.linalg.norm(y.T @ y)
+    num_latents, num_features = latents.shape[1], features.shape[1]
+    both = FeatureStatistics(num_latents + num_features)
+    for grids in zip(latents.split(BATCH_SIZE), features.split(BATCH_SIZE), strict=True):
+        rows = [grid.detach().double().cpu().movedim(1, -1).flatten(0, -2) for grid in grids]  # [B N, C], [B N, F]
+        both.update(torch.cat(rows, 1))
+    of_latents, of_both = both.scatter[:num_latents].split([num_latents, num_features], dim=1)
+    of_features = both.scatter[num_latents:, num_latents:]
+    norms = torch.linalg.norm(of_latents) * torch.linalg.norm(of_features)
     if norms == 0:
         raise ValueError("latents or features are the same at all positions; required: values that vary.")
-    return ((y.T @ x).square().sum() / norms).item()
+    return (of_both.square().sum() / norms).item()
 
 
 def distance_matrix_gap(latents: torch.Tensor, features: torch.Tensor) -> float:
@@ -50,8 +60,11 @@ def distance_matrix_gap(latents: torch.Tensor, features: torch.Tensor) -> float:
         ValueError: for grids or batches that differ.
     """
     _check(latents, features)
-    z, a = (F.normalize(grid.double().flatten(2), dim=1) for grid in (latents, features))  # [B, C, N], [B, F, N]
-    return (z.transpose(1, 2) @ z - a.transpose(1, 2) @ a).abs().mean().item()
+    total = 0.0
+    for grids in zip(latents.split(BATCH_SIZE), features.split(BATCH_SIZE), strict=True):
+        z, a = (F.normalize(grid.detach().double().flatten(2), dim=1) for grid in grids)  # [B, C, N], [B, F, N]
+        total += (z.transpose(1, 2) @ z - a.transpose(1, 2) @ a).abs().mean((1, 2)).sum().item()
+    return total / len(latents)
 
 
 def _check(latents: torch.Tensor, features: torch.Tensor) -> None:

@@ -19,7 +19,7 @@ class FeatureStatistics:
     """Mean and unbiased covariance of features that come in batches, in float64.
 
     Batches are combined by their means and centred sums of squares (Chan, Golub, LeVeque 1983), so that nothing cancels
-    where the mean is large.
+    where the mean is large. `mean` [D] and `scatter` [D, D], the sum of (x - m)(x - m)^T, may be read at any time.
 
     Args:
         num_features: D.
@@ -29,7 +29,7 @@ class FeatureStatistics:
         self.num_features = num_features
         self.count = 0
         self.mean = torch.zeros(num_features, dtype=torch.float64)
-        self._scatter = torch.zeros(num_features, num_features, dtype=torch.float64)  # sum (x - m)(x - m)^T
+        self.scatter = torch.zeros(num_features, num_features, dtype=torch.float64)
 
     def update(self, features: torch.Tensor) -> None:
         """Take in features [B, D], of any floating-point type and device.
@@ -46,8 +46,8 @@ class FeatureStatistics:
             return
         mean = features.mean(0)
         centred, difference, total = features - mean, mean - self.mean, self.count + len(features)
-        self._scatter += centred.T @ centred
-        self._scatter += torch.outer(difference, difference) * (self.count * len(features) / total)
+        self.scatter += centred.T @ centred
+        self.scatter += torch.outer(difference, difference) * (self.count * len(features) / total)
         self.mean += difference * (len(features) / total)
         self.count = total
 
@@ -66,7 +66,7 @@ class FeatureStatistics:
                 f"most; a Fréchet distance of it is biased. More than {self.num_features} samples are needed.",
                 stacklevel=2,
             )
-        return self._scatter / (self.count - 1)
+        return self.scatter / (self.count - 1)
 
 
 def frechet_distance(

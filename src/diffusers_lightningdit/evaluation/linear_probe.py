@@ -24,7 +24,8 @@ def linear_probe_accuracy(
     give the same number.
 
     Args:
-        features: [N, ...], flattened for each image: latents, or features averaged over positions.
+        features: [N, ...], flattened for each image. The cost grows with the values of an image times the classes:
+            where both are many, average over positions first.
         labels: int [N].
         held_out_part: of each class, in (0, 1).
         seed: of the split.
