@@ -47,9 +47,28 @@ CACHES = {
         "PyramidAttentionBroadcastConfig(spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500)"
     ),
 }
+LORA = """
+from peft import LoraConfig
+
+with torch.no_grad():
+    before = model(*inputs).sample
+    model.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v", "to_out.0"], init_lora_weights=False))
+    adapted = model(*inputs).sample
+    model.disable_adapters()
+    disabled = model(*inputs).sample
+    result = [torch.allclose(adapted, before, atol=1e-2), torch.allclose(disabled, before, atol=1e-5)]
+"""
+COMPILE = """
+with torch.no_grad():
+    before = model(*inputs).sample
+    model.compile_repeated_blocks(fullgraph=True, backend="eager")
+    result = [model.transformer_blocks[0]._compiled_call_impl is not None, torch.equal(model(*inputs).sample, before)]
+"""
 BLOCKS = {
     "no cache": LOAD + COUNT,
     **{name: f"{LOAD}model.enable_cache({config}){COUNT}" for name, config in CACHES.items()},
+    "LoRA": f"{LOAD}{LORA}",
+    "compiled": f"{LOAD}{COMPILE}",
     "layer skip": f"{LOAD}apply_layer_skip(model, LayerSkipConfig(indices=[{NUM_LAYERS - 1}])){COUNT}",
     "from_single_file": f"{LOAD}type(model).from_single_file('original.pt')",
     # last: the registration is for the whole process
@@ -98,6 +117,14 @@ def outcomes(repository, tmp_path_factory) -> dict[str, dict]:
 def test_caches_of_the_attention_take_effect(outcomes, name):
     assert outcomes["no cache"] == {"result": NUM_CALLS}
     assert 0 < outcomes[name]["result"] < NUM_CALLS
+
+
+def test_lora_takes_effect(outcomes):
+    assert outcomes["LoRA"] == {"result": [False, True]}
+
+
+def test_blocks_compile_in_one_graph(outcomes):
+    assert outcomes["compiled"] == {"result": [True, True]}
 
 
 @pytest.mark.parametrize("name", ["FirstBlockCache", "MagCache", "layer skip"])
