@@ -15,6 +15,8 @@ import torch
 from packaging.version import Version
 
 torch.set_num_threads(1)
+# What is compared with the CPU's numbers is computed as exactly: by default a GPU's convolutions round to ten bits.
+torch.backends.cudnn.allow_tf32 = False
 
 TESTS = Path(__file__).parent
 # The whole recorded set where it lies beside a checkout, and the part of it that every checkout carries.
