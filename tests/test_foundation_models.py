@@ -105,6 +105,25 @@ def test_mae_sees_every_patch_in_its_place(tmp_path, pixels):
     torch.testing.assert_close(features.flatten(2).transpose(1, 2), tokens)
 
 
+SMALL_DECODER = {"decoder_num_hidden_layers": 1, "decoder_hidden_size": 16, "decoder_num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("whole_class", "config"),
+    [
+        (transformers.ViTForImageClassification, transformers.ViTConfig(**TINY)),
+        (transformers.ViTMAEForPreTraining, transformers.ViTMAEConfig(**TINY, **SMALL_DECODER)),
+    ],
+    ids=["classifier", "pretraining"],
+)
+def test_the_encoder_of_a_larger_model(whole_class, config, tmp_path, pixels):
+    """A classifier has no pooler, which patch tokens do not depend on; in pretraining there is a decoder, too."""
+    whole = whole_class(config)
+    whole.save_pretrained(tmp_path)
+    features = FoundationModel.from_pretrained(str(tmp_path))(pixels)
+    torch.testing.assert_close(features, FoundationModel(whole.vit)(pixels))
+
+
 def test_the_image_is_resized_and_not_the_features(dinov2, pixels):
     foundation_model = FoundationModel.from_pretrained(dinov2)
     larger = F.interpolate(pixels, (48, 24), mode="bilinear")

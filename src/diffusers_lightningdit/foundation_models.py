@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""The vision foundation model that the latents are aligned to (VA-VAE, arXiv 2501.01423, section 3.2).
+"""The vision foundation model that the latents are aligned to (VA-VAE, arXiv 2501.01423, section 3).
 
 Any vision transformer of `transformers` whose patch tokens form a grid: DINOv2 (with registers), DINOv3, MAE, ViT, ...
 Of its last hidden state the patch tokens are kept, row by row; class and register tokens come first and are dropped.
@@ -20,8 +20,8 @@ from .settings import check_choice
 IMAGE_NORMALIZATIONS = ("minus_one_to_one", "model")
 # before the registers: none (SigLIP), a class token (most), a class and a distillation token (DeiT)
 MAX_CLASS_TOKENS = 2
-# Weights that a checkpoint may lack: patch tokens do not depend on them.
-UNUSED_WEIGHTS = ("pooler.", "head.", "embeddings.mask_token")
+# A checkpoint of a classifier lacks it, and patch tokens do not depend on it.
+UNUSED_WEIGHTS = "pooler."
 
 
 class FoundationModel(nn.Module):
@@ -89,7 +89,12 @@ class FoundationModel(nn.Module):
         statistics = _image_statistics(name_or_path) if image_normalization == "model" else ()
         try:
             model, loading = AutoModel.from_pretrained(
-                name_or_path, config=config, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+                name_or_path,
+                config=config,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                dtype=torch.float32,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(

@@ -13,7 +13,7 @@ BATCH_SIZE = 64  # images taken in float64 at a time
 
 
 def linear_cka(latents: torch.Tensor, features: torch.Tensor) -> float:
-    """Linear centred kernel alignment (Kornblith et al. 2019, arXiv 1905.00414, eq. 3 with linear kernels).
+    """Linear centred kernel alignment (Kornblith et al. 2019, arXiv 1905.00414, CKA with linear kernels).
 
     |Y^T X|^2 / (|X^T X| |Y^T Y|), Frobenius norms, X and Y the latents and features of all positions of all images as
     rows, less their means. Rotating or scaling either changes nothing.
@@ -45,7 +45,8 @@ def linear_cka(latents: torch.Tensor, features: torch.Tensor) -> float:
 
 
 def distance_matrix_gap(latents: torch.Tensor, features: torch.Tensor) -> float:
-    """Mean difference of the cosines between positions (VA-VAE, arXiv 2501.01423, eq. 6, with margin 0).
+    """Mean difference of the cosines between positions (VA-VAE, arXiv 2501.01423, section 3: the distance-matrix part
+    of the VF loss, with margin 0).
 
     For each image, |cos(z_i, z_j) - cos(a_i, a_j)|, averaged over all pairs of positions i, j and over the images.
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""How evenly points fill the plane (VA-VAE, arXiv 2501.01423, section 5: latents that a transformer learns easily).
+"""How evenly points fill the plane (VA-VAE, arXiv 2501.01423: even latents are learnt more easily).
 
 The paper measures it on a t-SNE of the latents. The plane of the first two principal components, here, costs next to
 nothing and is the same at each call, but flattens more: compare numbers only within one way of projecting.
