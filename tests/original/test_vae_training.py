@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from diffusers import ModelMixin
+from safetensors.torch import save_file
 
 from diffusers_lightningdit import AutoencoderVAVAE
 from diffusers_lightningdit.original import (
@@ -117,6 +118,10 @@ def test_damaged_folder(tmp_path):
     AutoencoderVAVAE(block_out_channels=(32, 32), layers_per_block=1, latent_channels=4).save_pretrained(tmp_path)
     PatchGANDiscriminator(base_channels=4).save_pretrained(tmp_path / "training/discriminator")
     assert len(read_autoencoder(tmp_path).training) == 22
-    (tmp_path / "training/discriminator/diffusion_pytorch_model.safetensors").write_bytes(b"x")
+    file = tmp_path / "training/discriminator/diffusion_pytorch_model.safetensors"
+    save_file({"proj.weight": torch.zeros(1)}, file)
+    with pytest.raises(CheckpointError, match=r"discriminator: key `proj\.weight` is unknown; required: only `layers"):
+        read_autoencoder(tmp_path)
+    file.write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model\.safetensors: is damaged"):
         read_autoencoder(tmp_path)

@@ -8,7 +8,7 @@ from diffusers import ModelMixin
 
 from ..vae_losses.adversarial import PatchGANDiscriminator
 from ..vae_losses.vision_foundation import FoundationProjection
-from .files import read_checkpoint
+from .files import CheckpointError, read_checkpoint
 
 # beside a converted autoencoder: a folder for each of these models, and a file for what is left
 TRAINING_FOLDER = "training"
@@ -47,13 +47,16 @@ def read_training_folder(folder: str | Path) -> dict[str, torch.Tensor]:
     """The training weights beside the autoencoder in `folder`, under the original's names; none if there are none.
 
     Raises:
-        CheckpointError: if a file is damaged.
+        CheckpointError: if a file is damaged or another model's.
     """
     folder = Path(folder) / TRAINING_FOLDER
     training = {}
     for name, (theirs, ours) in PREFIXES.items():
         if (folder / name).is_dir():
             weights = read_checkpoint(folder / name / WEIGHTS_FILE)
+            for key in weights:
+                if not key.startswith(ours):
+                    raise CheckpointError(f"{folder / name}: key `{key}` is unknown; required: only `{ours}*`.")
             training |= {theirs + key.removeprefix(ours): value for key, value in weights.items()}
     for file in sorted(folder.glob("*.safetensors")):
         training |= read_checkpoint(file)
