@@ -1,6 +1,7 @@
 """The wrapper against the recorded one of the original, and against each model of `transformers` called by hand."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -203,6 +204,12 @@ def test_weights_that_are_no_safetensors(dinov2, tmp_path):
     model = transformers.Dinov2Model.from_pretrained(dinov2)
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    assert "required: weights as safetensors" in refusal(tmp_path)
+
+
+def test_weights_that_are_cut_off(tmp_path):
+    file = Path(save(tmp_path, transformers.Dinov2Model, transformers.Dinov2Config)) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
     assert "required: weights as safetensors" in refusal(tmp_path)
 
 

@@ -11,6 +11,7 @@ import inspect
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
@@ -96,7 +97,7 @@ class FoundationModel(nn.Module):
                 output_loading_info=True,
                 dtype=torch.float32,
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(
                 f"{name}; required: weights as safetensors that fit its config ({_line(error)})."
             ) from error
