@@ -15,7 +15,7 @@ class TransformerConfig(models.BaseModelTesterConfig):
         return {
             "sample_size": 8,
             "in_channels": 4,
-            "num_layers": 2,
+            "num_layers": 4,  # enough to be split between devices
             "num_attention_heads": 2,
             "attention_head_dim": 8,
             "num_classes": 5,
