@@ -24,6 +24,10 @@ EXTRAS = {
     "ode": ["torchdiffeq>=0.2.5"],
     # the handwritten digits, and the classifier that judges the embedded checkpoint
     "digits": ["scikit-learn>=1.5"],
+    # measures of latents and images: linear probe, density
+    "evaluation": ["scikit-learn>=1.5"],
+    # the plots of benchmarks/
+    "benchmarks": ["scikit-learn>=1.5", "matplotlib>=3.10"],
     "test": [
         "pytest>=8.0",
         "torchdiffeq>=0.2.5",

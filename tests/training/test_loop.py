@@ -1,4 +1,5 @@
 import itertools
+import os
 
 import pytest
 import torch
@@ -101,8 +102,14 @@ def test_a_result_joins_checkpoints_and_replaces_what_a_killed_process_left(tmp_
         (partial / "unet").mkdir()
         (partial / "unet" / "whole").touch()
         (partial / "model_index.json").write_text("{}")
+        (partial / "model_index.json").chmod(0o600)
 
-    write_result(str(folder), write)
+    umask = os.umask(0o027)
+    try:
+        write_result(str(folder), write)
+    finally:
+        os.umask(umask)
+    assert {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()} == {0o640}
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
     assert names == ["checkpoint-5", "model_index.json", "unet", "unet/whole"]
 

@@ -156,7 +156,7 @@ def test_validation_and_pictures(data, vae_recipe, tmp_path):
     psnr = (10 * (4 / differences.square().mean((1, 2, 3))).log10()).mean().item()
     assert validations[-1]["validation_psnr_db"] == pytest.approx(psnr, rel=1e-4)
     assert {"validation_ssim", "validation_rfd", "latents_linear_probe_accuracy", "latents_linear_cka",
-            "latents_gini_coefficient"} < validations[-1].keys()  # fmt: skip
+            "latents_gini_coefficient", "latents_interpolation_fd"} < validations[-1].keys()  # fmt: skip
     with Image.open(tmp_path / "vae" / "samples" / "step-3.png") as picture:
         assert picture.size == (5 * 16, 2 * 16)
 

@@ -165,6 +165,13 @@ def due(step: int, interval: int | None, last: int) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def current_umask() -> int:
+    """What new files are not to be allowed; there is no way to ask but to set it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def write_result(output_dir: str, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder, then move what is in it to `output_dir`, which may hold checkpoints and logs already.
 
@@ -174,6 +181,10 @@ def write_result(output_dir: str, write: Callable[[Path], None]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     write(partial)
+    readable = 0o666 & ~current_umask()
+    for path in partial.rglob("*"):
+        if path.is_file():  # transformers and safetensors leave some that only their owner can read
+            path.chmod(readable)
     for path in sorted(partial.iterdir(), key=lambda path: path.name in RESULT_FILES):
         target = Path(output_dir) / path.name
         if target.is_dir():  # of a run that was killed between two of these lines

@@ -3,6 +3,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 from ..foundation_models import IMAGE_NORMALIZATIONS
 from ..models import AutoencoderVAVAE
@@ -87,6 +88,11 @@ class VAVAETrainingConfig(VAELossSettings, TrainingConfig):
                 "architecture follows from the weights."
             )
         check_choice("foundation_normalization", self.foundation_normalization, IMAGE_NORMALIZATIONS)
+        if self.validation_steps is not None and find_spec("sklearn") is None:
+            raise ValueError(
+                f"`validation_steps` is {self.validation_steps}; required: the package scikit-learn, or null for no "
+                "validation."
+            )
         for name in ("validation_steps", "sample_steps"):
             if getattr(self, name) is not None:
                 check_at_least(name, getattr(self, name), 1)

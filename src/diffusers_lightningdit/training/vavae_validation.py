@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Subset
 
 from ..data.images import ImageDataset
 from ..evaluation.frechet import FeatureStatistics, frechet_distance
+from ..evaluation.interpolation import interpolation_distance
 from ..evaluation.latent_quality import latent_quality
 from ..evaluation.reconstruction import WINDOW_SIZE, peak_signal_to_noise_ratio, structural_similarity
 from ..models import AutoencoderVAVAE
@@ -45,8 +46,9 @@ class AutoencoderValidation:
 
         `validation_psnr_db`, `validation_ssim` (of images of at least 11 pixels), `validation_lpips`: means over the
         images of the reconstructions from the means of the posteriors. `validation_rfd`: Fréchet distance of real and
-        reconstructed images, in the foundation model's features averaged over positions. `latents_*`: the measures of
-        `latent_quality`, of the posteriors' means.
+        reconstructed images, in the foundation model's features averaged over positions;
+        `latents_interpolation_fd`: that of real images and those between two latents (arXiv 2603.05630). `latents_*`:
+        the measures of `latent_quality`, of the posteriors' means.
         """
         vae = vae.to(self.accelerator.device)
         gathered: dict[str, list[torch.Tensor]] = {}
@@ -62,8 +64,15 @@ class AutoencoderValidation:
         if "features" in values:
             real, fake = values["features"].mean((2, 3)), values["reconstructed_features"].mean((2, 3))
             measures["validation_rfd"] = distance_of_features(real, fake)
+            measures["latents_interpolation_fd"] = interpolation_distance(
+                values["latents"], real, lambda latents: self._features_between(vae, latents)
+            )
         quality = latent_quality(values["latents"], values.get("labels"), values.get("features"))
         return measures | {f"latents_{name}": value for name, value in quality.items()}
+
+    def _features_between(self, vae: AutoencoderVAVAE, latents: torch.Tensor) -> torch.Tensor:
+        images = vae.decode(latents.to(self.accelerator.device)).sample.clamp(-1, 1)
+        return self.teachers.features(images, latents.shape[-1]).mean((2, 3)).cpu()
 
     def _measure(self, vae: AutoencoderVAVAE, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What is needed of each image of a batch, on the device: names -> [B, ...]."""

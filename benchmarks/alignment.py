@@ -1,0 +1,264 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""The claim of VA-VAE (arXiv 2501.01423, figure 1) at a size that runs on a CPU: does alignment help generation?
+
+    python benchmarks/alignment.py --output_dir outputs/alignment [--seeds 0 1 2] [--latent_channels 4 32] [--jobs 2]
+
+On the handwritten digits, the same autoencoder is trained with and without the VF loss, at few and at many latent
+channels, then the same transformer on its latents, for equal numbers of steps, by the training scripts as they are.
+Measured: PSNR of reconstructions (dB, higher is better); part of the generated images that a support-vector classifier
+takes for the requested digit; Fréchet distance of generated and real images (lower is better) in the features of a
+second encoder, which has another seed than the one that is aligned to. Writes `results.json`, `table.md` and
+`alignment.png`; run again, it goes on where it was.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+SCRIPTS = Path(__file__).parents[1] / "training_scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+VAE = {
+    "resolution": 32,
+    "vae.block_out_channels": [32, 64, 64, 64],
+    "vae.layers_per_block": 1,
+    "perceptual_weight": 0,
+    "disc_weight": 0,
+    "kl_weight": 1e-3,
+    "distmat_margin": 0,
+    "cos_margin": 0,
+    "global_batch_size": 64,
+    "learning_rate": 1e-3,
+    "adam_betas": [0.9, 0.99],
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 50,
+    "validation_split": "train",
+    "label_column": "label",
+}
+TRANSFORMER = {
+    "data_kind": "latents",
+    "random_flip": False,
+    "latents_in_memory": True,
+    "transformer.num_layers": 4,
+    "transformer.num_attention_heads": 4,
+    "transformer.attention_head_dim": 32,
+    "global_batch_size": 128,
+    "learning_rate": 1e-3,
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 50,
+    "ema_decay": 0.995,
+    "ema_warmup": True,
+    "time_sampling": "uniform",
+    "num_inference_steps": 40,
+    "timestep_shift": 0.5,
+    "guidance_scale": 1.0,
+    "guidance_interval": [0.0, 1.0],
+    "guidance_channels": None,
+}
+SHARED = {"mixed_precision": "bf16", "checkpointing_steps": None}
+VF_WEIGHT = 0.5  # of the released model's first stage
+MEASURES = {"psnr_db": "PSNR (dB)", "linear_probe_accuracy": "linear probe", "accuracy": "accuracy",
+            "frechet_distance": "Fréchet distance"}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One cell of the table
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def run_script(name: str, *arguments: str, log: Path) -> None:
+    """A script of training_scripts/, in a process of its own; its output goes to `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as file:
+        command = [sys.executable, str(SCRIPTS / f"{name}.py"), *arguments]
+        if subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ).returncode != 0:
+            raise SystemExit(f"error: {name}.py failed, see {log}")
+
+
+def settings(*parts: dict) -> list[str]:
+    """As `key=value` of a command line."""
+    merged = {name: value for part in parts for name, value in part.items()}
+    return [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in merged.items()]
+
+
+def measure_cell(folder: Path, channels: int, is_aligned: bool, seed: int, arguments: argparse.Namespace) -> dict:
+    """Train both stages, and measure them; what an earlier run has finished is kept."""
+    place = {"latent_channels": channels, "is_aligned": is_aligned, "seed": seed}
+    cell = folder / f"channels{channels}-{'aligned' if is_aligned else 'plain'}-seed{seed}"
+    result = cell / "result.json"
+    if result.is_file():
+        return json.loads(result.read_text(encoding="utf-8"))
+    if cell.exists():
+        shutil.rmtree(cell)
+    log = cell / "log.txt"
+    vae = {
+        "data": str(folder / "data"),
+        "foundation_model": str(folder / "encoder0"),
+        "output_dir": str(cell / "vae"),
+        "vae.latent_channels": channels,
+        "vf_weight": VF_WEIGHT if is_aligned else 0,
+        "max_train_steps": arguments.vae_steps,
+        "validation_steps": arguments.vae_steps,
+        "seed": seed,
+    }
+    run_script("train_vavae", *settings(SHARED, VAE, vae), log=log)
+    run_script("cache_latents", "--data", str(folder / "data"), "--vae", str(cell / "vae"), "--output_dir",
+               str(cell / "latents"), "--resolution", "32", "--dtype", "float32", log=log)  # fmt: skip
+    transformer = {
+        "data": str(cell / "latents"),
+        "vae": str(cell / "latents" / "vae"),
+        "output_dir": str(cell / "pipeline"),
+        "max_train_steps": arguments.transformer_steps,
+        "seed": seed,
+    }
+    run_script("train_lightningdit", *settings(SHARED, TRANSFORMER, transformer), log=log)
+    values = {**place, **measure(folder, cell, arguments.num_images)}
+    result.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    for name in ("latents", "vae", "pipeline"):
+        shutil.rmtree(cell / name)
+    return values
+
+
+def measure(folder: Path, cell: Path, num_images: int) -> dict[str, float]:
+    """What is measured of a finished cell."""
+    from diffusers import DiffusionPipeline
+    from judge_digits import classifier_features, fit_classifier, generate, real_images, reconstruct
+
+    import diffusers_lightningdit  # noqa: F401  (makes the pipeline's classes loadable)
+    from diffusers_lightningdit.evaluation.frechet import FeatureStatistics, frechet_distance
+    from diffusers_lightningdit.evaluation.reconstruction import peak_signal_to_noise_ratio
+    from diffusers_lightningdit.foundation_models import FoundationModel
+
+    pipeline = DiffusionPipeline.from_pretrained(cell / "pipeline")
+    real, real_labels, id2label = real_images(str(folder / "data"), 32)
+    labels = torch.arange(len(id2label)).repeat(num_images // len(id2label))
+    generated = generate(pipeline, labels, seed=0, batch_size=100)
+    taken_for = torch.from_numpy(fit_classifier(real, real_labels)[0].predict(classifier_features(generated)))
+    encoder = FoundationModel.from_pretrained(str(folder / "encoder1"))
+    moments = []
+    for pixels in (real, generated):
+        features = FeatureStatistics(encoder.num_channels)
+        for batch in pixels.split(100):
+            features.update(encoder(2 * batch - 1).mean((2, 3)))
+        moments += [features.mean, features.covariance]
+    psnr = peak_signal_to_noise_ratio(real, reconstruct(pipeline.vae, real, 100), value_range=1)
+    records = [json.loads(line) for line in (cell / "vae" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    validation = next(record for record in reversed(records) if "latents_linear_probe_accuracy" in record)
+    return {
+        "psnr_db": psnr.mean().item(),
+        "accuracy": (taken_for == labels).double().mean().item(),
+        "frechet_distance": frechet_distance(*moments),
+        "linear_probe_accuracy": validation["latents_linear_probe_accuracy"],
+        "linear_cka": validation["latents_linear_cka"],
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Table and plot
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def rows_of(results: list[dict]) -> list[dict]:
+    """Mean and standard deviation over the seeds, for each number of channels without and with alignment."""
+    rows = []
+    for channels, is_aligned in sorted({(result["latent_channels"], result["is_aligned"]) for result in results}):
+        cells = [r for r in results if (r["latent_channels"], r["is_aligned"]) == (channels, is_aligned)]
+        row = {"latent_channels": channels, "is_aligned": is_aligned, "num_seeds": len(cells)}
+        for name in MEASURES:
+            values = [cell[name] for cell in cells]
+            row[name] = (statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0, values)
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """In Markdown: mean ± standard deviation over the seeds."""
+    digits = {"psnr_db": 2, "linear_probe_accuracy": 3, "accuracy": 3, "frechet_distance": 2}
+    lines = [
+        "| Latent channels | VF loss | " + " | ".join(MEASURES.values()) + " |",
+        "|---|---|" + "---|" * len(MEASURES),
+    ]
+    for row in rows:
+        cells = [f"{row[name][0]:.{digits[name]}f} ± {row[name][1]:.{digits[name]}f}" for name in MEASURES]
+        lines.append(f"| {row['latent_channels']} | {'yes' if row['is_aligned'] else 'no'} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: list[dict], file: Path) -> None:
+    """A panel for each measure: bars of the means, a dot for each seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(MEASURES), figsize=(3.2 * len(MEASURES), 3.2), layout="constrained")
+    channels = sorted({row["latent_channels"] for row in rows})
+    for panel, (name, title) in zip(panels, MEASURES.items(), strict=True):
+        for row in rows:
+            place = channels.index(row["latent_channels"]) + (0.2 if row["is_aligned"] else -0.2)
+            color = "tab:blue" if row["is_aligned"] else "tab:gray"
+            label = "with VF loss" if row["is_aligned"] else "without"
+            panel.bar(place, row[name][0], width=0.36, color=color, alpha=0.6,
+                      label=label if row["latent_channels"] == channels[0] else None)  # fmt: skip
+            panel.plot([place] * len(row[name][2]), row[name][2], "k.", markersize=5)
+        values = [value for row in rows for value in row[name][2]]
+        margin = 0.15 * (max(values) - min(values)) or 1e-3
+        panel.set_ylim(max(0, min(values) - margin), max(values) + margin)
+        panel.set_xticks(range(len(channels)), [f"{number} channels" for number in channels])
+        panel.set_title(title)
+    panels[0].legend(loc="lower right")
+    figure.savefig(file, dpi=110)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--latent_channels", type=int, nargs="+", default=[4, 32])
+    parser.add_argument("--vae_steps", type=int, default=400)
+    parser.add_argument("--transformer_steps", type=int, default=800)
+    parser.add_argument("--encoder_steps", type=int, default=900)
+    parser.add_argument("--num_images", type=int, default=500, help="generated for each cell")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
+    arguments = parser.parse_args(argv)
+    folder = arguments.output_dir
+    if not (folder / "data").exists():
+        run_script("prepare_digits", "--output_dir", str(folder / "data"), log=folder / "log.txt")
+    for seed in (0, 1):  # the one to align to, and the one to measure with
+        encoder = folder / f"encoder{seed}"
+        if not encoder.exists():
+            encoder_settings = {"data": str(folder / "data"), "output_dir": str(encoder), "seed": seed,
+                                "num_train_steps": arguments.encoder_steps}  # fmt: skip
+            run_script("train_digits_encoder", *settings(encoder_settings), log=folder / "log.txt")
+    cells = list(itertools.product(arguments.seeds, arguments.latent_channels, (False, True)))
+    results = []
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        futures = [pool.submit(measure_cell, folder, channels, is_aligned, seed, arguments)
+                   for seed, channels, is_aligned in cells]  # fmt: skip
+        for future in futures:
+            results.append(future.result())
+            print(json.dumps(results[-1]))
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    rows = rows_of(results)
+    (folder / "table.md").write_text(table(rows), encoding="utf-8")
+    plot(rows, folder / "alignment.png")
+    print(table(rows))
+    return results
+
+
+if __name__ == "__main__":
+    main()
