@@ -135,7 +135,7 @@ def measure(folder: Path, cell: Path, num_images: int) -> dict[str, float]:
 
     import diffusers_lightningdit  # noqa: F401  (makes the pipeline's classes loadable)
     from diffusers_lightningdit.evaluation.frechet import FeatureStatistics, frechet_distance
-    from diffusers_lightningdit.evaluation.reconstruction import peak_signal_to_noise_ratio
+    from diffusers_lightningdit.evaluation.image_similarity import peak_signal_to_noise_ratio
     from diffusers_lightningdit.foundation_models import FoundationModel
 
     pipeline = DiffusionPipeline.from_pretrained(cell / "pipeline")

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 import diffusers_lightningdit  # noqa: F401  (makes the pipeline's classes loadable)
 from diffusers_lightningdit.data.images import ImageDataset
-from diffusers_lightningdit.evaluation.reconstruction import peak_signal_to_noise_ratio
+from diffusers_lightningdit.evaluation.image_similarity import peak_signal_to_noise_ratio
 from diffusers_lightningdit.settings import one_line_errors
 
 # Letters in the shape comments: B images. Pixels are [B, 3, height, width] in [0, 1].

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, Subset
 
 from ..data.images import ImageDataset
 from ..evaluation.frechet import FeatureStatistics, frechet_distance
+from ..evaluation.image_similarity import WINDOW_SIZE, peak_signal_to_noise_ratio, structural_similarity
 from ..evaluation.interpolation import interpolation_distance
 from ..evaluation.latent_quality import latent_quality
-from ..evaluation.reconstruction import WINDOW_SIZE, peak_signal_to_noise_ratio, structural_similarity
 from ..models import AutoencoderVAVAE
 from .vavae_config import VAVAETrainingConfig
 from .vavae_parts import Teachers

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from diffusers_lightningdit.evaluation.reconstruction import peak_signal_to_noise_ratio, structural_similarity
+from diffusers_lightningdit.evaluation.image_similarity import peak_signal_to_noise_ratio, structural_similarity
 
 # structural_similarity(x, y, channel_axis=0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
 # data_range=2) and peak_signal_noise_ratio(x, y, data_range=2) of `images` below
