@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image, ImageDraw
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
 from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 from tqdm.auto import tqdm
@@ -29,6 +30,7 @@ from tqdm.auto import tqdm
 import diffusers_lightningdit  # noqa: F401  (makes the pipeline's classes loadable)
 from diffusers_lightningdit.data.images import ImageDataset
 from diffusers_lightningdit.evaluation.image_similarity import peak_signal_to_noise_ratio
+from diffusers_lightningdit.evaluation.labelled_grid import draw_images, labelled_grid
 from diffusers_lightningdit.settings import one_line_errors
 
 # Letters in the shape comments: B images. Pixels are [B, 3, height, width] in [0, 1].
@@ -80,13 +82,8 @@ def real_images(data: str, resolution: int) -> tuple[torch.Tensor, torch.Tensor,
 
 def generate(pipeline: DiffusionPipeline, labels: torch.Tensor, seed: int, batch_size: int) -> torch.Tensor:
     """One image for each label; image i depends on `seed` + i, whatever the batch it is in."""
-    pipeline.set_progress_bar_config(disable=True)
-    pixels = []
-    for start in tqdm(range(0, len(labels), batch_size), desc="generating"):
-        batch = labels[start : start + batch_size].tolist()
-        generators = [torch.Generator().manual_seed(seed + start + index) for index in range(len(batch))]
-        pixels.append(pipeline(batch, generator=generators, output_type="pt").images.float().cpu())
-    return torch.cat(pixels)
+    images = draw_images(pipeline, labels.tolist(), seed, batch_size, output_type="pt")
+    return torch.stack([image.float().cpu() for image in tqdm(images, desc="generating", total=len(labels))])
 
 
 @torch.no_grad()
@@ -96,20 +93,8 @@ def reconstruct(vae, pixels: torch.Tensor, batch_size: int) -> torch.Tensor:
     return (torch.cat(batches) / 2 + 0.5).clamp(0, 1)
 
 
-def draw_picture(rows: list[tuple[str, torch.Tensor]], columns: list[str], zoom: int = 2) -> Image.Image:
-    """A labelled grid: each row has a title and one image, [3, height, width], for each column."""
-    cell, left, top = rows[0][1].shape[-1] * zoom, 80, 20
-    picture = Image.new("RGB", (left + cell * len(columns), top + cell * len(rows)), "white")
-    draw = ImageDraw.Draw(picture)
-    for column, name in enumerate(columns):
-        draw.text((left + column * cell + cell // 2, top // 2), name, fill="black", anchor="mm")
-    for row, (title, pixels) in enumerate(rows):
-        draw.text((5, top + row * cell + cell // 2), title, fill="black", anchor="lm")
-        for column, image in enumerate(pixels):
-            array = (image * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-            tile = Image.fromarray(array).resize((cell - 2, cell - 2), resample=Image.Resampling.NEAREST)
-            picture.paste(tile, (left + column * cell + 1, top + row * cell + 1))
-    return picture
+def to_images(pixels: torch.Tensor) -> list[Image.Image]:
+    return VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(pixels))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -167,9 +152,9 @@ def main(argv: list[str] | None = None) -> dict:
         arguments.metrics.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     if arguments.picture is not None:
         first_real = [torch.stack([real[real_labels == c][n] for c in range(num_classes)]) for n in range(3)]
-        rows = [("real", row) for row in first_real]
-        rows += [("generated", row) for row in generated[: 5 * num_classes].split(num_classes)]
-        draw_picture(rows, [id2label[c] for c in range(num_classes)]).save(arguments.picture)
+        rows = [("real", to_images(row)) for row in first_real]
+        rows += [("generated", to_images(row)) for row in generated[: 5 * num_classes].split(num_classes)]
+        labelled_grid(rows, [id2label[c] for c in range(num_classes)], zoom=2).save(arguments.picture)
     return metrics
 
 

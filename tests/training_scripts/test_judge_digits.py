@@ -27,14 +27,6 @@ def test_classifier_tells_bright_from_dark():
     assert classifier.predict(judge_digits.classifier_features(pixels[:4])).tolist() == [0, 1, 0, 1]
 
 
-def test_picture():
-    rows = [("real", torch.ones(2, 3, 8, 8)), ("generated", torch.zeros(2, 3, 8, 8))]
-    picture = judge_digits.draw_picture(rows, ["cat", "dog"], zoom=2)
-    assert picture.size == (80 + 2 * 16, 20 + 2 * 16)
-    assert picture.getpixel((90, 25)) == (255, 255, 255)
-    assert picture.getpixel((90, 45)) == (0, 0, 0)
-
-
 @pytest.fixture(scope="module")
 def pipeline_folder(tmp_path_factory, data, trained_vae, transformer_recipe) -> str:
     import train_lightningdit

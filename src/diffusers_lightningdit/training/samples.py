@@ -12,6 +12,7 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
+from ..evaluation.labelled_grid import draw_images
 from ..flow_matching import flow_matching_losses
 from ..keyed_random import KeyedRandom
 from ..models import AutoencoderVAVAE
@@ -66,16 +67,11 @@ def draw_grid(
         batch_size: images drawn at a time.
         class_ids: classes to draw; all by default.
     """
-    pipeline.set_progress_bar_config(disable=True)
     class_ids = class_ids or range(pipeline.transformer.config.num_classes)
     num_classes = len(class_ids)
     labels = [class_ids[number * num_classes // num_images if num_images < num_classes else number % num_classes]
               for number in range(num_images)]  # fmt: skip
-    images = []
-    for first in range(0, num_images, batch_size):
-        part = labels[first : first + batch_size]
-        generators = [torch.Generator().manual_seed(seed + first + number) for number in range(len(part))]
-        images += pipeline(part, generator=generators, output_type="pil").images
+    images = list(draw_images(pipeline, labels, seed, batch_size))
     columns = next(count for count in range(int(num_images**0.5), num_images + 1) if num_images % count == 0)
     return make_image_grid(images, rows=num_images // columns, cols=columns)
 

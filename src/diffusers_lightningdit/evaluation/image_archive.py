@@ -1,0 +1,191 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Sets of 8-bit images as one `.npz` file in the layout of ADM's evaluation (arXiv 2105.05233), or a folder of PNGs.
+
+The file holds the array `arr_0`, uint8 [N, height, width, 3]. Both ways one image is in memory at a time, and nothing
+that was pickled is read.
+"""
+
+import re
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+from PIL import Image
+
+from ..data.latent_shards import partial_name, publish
+
+ARRAY = "arr_0"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# .npz
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def write_npz(path: str | Path, images: Iterable[np.ndarray], num_images: int) -> None:
+    """Write `num_images` images, uint8 [height, width, 3] each, under the final name only when all are there.
+
+    Raises:
+        ValueError: if an image is of another type or size than the first, or there are more or fewer of them; no file
+            is left then.
+    """
+    path, shape, count = Path(path), None, 0
+    partial = partial_name(path)
+    try:
+        with zipfile.ZipFile(partial, "w") as archive, archive.open(f"{ARRAY}.npy", "w", force_zip64=True) as file:
+            for image in images:
+                if shape is None:
+                    shape = image.shape
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *shape)}
+                    npy.write_array_header_1_0(file, header)
+                if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.shape != shape:
+                    raise ValueError(
+                        f"image {count} is {image.dtype} of shape {list(image.shape)}, the first of {list(shape)}; "
+                        "required: uint8 [height, width, 3], all of one size."
+                    )
+                file.write(np.ascontiguousarray(image).tobytes())
+                count += 1
+            if count != num_images or count == 0:
+                raise ValueError(f"`num_images` is {num_images}, but {count} came; required: as many, at least one.")
+        publish(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class ImageArchive:
+    """The images of an `.npz` file, read one after the other.
+
+    Args:
+        path: file with `arr_0`, uint8 [N, height, width, 3], compressed or not.
+
+    Attributes:
+        num_images: N.
+        image_shape: (height, width, 3).
+
+    Raises:
+        ValueError: if it is no such file. What was cut off is noticed when it is reached.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        required = f"required: an .npz file with {ARRAY}, uint8 [N, height, width, 3]"
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{ARRAY}.npy") as file:
+                shape, in_columns, dtype = _read_header(file)
+        except KeyError as error:
+            raise ValueError(f"{path} has no {ARRAY}; {required}.") from error
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} cannot be read ({_line(error)}); {required}.") from error
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape or in_columns:
+            raise ValueError(f"{path} holds {ARRAY} of {dtype} and shape {list(shape)}; {required}.")
+        self.num_images, self.image_shape = shape[0], shape[1:]
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        size = int(np.prod(self.image_shape))
+        with zipfile.ZipFile(self.path) as archive, archive.open(f"{ARRAY}.npy") as file:
+            _read_header(file)
+            for index in range(self.num_images):
+                try:
+                    content = file.read(size)
+                except (OSError, EOFError, zipfile.BadZipFile) as error:  # a checksum that fails, at the end
+                    raise ValueError(f"{self.path} is damaged ({_line(error)}); required: a whole file.") from error
+                if len(content) < size:
+                    raise ValueError(f"{self.path} ends in image {index}; required: {self.num_images} images.")
+                yield np.frombuffer(content, np.uint8).reshape(self.image_shape)
+
+
+def _read_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and type of an array; reads nothing that was pickled."""
+    read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+    return read(file)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders of PNGs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def png_files(folder: str | Path) -> list[Path]:
+    """The PNG files of a folder in the order of their names, numbers in names by their value.
+
+    Raises:
+        ValueError: if there is no such folder, it is empty, or holds anything else.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"`images` is {str(folder)!r}; required: a folder of PNG files.")
+    files = sorted(folder.iterdir(), key=lambda path: [part.zfill(20) for part in re.split(r"(\d+)", path.name)])
+    for path in files:
+        if path.suffix.lower() != ".png" or not path.is_file():
+            raise ValueError(f"`images` is {str(folder)!r}, which holds {path.name}; required: PNG files only.")
+    if not files:
+        raise ValueError(f"`images` is {str(folder)!r}, which is empty; required: a folder of PNG files.")
+    return files
+
+
+def read_png(path: Path) -> np.ndarray:
+    """An 8-bit RGB or gray PNG file as uint8 [height, width, 3].
+
+    Raises:
+        ValueError: naming the file, if it is damaged or of another kind.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()
+            mode = image.mode
+            pixels = np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow's decoders raise anything
+        raise ValueError(f"{path} cannot be read ({_line(error)}); required: a PNG file.") from error
+    if mode not in ("L", "RGB"):
+        raise ValueError(f"{path} has mode {mode}; required: RGB or gray, of 8 bits.")
+    return pixels
+
+
+def pack_folder(folder: str | Path, path: str | Path) -> int:
+    """Write the PNG files of a folder to one `.npz` file; returns their number.
+
+    Raises:
+        ValueError: as `png_files`, `read_png` and `write_npz`, naming the file that is to blame.
+    """
+    if Path(path).suffix != ".npz" or Path(path).exists():
+        raise ValueError(f"`output` is {str(path)!r}; required: a new .npz file.")
+    files, size = png_files(folder), None
+
+    def read() -> Iterator[np.ndarray]:
+        nonlocal size
+        for file in files:
+            image = read_png(file)
+            size = size or image.shape
+            if image.shape != size:
+                raise ValueError(
+                    f"{file} has {image.shape[1]}x{image.shape[0]} pixels, {files[0].name} {size[1]}x{size[0]}; "
+                    "required: images of one size."
+                )
+            yield image
+
+    write_npz(path, read(), len(files))
+    return len(files)
+
+
+def unpack_archive(path: str | Path, folder: str | Path) -> int:
+    """Write the images of an `.npz` file as 000000.png, 000001.png, ...; returns their number.
+
+    Raises:
+        ValueError: if the file is none of images, or `folder` exists and is not empty.
+    """
+    archive, folder = ImageArchive(path), Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"`output` is {str(folder)!r}, which exists; required: a new or an empty folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(archive):
+        Image.fromarray(image).save(folder / f"{index:06d}.png")
+    return len(archive)
