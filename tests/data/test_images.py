@@ -2,6 +2,7 @@ import numpy as np
 import PIL
 import pytest
 import torch
+import torch.nn.functional as F
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -38,6 +39,18 @@ def test_pixels_are_the_originals(recorded):
     assert torch.equal(pixels, recorded["normalised.w311_h173"])
 
 
+@pytest.mark.parametrize("name", ["w311_h173", "w100_h450", "w45_h33"])
+def test_plain_preprocessing_is_one_bicubic_step(recorded, name):
+    image = recorded[f"in.{name}"]
+    scale = 64 / min(image.shape[:2])
+    size = [round(side * scale) for side in image.shape[:2]]
+    resized = F.interpolate(image.permute(2, 0, 1)[None].float(), size, mode="bicubic", antialias=True)[0]
+    top, left = (side // 2 - 32 for side in size)
+    expected = resized[:, top : top + 64, left : left + 64].clamp(0, 255)
+    pixels = image_to_pixels(Image.fromarray(image.numpy()), 64, "plain") * 127.5 + 127.5
+    assert (pixels - expected).abs().max() < 2  # Pillow rounds after each direction
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
 def test_8_bit_modes_become_rgb(mode):
     pixels = image_to_pixels(Image.new("RGB", (16, 8), "white").convert(mode), 8)
@@ -62,6 +75,11 @@ def test_deeper_images_are_refused(mode):
 
 
 # -- data sets --
+
+
+def test_unknown_preprocessing():
+    with pytest.raises(ValueError, match="`preprocessing` is 'other'; required: one of original, plain"):
+        ImageDataset("anything", 8, preprocessing="other")
 
 
 @pytest.fixture(scope="module")

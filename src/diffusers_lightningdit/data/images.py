@@ -10,6 +10,8 @@ from datasets.exceptions import DatasetsError
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..settings import check_choice
+
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 MAX_SIDES_RATIO = 100  # of the longer to the shorter: what is cut away of such an image is made first
 
@@ -31,14 +33,27 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), resample=Image.Resampling.BOX)
+    return plain_center_crop(image, size)
+
+
+def plain_center_crop(image: Image.Image, size: int) -> Image.Image:
+    """The same in one bicubic step; Pillow widens the filter where it makes an image smaller."""
     scale = size / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), resample=Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
 
-def image_to_pixels(image: Image.Image, size: int) -> torch.Tensor:
+PREPROCESSINGS = {"original": center_crop, "plain": plain_center_crop}
+
+
+def image_to_pixels(image: Image.Image, size: int, preprocessing: str = "original") -> torch.Tensor:
     """An image of any 8-bit mode -> centre square in RGB, float32 [3, size, size] in [-1, 1].
+
+    Args:
+        image: any of `EIGHT_BIT_MODES`.
+        size: side of the square.
+        preprocessing: one of `PREPROCESSINGS`.
 
     Raises:
         UnusableImage: for an image of more than 8 bits a channel, which Pillow's conversion to RGB would clip, and for
@@ -51,18 +66,19 @@ def image_to_pixels(image: Image.Image, size: int) -> torch.Tensor:
             f"an image has {image.width}x{image.height} pixels; required: sides that differ by a factor of at most "
             f"{MAX_SIDES_RATIO}."
         )
-    pixels = torch.from_numpy(np.array(center_crop(image.convert("RGB"), size)))  # uint8 [size, size, 3]
+    square = PREPROCESSINGS[preprocessing](image.convert("RGB"), size)
+    pixels = torch.from_numpy(np.array(square))  # uint8 [size, size, 3]
     return (pixels.permute(2, 0, 1).float() / 255 - 0.5) / 0.5
 
 
-def read_pixels(encoded: dict | None, size: int) -> torch.Tensor:
+def read_pixels(encoded: dict | None, size: int, preprocessing: str = "original") -> torch.Tensor:
     """An image as `datasets` keeps it, `{"bytes": ..., "path": ...}` -> as `image_to_pixels`.
 
     Raises:
         UnusableImage: if it is missing, damaged, or of a kind that `image_to_pixels` refuses.
     """
     try:
-        return image_to_pixels(datasets.Image().decode_example(encoded), size)
+        return image_to_pixels(datasets.Image().decode_example(encoded), size, preprocessing)
     except UnusableImage:
         raise
     except Exception as error:  # Pillow's decoders raise anything
@@ -105,6 +121,7 @@ class ImageDataset(Dataset):
         split: name of the split.
         image_column: name of the column of images.
         label_column: name of a `ClassLabel` column, whose names become `id2label`; None for images without labels.
+        preprocessing: one of `PREPROCESSINGS`.
 
     Raises:
         ValueError: if the data cannot be read, or a column is missing or of another kind; when an item is taken,
@@ -118,7 +135,9 @@ class ImageDataset(Dataset):
         split: str = "train",
         image_column: str = "image",
         label_column: str | None = "label",
+        preprocessing: str = "original",
     ):
+        check_choice("preprocessing", preprocessing, PREPROCESSINGS)
         rows = load_rows(data, split)
         columns = ", ".join(rows.column_names)
         if not isinstance(rows.features.get(image_column), datasets.Image):
@@ -142,6 +161,7 @@ class ImageDataset(Dataset):
         self.resolution = resolution
         self.image_column = image_column
         self.label_column = label_column
+        self.preprocessing = preprocessing
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -150,7 +170,7 @@ class ImageDataset(Dataset):
         row = self.rows[index]
         encoded = row[self.image_column]
         try:
-            item = {"pixel_values": read_pixels(encoded, self.resolution)}
+            item = {"pixel_values": read_pixels(encoded, self.resolution, self.preprocessing)}
         except UnusableImage as error:
             raise UnusableImage(f"{self.data}, {image_name(encoded, index)}: {error}") from error
         if self.label_column is not None:
