@@ -103,6 +103,15 @@ def test_accumulated_gradients_are_those_of_the_batch(data, vae_recipe, tmp_path
         assert parts[name] == pytest.approx(whole[name], rel=1e-5), name
 
 
+def test_gradient_checkpointing_changes_memory_only(data, vae_recipe, tmp_path):
+    settings = ["max_train_steps=2", "disc_start=0", "logging_steps=1"]
+    run(vae_recipe, data, tmp_path / "plain", *settings)
+    run(vae_recipe, data, tmp_path / "saving", *settings, "gradient_checkpointing=true")
+    for plain, saving in zip(records(tmp_path / "plain"), records(tmp_path / "saving"), strict=True):
+        for name in ("total_loss", "d_weight", "vf_weight", "disc_loss", "grad_norm"):
+            assert saving.get(name) == pytest.approx(plain.get(name), rel=1e-5), name
+
+
 def test_two_processes_weigh_the_losses_as_one_does(data, vae_recipe, tmp_path):
     settings = ["disc_weight=0", "vf_weight=0.5", "max_train_steps=2", "logging_steps=1", "checkpointing_steps=null"]
     run(vae_recipe, data, tmp_path / "one", *settings)
