@@ -31,6 +31,28 @@ def is_flipped(seed: int, epoch: int, index: int) -> bool:
     return bool(np.random.default_rng([seed, epoch, index]).random() < 0.5)
 
 
+def part_size(global_batch_size: int, world_size: int, gradient_accumulation_steps: int) -> int:
+    """Samples of a process's batch, of which there are `gradient_accumulation_steps` in a global batch.
+
+    Raises:
+        ValueError: if a global batch cannot be cut into equal parts.
+    """
+    for name, value in (
+        ("global_batch_size", global_batch_size),
+        ("world_size", world_size),
+        ("gradient_accumulation_steps", gradient_accumulation_steps),
+    ):
+        if value < 1:
+            raise ValueError(f"`{name}` is {value}; required: at least 1.")
+    num_parts = world_size * gradient_accumulation_steps
+    if global_batch_size % num_parts:
+        raise ValueError(
+            f"`global_batch_size` is {global_batch_size}; required: a multiple of {num_parts}, the {world_size} "
+            f"processes times the {gradient_accumulation_steps} accumulation steps."
+        )
+    return global_batch_size // num_parts
+
+
 class GlobalBatchSampler(Sampler):
     """Batches of indices for one process's `DataLoader(dataset, batch_sampler=...)`, without end.
 
@@ -61,23 +83,11 @@ class GlobalBatchSampler(Sampler):
         world_size: int = 1,
         gradient_accumulation_steps: int = 1,
     ):
-        for name, value in (
-            ("global_batch_size", global_batch_size),
-            ("world_size", world_size),
-            ("gradient_accumulation_steps", gradient_accumulation_steps),
-        ):
-            if value < 1:
-                raise ValueError(f"`{name}` is {value}; required: at least 1.")
         if seed < 0:
             raise ValueError(f"`seed` is {seed}; required: at least 0.")
         if not 0 <= rank < world_size:
             raise ValueError(f"`rank` is {rank}; required: at least 0 and below `world_size`, {world_size}.")
-        num_parts = world_size * gradient_accumulation_steps
-        if global_batch_size % num_parts:
-            raise ValueError(
-                f"`global_batch_size` is {global_batch_size}; required: a multiple of {num_parts}, the {world_size} "
-                f"processes times the {gradient_accumulation_steps} accumulation steps."
-            )
+        self._part_size = part_size(global_batch_size, world_size, gradient_accumulation_steps)
         if num_samples < global_batch_size:
             raise ValueError(
                 f"`global_batch_size` is {global_batch_size}; required: at most the {num_samples} samples of the data "
@@ -108,13 +118,12 @@ class GlobalBatchSampler(Sampler):
 
     def __iter__(self) -> Iterator[list[EpochIndex]]:
         epoch, batch = self.position(self.start)
-        part_size = self.global_batch_size // (self.world_size * self.gradient_accumulation_steps)
         while True:
             order = np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
             for first in range(batch * self.global_batch_size, self._epoch_end, self.global_batch_size):
                 for step in range(self.gradient_accumulation_steps):
-                    offset = first + (step * self.world_size + self.rank) * part_size
-                    yield [EpochIndex(index, epoch) for index in order[offset : offset + part_size]]
+                    offset = first + (step * self.world_size + self.rank) * self._part_size
+                    yield [EpochIndex(index, epoch) for index in order[offset : offset + self._part_size]]
             epoch, batch = epoch + 1, 0
 
     @property

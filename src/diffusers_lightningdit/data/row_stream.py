@@ -1,0 +1,196 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""The order of training samples from a stream: the same whatever the number of processes, and found again from a state.
+
+In each epoch the files come in another order, some of them at a time are read in turns, and blocks of rows are shuffled
+in memory; all of it follows from the seed. The samples, epoch after epoch without end, are cut into global batches, and
+these into the same parts as `GlobalBatchSampler` cuts them.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+from torch.utils.data import default_collate
+
+from .global_batches import is_flipped, part_size
+from .streamed_rows import StreamedRows, StreamError, reading
+
+NUM_THREADS = 4  # that decode images, in each process
+# where a block is: its place in the files, its number in the epoch, the samples before it
+BEGINNING = {"epoch": 0, "group": 0, "files": None, "number": 0, "num_before": 0}
+MAX_PARTS = 1024  # that the files are gathered to: opening one of very many takes a look at all
+
+
+class RowStream:
+    """The samples of a stream in global batches, epoch after epoch without end.
+
+    Iterating yields this process's part of the next one: a list of `gradient_accumulation_steps` batches.
+
+    Every process reads all rows, and decodes its own samples. One global batch is read ahead by a thread.
+
+    `state_dict()` is the place after the global batch that was yielded last, and enough to go on from there on any
+    number of processes: at most a block is read again.
+
+    Args:
+        source: of the samples.
+        global_batch_size, seed, rank, world_size, gradient_accumulation_steps: as of `GlobalBatchSampler`.
+        shuffle_block_size: rows that are shuffled at a time, and kept in memory.
+        num_open_files: among which a block is mixed; data that is sorted by label needs many.
+
+    Raises:
+        ValueError: if a global batch cannot be cut into equal parts; while iterating, `StreamError` for a stream that
+            breaks off and rows that cannot be used.
+    """
+
+    def __init__(
+        self,
+        source: StreamedRows,
+        global_batch_size: int,
+        seed: int = 0,
+        shuffle_block_size: int = 8192,
+        num_open_files: int = 64,
+        rank: int = 0,
+        world_size: int = 1,
+        gradient_accumulation_steps: int = 1,
+    ):
+        for name, value in (("shuffle_block_size", shuffle_block_size), ("num_open_files", num_open_files)):
+            if value < 1:
+                raise ValueError(f"`{name}` is {value}; required: at least 1.")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"`rank` is {rank}; required: at least 0 and below `world_size`, {world_size}.")
+        self._part_size = part_size(global_batch_size, world_size, gradient_accumulation_steps)
+        self.source = source
+        self.global_batch_size = global_batch_size
+        self.seed = seed
+        self.shuffle_block_size = shuffle_block_size
+        self.num_open_files = num_open_files
+        self.rank = rank
+        self.world_size = world_size
+        self.gradient_accumulation_steps = gradient_accumulation_steps
+        self._num_files = source.rows.num_shards
+        self._num_parts = min(self._num_files, MAX_PARTS)
+        self._state = {"num_yielded": 0, "block": BEGINNING}
+
+    # -- batches --
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        batches = self._global_batches()
+        with ThreadPoolExecutor(1) as thread:
+            ahead = thread.submit(next, batches)
+            while True:
+                parts, state = ahead.result()
+                ahead = thread.submit(next, batches)
+                self._state = state
+                yield parts
+
+    def _global_batches(self) -> Iterator[tuple[list[dict], dict]]:
+        """This process's parts of each global batch, and the state after it."""
+        num_yielded = self._state["num_yielded"]
+        block = self._state["block"]
+        places = self._places(block, num_yielded, itertools.count(block["epoch"]))
+        with ThreadPoolExecutor(NUM_THREADS) as threads:
+            while True:
+                global_batch = list(itertools.islice(places, self.global_batch_size))
+                parts = []
+                for step in range(self.gradient_accumulation_steps):
+                    first = (step * self.world_size + self.rank) * self._part_size
+                    mine = global_batch[first : first + self._part_size]
+                    parts.append(default_collate(list(threads.map(self._sample, mine))))
+                num_yielded += self.global_batch_size
+                block, _, _ = global_batch[-1]
+                yield parts, {"num_yielded": num_yielded, "block": block}
+
+    def _sample(self, place: tuple[dict, int, dict], may_flip: bool = True) -> dict:
+        block, index, row = place
+        mirrored = may_flip and self.source.random_flip and is_flipped(self.seed, block["epoch"], index)
+        return self.source.sample(row, f"sample {index} of epoch {block['epoch']} of the stream", mirrored)
+
+    def first_epoch(self, batch_size: int, num_samples: int | None = None) -> Iterator[dict]:
+        """Batches of the first samples, or of all, each once, in the order of the first epoch and not mirrored."""
+        chosen = itertools.islice(self._places(BEGINNING, 0, [0]), num_samples)
+        with ThreadPoolExecutor(NUM_THREADS) as threads:
+            while places := list(itertools.islice(chosen, batch_size)):
+                yield default_collate(list(threads.map(partial(self._sample, may_flip=False), places)))
+
+    # -- order --
+
+    def _places(self, start: dict, first: int, epochs: Iterable[int]) -> Iterator[tuple[dict, int, dict]]:
+        """Block, index in the epoch and row of the samples from the `first` on, which is in block `start` or later."""
+        num_before = start["num_before"]
+        for block, rows in self._blocks(start, epochs):
+            block["num_before"] = num_before
+            order = np.random.default_rng([self.seed, block["epoch"], block["number"]]).permutation(len(rows))
+            for place in order[max(first - num_before, 0) :].tolist():
+                yield block, block["number"] * self.shuffle_block_size + place, rows[place]
+            num_before += len(rows)
+
+    def _blocks(self, start: dict, epochs: Iterable[int]) -> Iterator[tuple[dict, list[dict]]]:
+        """Blocks of rows as they lie in the files, each with its place; `datasets` keeps the place within a file."""
+        rows, first_group, states, number = self.source.rows, start["group"], start["files"], start["number"]
+        for epoch in epochs:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self._num_parts).tolist()
+            groups = [order[i : i + self.num_open_files] for i in range(0, len(order), self.num_open_files)]
+            for group in range(first_group, len(groups)):
+                files = [rows.shard(self._num_parts, index) for index in groups[group]]
+                if states is not None:
+                    for file, state in zip(files, states, strict=True):
+                        file.load_state_dict(state)
+                iterators = [iter(file) for file in files]
+                while True:
+                    block = {"epoch": epoch, "group": group, "number": number}
+                    block["files"] = [file.state_dict() for file in files]
+                    with reading(self.source.data):
+                        block_rows = _take_in_turns(iterators, self.shuffle_block_size)
+                    if not block_rows:
+                        break
+                    yield block, block_rows
+                    number += 1
+                states = None
+            if number == 0:
+                raise StreamError(f"{self.source.data} has no row in epoch {epoch}; required: at least one.")
+            first_group, number = 0, 0
+
+    # -- saved with a checkpoint --
+
+    def state_dict(self) -> dict:
+        """The place after what was yielded, with what the order depends on."""
+        return {**self._state, **self.identity()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Begin the next iteration where `state` was taken, on any number of processes.
+
+        Raises:
+            ValueError: if it was taken with another order.
+        """
+        for name, value in self.identity().items():
+            if state.get(name) != value:
+                raise ValueError(f"`{name}` is {value}; required: {state.get(name)}, as in the state to resume from.")
+        self._state = {"num_yielded": state["num_yielded"], "block": dict(state["block"])}
+
+    def identity(self) -> dict:
+        """What the order depends on, for a resumed run to compare."""
+        return {
+            "global_batch_size": self.global_batch_size,
+            "seed": self.seed,
+            "shuffle_block_size": self.shuffle_block_size,
+            "num_open_files": self.num_open_files,
+            "num_files": self._num_files,
+        }
+
+
+def _take_in_turns(iterators: list[Iterator[dict]], num_rows: int) -> list[dict]:
+    """A row of each iterator, beginning with the first, until there are `num_rows` or no more."""
+    rows: list[dict] = []
+    iterators = list(iterators)
+    while iterators and len(rows) < num_rows:
+        for iterator in list(iterators):
+            row = next(iterator, None)
+            if row is None:
+                iterators.remove(iterator)
+            else:
+                rows.append(row)
+            if len(rows) == num_rows:
+                break
+    return rows
