@@ -23,6 +23,8 @@ from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, Light
 from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
 from diffusers_lightningdit.data.images import UnusableImage
 from diffusers_lightningdit.data.latents import load_frozen_vae
+from diffusers_lightningdit.data.row_stream import RowStream
+from diffusers_lightningdit.data.streamed_rows import StreamError
 from diffusers_lightningdit.original import read_training_checkpoint
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
@@ -72,7 +74,7 @@ def make_run(
     config: LightningDiTTrainingConfig,
     accelerator: Accelerator,
     transformer: LightningDiTTransformer2DModel,
-    sampler: GlobalBatchSampler,
+    sampler: GlobalBatchSampler | RowStream,
 ) -> RunState:
     """Model, optimiser, schedule, averages and guard: new, or as in the checkpoint to resume from."""
     architecture = dict(transformer.config)
@@ -97,6 +99,7 @@ def make_run(
         identity=sampler.identity(),
         architectures={NAME: architecture},
         settings=asdict(config),
+        stream=sampler if config.streaming else None,
         total_limit=config.checkpoints_total_limit,
         report=accelerator.print,
     )
@@ -119,12 +122,12 @@ def main(argv: list[str] | None = None) -> None:
                 f"`guidance_channels` is {config.guidance_channels}; required: at most the VAE's `latent_channels`, "
                 f"{vae.config.latent_channels}."
             )
-        sampler = make_batch_sampler(config, len(data.dataset), accelerator)
+        sampler = make_batch_sampler(config, data.dataset, accelerator)
         load_validation = partial(load_data, config, vae, for_training=False)
         validation = load_validation_data(config, load_validation, accelerator.num_processes)
         vae.to(accelerator.device)
         state = make_run(config, accelerator, make_transformer(config, vae, data, accelerator), sampler)
-    with one_line_errors((CheckpointWriteError, TrainingDiverged, UnusableImage, OSError), status=1):
+    with one_line_errors((CheckpointWriteError, TrainingDiverged, UnusableImage, StreamError, OSError), status=1):
         if config.push_to_hub and accelerator.is_main_process:
             create_repo(config.hub_model_id, private=True, exist_ok=True)  # now, not after days of training
         make = partial(make_pipeline, config, state, vae, data.id2label)

@@ -19,7 +19,10 @@ from accelerate import Accelerator
 from huggingface_hub import create_repo, upload_folder
 
 from diffusers_lightningdit import LightningDiTPipeline, LightningDiTTransformer2DModel
+from diffusers_lightningdit.data.images import UnusableImage
 from diffusers_lightningdit.data.latent_shards import weights_sha256
+from diffusers_lightningdit.data.row_stream import RowStream
+from diffusers_lightningdit.data.streamed_rows import StreamError
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
 from diffusers_lightningdit.training.flow_training import NAME, load_validation_data, train
@@ -85,7 +88,11 @@ def prepare_transformer(
 
 
 def make_run(
-    config: LoraTrainingConfig, accelerator: Accelerator, transformer: LightningDiTTransformer2DModel, identity: dict
+    config: LoraTrainingConfig,
+    accelerator: Accelerator,
+    transformer: LightningDiTTransformer2DModel,
+    identity: dict,
+    stream: RowStream | None,
 ) -> RunState:
     """LoRA, new rows, optimiser, schedule, averages and guard: new, or as in the checkpoint to resume from."""
     architecture = dict(transformer.config)
@@ -105,6 +112,7 @@ def make_run(
         identity=identity,
         architectures={NAME: architecture},
         settings=asdict(config),
+        stream=stream,
         total_limit=config.checkpoints_total_limit,
         report=accelerator.print,
     )
@@ -120,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
         pipeline = load_pipeline(config.pipeline)
         transformer, vae = pipeline.transformer, pipeline.vae
         data, classes = load_lora_data(config, pipeline, config.data, config.split, for_training=True)
-        sampler = make_batch_sampler(config, len(data.dataset), accelerator)
+        sampler = make_batch_sampler(config, data.dataset, accelerator)
         validation = load_validation_data(
             config,
             lambda name, split: load_lora_data(config, pipeline, name, split, for_training=False)[0],
@@ -134,8 +142,8 @@ def main(argv: list[str] | None = None) -> None:
         }
         vae.to(accelerator.device)
         prepare_transformer(config, transformer, classes)
-        state = make_run(config, accelerator, transformer, identity)
-    with one_line_errors((CheckpointWriteError, TrainingDiverged, OSError), status=1):
+        state = make_run(config, accelerator, transformer, identity, sampler if config.streaming else None)
+    with one_line_errors((CheckpointWriteError, TrainingDiverged, UnusableImage, StreamError, OSError), status=1):
         if config.push_to_hub and accelerator.is_main_process:
             create_repo(config.hub_model_id, private=True, exist_ok=True)  # now, not after training
         make = partial(make_pipeline, config, state, vae, classes)

@@ -11,17 +11,18 @@ discriminator, for training on.
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from diffusers_lightningdit.data.images import ImageDataset, UnusableImage
 from diffusers_lightningdit.data.latents import LatentsStatistics, encode_moments, latents_size, sample_latents
+from diffusers_lightningdit.data.streamed_rows import FirstRows, StreamedImages, StreamError
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
 from diffusers_lightningdit.training.data import RandomlyFlipped
@@ -98,6 +99,13 @@ def frozen(model: nn.Module) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def load_images(
+    config: VAVAETrainingConfig, data: str, split: str, label_column: str | None = None
+) -> ImageDataset | StreamedImages:
+    arguments = (data, config.resolution, split, config.image_column, label_column)
+    return StreamedImages(*arguments, config.random_flip) if config.streaming else ImageDataset(*arguments)
+
+
 def make_run(config: VAVAETrainingConfig, accelerator: Accelerator, parts: VAVAEParts, sampler) -> RunState:
     """Models, optimisers, schedules, average and guard: new, or as in the checkpoint to resume from."""
     vae = parts.vae
@@ -129,6 +137,7 @@ def make_run(config: VAVAETrainingConfig, accelerator: Accelerator, parts: VAVAE
         identity=sampler.identity(),
         architectures=architectures,
         settings=asdict(config),
+        stream=sampler if config.streaming else None,
         total_limit=config.checkpoints_total_limit,
         report=accelerator.print,
     )
@@ -143,15 +152,15 @@ def main(argv: list[str] | None = None) -> None:
         accelerator = make_accelerator(config)
         if accelerator.is_fsdp2:
             raise ValueError("the autoencoder's weights cannot be sharded (FSDP2); required: data-parallel training.")
-        dataset = ImageDataset(config.data, config.resolution, config.split, config.image_column, label_column=None)
-        sampler = make_batch_sampler(config, len(dataset), accelerator)
+        dataset = load_images(config, config.data, config.split)
+        sampler = make_batch_sampler(config, dataset, accelerator)
         validation = None
         if config.validation_steps is not None:
             name = config.validation_data or config.data
             try:
-                validation = ImageDataset(
-                    name, config.resolution, config.validation_split, config.image_column, config.label_column
-                )
+                validation = load_images(config, name, config.validation_split, config.label_column)
+                if isinstance(validation, StreamedImages):
+                    validation = validation.first(config.num_validation_samples)
             except ValueError as error:
                 raise ValueError(f"validation data: {error}") from error
             check_share(config.num_validation_samples, len(validation), accelerator.num_processes)
@@ -159,9 +168,9 @@ def main(argv: list[str] | None = None) -> None:
         teachers = Teachers(config, accelerator.device)
         parts = initial_parts(config, teachers.foundation, accelerator.print)
         state = make_run(config, accelerator, parts, sampler)
-    with one_line_errors((CheckpointWriteError, TrainingDiverged, UnusableImage, OSError), status=1):
+    with one_line_errors((CheckpointWriteError, TrainingDiverged, UnusableImage, StreamError, OSError), status=1):
         train(config, accelerator, dataset, validation, sampler, teachers, state)
-        save(config, accelerator, dataset, state)
+        save(config, accelerator, dataset, sampler, state)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -172,8 +181,8 @@ def main(argv: list[str] | None = None) -> None:
 def train(
     config: VAVAETrainingConfig,
     accelerator: Accelerator,
-    dataset: ImageDataset,
-    validation: ImageDataset | None,
+    dataset: ImageDataset | StreamedImages,
+    validation: ImageDataset | FirstRows | None,
     sampler,
     teachers: Teachers,
     state: RunState,
@@ -182,7 +191,11 @@ def train(
     latents_shape = (trained.config.latent_channels, *[latents_size(config.resolution, trained)] * 2)
     progress = TrainingProgress(config, accelerator, state.step, shown=SHOWN)
     state.report = progress.report
-    images = RandomlyFlipped(dataset, config.seed) if config.random_flip else dataset
+    images, shown = dataset, validation or dataset
+    if config.streaming:
+        shown = validation or dataset.first(config.num_samples)
+    elif config.random_flip:
+        images = RandomlyFlipped(dataset, config.seed)
     steps = train_steps(config, images, sampler, state.position, accelerator)
     measure = validation and AutoencoderValidation(config, validation, teachers, accelerator)
 
@@ -230,9 +243,7 @@ def train(
             if due(state.step, config.sample_steps, config.max_train_steps):
                 parts = trained_parts(config, state)
                 if accelerator.is_main_process:
-                    grid = reconstructions_grid(
-                        parts.vae.to(accelerator.device), validation or dataset, config.num_samples
-                    )
+                    grid = reconstructions_grid(parts.vae.to(accelerator.device), shown, config.num_samples)
                     save_grid(grid, config.output_dir, state.step, accelerator)
                 accelerator.wait_for_everyone()
 
@@ -299,15 +310,29 @@ def trained_parts(config: VAVAETrainingConfig, state: RunState) -> VAVAEParts:
     return parts
 
 
-def save(config: VAVAETrainingConfig, accelerator: Accelerator, dataset: ImageDataset, state: RunState) -> None:
+def batches_to_measure(config: VAVAETrainingConfig, dataset: ImageDataset | StreamedImages, sampler) -> Iterable[dict]:
+    """All images, or `statistics_samples` of them: spread evenly, or the first ones of a stream's order."""
+    if config.streaming:
+        return sampler.first_epoch(64, config.statistics_samples)
+    count = min(config.statistics_samples or len(dataset), len(dataset))
+    images = Subset(dataset, [number * len(dataset) // count for number in range(count)])
+    return DataLoader(images, batch_size=64, num_workers=config.num_workers)
+
+
+def save(
+    config: VAVAETrainingConfig,
+    accelerator: Accelerator,
+    dataset: ImageDataset | StreamedImages,
+    sampler,
+    state: RunState,
+) -> None:
     """The result, with the statistics of its latents over the data."""
     parts = trained_parts(config, state)
     if accelerator.is_main_process:
         vae = parts.vae.to(accelerator.device)
         statistics = LatentsStatistics(vae.config.latent_channels)
-        images = DataLoader(dataset, batch_size=64, num_workers=config.num_workers)
         generator = torch.Generator(accelerator.device).manual_seed(config.seed)
-        for batch in tqdm(images, desc="latents statistics"):
+        for batch in tqdm(batches_to_measure(config, dataset, sampler), desc="latents statistics"):
             # of samples, not of means: what the transformer is trained on
             statistics.update(sample_latents(encode_moments(vae, batch["pixel_values"]), generator))
         vae.set_latents_statistics(statistics.mean, statistics.std)

@@ -22,13 +22,19 @@ def example_config(tmp_path, **settings) -> TrainingConfig:
 
 
 class Numbers(Dataset):
+    def __init__(self, length=10):
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
     def __getitem__(self, index):
         return {"number": int(index)}
 
 
 def batches(config, position=0):
     accelerator = Accelerator(cpu=True)
-    sampler = make_batch_sampler(config, 10, accelerator)
+    sampler = make_batch_sampler(config, Numbers(), accelerator)
     return train_steps(config, Numbers(), sampler, position, accelerator)
 
 
@@ -84,7 +90,7 @@ def test_piecewise_schedule(tmp_path):
 def test_a_batch_that_is_larger_than_the_data_set(tmp_path):
     config = example_config(tmp_path)
     with pytest.raises(ValueError, match="`global_batch_size` is 4; required: at most the 3 samples"):
-        make_batch_sampler(config, 3, Accelerator(cpu=True))
+        make_batch_sampler(config, Numbers(3), Accelerator(cpu=True))
 
 
 def test_due():
@@ -120,6 +126,9 @@ def test_a_result_joins_checkpoints_and_replaces_what_a_killed_process_left(tmp_
         ({"resolution": 0}, "`resolution` is 0; required: at least 1"),
         ({"learning_rate": 0.0}, "`learning_rate` is 0.0; required: a positive number"),
         ({"num_workers": -1}, "`num_workers` is -1; required: at least 0"),
+        ({"streaming": True, "num_workers": 1}, "`num_workers` is 1; required: 0 with `streaming`"),
+        ({"shuffle_block_size": 0}, "`shuffle_block_size` is 0; required: at least 1"),
+        ({"num_open_files": 0}, "`num_open_files` is 0; required: at least 1"),
         ({"checkpointing_steps": 0}, "`checkpointing_steps` is 0; required: at least 1"),
         ({"loss_spike_factor": 1.0}, "`loss_spike_factor` is 1.0; required: above 1"),
         ({"lr_scheduler": "cosin"}, "`lr_scheduler` is 'cosin'; required: one of linear, cosine"),

@@ -23,6 +23,9 @@ class TrainingConfig:
     image_column: str = "image"
     resolution: int = 256
     num_workers: int = 0  # processes that load images, beside each training process
+    streaming: bool = False  # leave the data where it is, and read it again in each epoch
+    shuffle_block_size: int = 8192  # rows of a stream that are shuffled at a time, and kept in memory undecoded
+    num_open_files: int = 64  # of a stream, that are read in turns
     # Optimisation
     global_batch_size: int  # of one optimiser step, over all processes and accumulation steps
     gradient_accumulation_steps: int = 1
@@ -58,10 +61,16 @@ class TrainingConfig:
             "lr_num_cycles",
             "spike_patience",
             "logging_steps",
+            "shuffle_block_size",
+            "num_open_files",
         ):
             check_at_least(name, getattr(self, name), 1)
         for name in ("num_workers", "lr_warmup_steps", "seed"):
             check_at_least(name, getattr(self, name), 0)
+        if self.streaming and self.num_workers:
+            raise ValueError(
+                f"`num_workers` is {self.num_workers}; required: 0 with `streaming`, where threads read ahead."
+            )
         for name in ("checkpointing_steps", "checkpoints_total_limit"):
             if getattr(self, name) is not None:
                 check_at_least(name, getattr(self, name), 1)

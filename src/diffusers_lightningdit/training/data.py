@@ -11,9 +11,14 @@ from ..data.global_batches import is_flipped
 from ..data.images import ImageDataset
 from ..data.latent_dataset import LatentsDataset
 from ..data.latents import MomentsDataset, encode_moments, latents_size
+from ..data.row_stream import RowStream
+from ..data.streamed_rows import StreamedImages, StreamedLatents, StreamedRows, check_sampled_statistics
 from ..keyed_random import KeyedRandom
 from ..models import AutoencoderVAVAE
 from .lightningdit_config import FlowTrainingConfig
+
+NUM_CHECKED = 1024  # latents of a stream, whose statistics are compared with those of the VAE
+REMEDY = "To fine-tune on other data, with the statistics of the VAE: `check_statistics=false`."
 
 
 class RandomlyFlipped(Dataset):
@@ -38,13 +43,13 @@ class TransformerData:
     """A data set, and what a transformer has to know of it.
 
     Attributes:
-        dataset: of items with `class_labels` and `pixel_values`, `moments` or `latents`.
+        dataset: of items with `class_labels` and `pixel_values`, `moments` or `latents`; or a stream of them.
         sample_size: side of the latents.
         num_classes: labels are below it.
         id2label: names of the labels, or None.
     """
 
-    dataset: Dataset
+    dataset: Dataset | StreamedRows
     sample_size: int
     num_classes: int
     id2label: dict[int, str] | None
@@ -53,7 +58,7 @@ class TransformerData:
 def load_data(
     config: FlowTrainingConfig, vae: AutoencoderVAVAE, data: str, split: str, for_training: bool, labels: bool = True
 ) -> TransformerData:
-    """Training data, or validation data, which is never mirrored.
+    """Training data, or validation data, which is never mirrored, and of a stream its first samples.
 
     Without `labels` images need none, and have no classes.
 
@@ -61,6 +66,8 @@ def load_data(
         ValueError: in one line, if it cannot be read, or doesn't fit the VAE or (if `config.check_statistics`) its
             statistics.
     """
+    if config.streaming:
+        return _load_stream(config, vae, data, split, for_training, labels)
     if config.data_kind == "images":
         sample_size = latents_size(config.resolution, vae)
         label_column = config.label_column if labels else None
@@ -79,17 +86,48 @@ def load_data(
         try:
             latents.check_statistics(vae.config.latents_mean, vae.config.latents_std)
         except ValueError as error:
-            remedy = "To fine-tune on other data, with the statistics of the VAE: `check_statistics=false`."
-            raise ValueError(f"{error} {remedy}") from error
-    if latents.shape[1] != latents.shape[2]:
-        raise ValueError(f"{data} holds latents of shape {list(latents.shape)}; required: square ones.")
-    return TransformerData(latents, latents.shape[1], config.num_classes or latents.num_classes, latents.id2label)
+            raise ValueError(f"{error} {REMEDY}") from error
+    num_classes = config.num_classes or latents.num_classes
+    return TransformerData(latents, _side(latents.shape, data), num_classes, latents.id2label)
+
+
+def _load_stream(
+    config: FlowTrainingConfig, vae: AutoencoderVAVAE, data: str, split: str, for_training: bool, labels: bool
+) -> TransformerData:
+    source: StreamedImages | StreamedLatents
+    random_flip = for_training and config.random_flip
+    if config.data_kind == "images":
+        sample_size = latents_size(config.resolution, vae)
+        label_column = config.label_column if labels else None
+        source = StreamedImages(data, config.resolution, split, config.image_column, label_column, random_flip)
+        num_classes = len(source.id2label or {})
+    else:
+        source = StreamedLatents(data, split, random_flip, config.num_classes)
+        source.check_vae(vae)
+        sample_size, num_classes = _side(source.shape, data), source.num_classes
+        if for_training and config.check_statistics:
+            stream = RowStream(source, 1, config.seed, config.shuffle_block_size, config.num_open_files)
+            latents = torch.cat([batch["latents"] for batch in stream.first_epoch(64, NUM_CHECKED)])
+            try:
+                check_sampled_statistics(latents, vae.config.latents_mean, vae.config.latents_std, data)
+            except ValueError as error:
+                raise ValueError(f"{error} {REMEDY}") from error
+    dataset = source if for_training else source.first(config.num_validation_samples)
+    return TransformerData(dataset, sample_size, num_classes, source.id2label)
+
+
+def _side(shape: tuple[int, int, int], data: str) -> int:
+    if shape[1] != shape[2]:
+        raise ValueError(f"{data} holds latents of shape {list(shape)}; required: square ones.")
+    return shape[1]
 
 
 def dataset_to_train_on(
     config: FlowTrainingConfig, data: TransformerData, vae: AutoencoderVAVAE, show_progress: bool
-) -> Dataset:
+) -> Dataset | StreamedRows:
     """The data set itself; images encoded once, by every process, or mirrored where the settings say so."""
+    if config.streaming:
+        return data.dataset  # which mirrors
     if config.data_kind == "images" and config.latents_in_memory:
         images = DataLoader(data.dataset, batch_size=64, num_workers=config.num_workers)
         return MomentsDataset(vae, images, show_progress)

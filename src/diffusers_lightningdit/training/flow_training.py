@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
 from ..data.global_batches import GlobalBatchSampler
+from ..data.row_stream import RowStream
 from ..flow_matching import drop_labels, flow_matching_losses, logit_normal_times, uniform_times
 from ..keyed_random import KeyedRandom
 from ..models import AutoencoderVAVAE, LightningDiTTransformer2DModel
@@ -91,7 +92,7 @@ def train(
     vae: AutoencoderVAVAE,
     data: TransformerData,
     validation: TransformerData | None,
-    sampler: GlobalBatchSampler,
+    sampler: GlobalBatchSampler | RowStream,
     state: RunState,
     make_pipeline: Callable[[], DiffusionPipeline],
     num_passes: int = 3,

@@ -74,6 +74,8 @@ class FlowTrainingConfig(TrainingConfig):
                 "`latents_in_memory` encodes each image once, but `random_flip` is true; required: false, or latents "
                 "by cache_latents.py."
             )
+        if self.streaming and self.latents_in_memory:
+            raise ValueError("`latents_in_memory` is true; required: false with `streaming`, which has no end.")
         if self.push_to_hub and self.hub_model_id is None:
             raise ValueError("`push_to_hub` is true, but `hub_model_id` is not given; required: user/name.")
         for name in ("num_samples", "num_validation_samples"):

@@ -2,6 +2,7 @@
 """The parts of a training loop that know nothing of the model."""
 
 import contextlib
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.global_batches import GlobalBatchSampler
+from ..data.global_batches import GlobalBatchSampler, part_size
+from ..data.row_stream import RowStream
+from ..data.streamed_rows import StreamedRows
 from ..keyed_random import KeyedRandom, seed_process
 from ..settings import RESULT_FILES
 from .config import TrainingConfig
@@ -58,16 +61,15 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     return accelerator
 
 
-def make_batch_sampler(config: TrainingConfig, num_samples: int, accelerator: Accelerator) -> GlobalBatchSampler:
+def make_batch_sampler(
+    config: TrainingConfig, dataset: Dataset | StreamedRows, accelerator: Accelerator
+) -> GlobalBatchSampler | RowStream:
     """The order of the samples, and this process's share; raises ValueError if it cannot be cut into equal parts."""
-    return GlobalBatchSampler(
-        num_samples,
-        config.global_batch_size,
-        config.seed,
-        accelerator.process_index,
-        accelerator.num_processes,
-        config.gradient_accumulation_steps,
-    )
+    share = (accelerator.process_index, accelerator.num_processes, config.gradient_accumulation_steps)
+    if isinstance(dataset, StreamedRows):
+        order = (config.seed, config.shuffle_block_size, config.num_open_files)
+        return RowStream(dataset, config.global_batch_size, *order, *share)
+    return GlobalBatchSampler(len(dataset), config.global_batch_size, config.seed, *share)
 
 
 def make_lr_scheduler(config: TrainingConfig, optimizer: Optimizer) -> LambdaLR:
@@ -101,31 +103,41 @@ def make_adamw(
 
 
 def train_steps(
-    config: TrainingConfig, dataset: Dataset, sampler: GlobalBatchSampler, position: int, accelerator: Accelerator
+    config: TrainingConfig,
+    dataset: Dataset | StreamedRows,
+    sampler: GlobalBatchSampler | RowStream,
+    position: int,
+    accelerator: Accelerator,
 ) -> Iterator[list[tuple[dict, KeyedRandom]]]:
     """Without end: this process's batches of the next global batch, each with its random numbers.
 
     Args:
+        dataset: what `sampler` has the order of.
+        sampler: a stream goes on where it is, at `position` if it was restored.
         position: global batches that have been consumed before.
     """
-    sampler.set_position(position)
-    dataloader = DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=config.num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-        persistent_workers=config.num_workers > 0,
-    )
-    batches = iter(dataloader)
-    num_parts = config.gradient_accumulation_steps * accelerator.num_processes
-    size = config.global_batch_size // num_parts
+    num_batches = config.gradient_accumulation_steps
+    if isinstance(sampler, RowStream):
+        global_batches = iter(sampler)
+    else:
+        sampler.set_position(position)
+        dataloader = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=config.num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+            persistent_workers=config.num_workers > 0,
+        )
+        batches = iter(dataloader)
+        global_batches = ([next(batches) for _ in range(num_batches)] for _ in itertools.count())
+    size = part_size(config.global_batch_size, accelerator.num_processes, num_batches)
     while True:
         seed_process(config.seed, position, accelerator.process_index)
         step = []
-        for number in range(config.gradient_accumulation_steps):
+        for number, batch in enumerate(next(global_batches)):
             first = (number * accelerator.num_processes + accelerator.process_index) * size
             draws = KeyedRandom(config.seed, position, range(first, first + size), accelerator.device)
-            step.append((send_to_device(next(batches), accelerator.device, non_blocking=True), draws))
+            step.append((send_to_device(batch, accelerator.device, non_blocking=True), draws))
         yield step
         position += 1
 

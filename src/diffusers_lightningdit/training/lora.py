@@ -17,6 +17,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from torch import nn
 from torch.utils.data import Dataset
 
+from ..data.streamed_rows import StreamedRows
 from ..models import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from ..models.transformer_lightningdit import NEW_CLASSES_NAMES, NEW_CLASSES_WEIGHT
 from ..pipelines.pipeline_lightningdit import LightningDiTPipeline
@@ -172,7 +173,10 @@ def load_lora_data(
         )
     names = loaded.id2label if config.class_name is None else {None: config.class_name}
     classes = find_classes(pipeline, names, config.new_classes, loaded.num_classes)
-    loaded.dataset = Relabelled(loaded.dataset, classes.id_of_label)
+    if isinstance(loaded.dataset, StreamedRows):
+        loaded.dataset.id_of_label = classes.id_of_label
+    else:
+        loaded.dataset = Relabelled(loaded.dataset, classes.id_of_label)
     return loaded, classes
 
 

@@ -5,7 +5,7 @@ A checkpoint of `checkpoints.py` holds, for every model NAME of the run, `NAME.s
 ones, and buffers),
 `NAME.ema-<decay>.safetensors` and `NAME.optimizer.safetensors` (tensors `<parameter>|<entry>`), all of them whole also
 where training is sharded (FSDP2), and `state.json` with all that is no tensor. Random numbers need no state: they are
-functions of the position (see `keyed_random.py`).
+functions of the position (see `keyed_random.py`), and so is the order of the data, unless it is a stream.
 """
 
 import json
@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..data.row_stream import RowStream
 from .checkpoints import (
     CheckpointWriteError,
     DamagedCheckpoint,
@@ -152,6 +153,7 @@ class RunState:
         identity: plain values that have to be the same in a run that is resumed, such as the seed.
         architectures: arguments of each model, for a clear error where they differ.
         settings: the run's configuration, for the record.
+        stream: the data, if its order is not found by the position alone.
         total_limit: checkpoints that are kept (None: all).
         report: shows one line to the user, once however many processes there are.
 
@@ -171,6 +173,7 @@ class RunState:
     identity: dict[str, Any]
     architectures: dict[str, dict]
     settings: dict[str, Any]
+    stream: RowStream | None = None
     total_limit: int | None = None
     report: Callable[[str], None] = print
     step: int = field(default=0, init=False)
@@ -247,6 +250,7 @@ class RunState:
         state = {
             "step": self.step,
             "position": self.position,
+            "stream": None if self.stream is None else self.stream.state_dict(),
             "optimizer_values": optimizer_values,
             "lr_schedulers": {name: scheduler.last_epoch for name, scheduler in self.lr_schedulers.items()},
             "averages": {name: averages.num_steps for name, averages in self.averages.items()},
@@ -319,8 +323,12 @@ class RunState:
             file = path / STATE_FILE
             raise DamagedCheckpoint(f"{file} is missing or damaged; required: as it was written.") from error
 
-    def load(self, path: str | Path) -> None:
+    def load(self, path: str | Path, with_place: bool = True) -> None:
         """Restore a checkpoint that has been checked.
+
+        Args:
+            path: its folder.
+            with_place: also the place in the data.
 
         Raises:
             ValueError: in one line, if it is of another run; nothing has changed then.
@@ -347,7 +355,11 @@ class RunState:
         self.guard.load_state_dict(state["guard"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step, self.position = state["step"], state["position"]
+        self.step = state["step"]
+        if with_place:
+            self.position = state["position"]
+            if self.stream is not None:
+                self.stream.load_state_dict(state["stream"])
 
     @staticmethod
     def _load_tensors(file: Path) -> dict[str, torch.Tensor]:
@@ -367,6 +379,12 @@ class RunState:
                         f"{path} has `{name}.{key}` {saved.get(key)!r}, this run {arguments.get(key)!r}; required: the "
                         "same architecture (`weight_init` begins a new run with another one)."
                     )
+        is_stream, was_stream = self.stream is not None, state.get("stream") is not None
+        if is_stream != was_stream:
+            raise ValueError(
+                f"`streaming` is {str(is_stream).lower()}; required: {str(was_stream).lower()}, as in the checkpoint "
+                f"{path}."
+            )
         for key, value in self.identity.items():
             if state["identity"].get(key) != value:
                 raise ValueError(
@@ -477,10 +495,9 @@ class RunState:
             )
         state = self._read_state(path)
         guard_state = self.guard.state_after_rollback(state["step"], state["guard"])
-        step, position = self.step, self.position
-        self.load(path)
+        step = self.step
+        self.load(path, with_place=False)
         self.guard.load_state_dict(guard_state)
-        self.position = position
         self.report(f"{bad} steps in a row were bad at step {step}: back to {path}, step {self.step}, with later data")
 
 

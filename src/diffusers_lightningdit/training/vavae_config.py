@@ -48,6 +48,8 @@ class VAVAETrainingConfig(VAELossSettings, TrainingConfig):
     weight_init: str | None = None  # folder of an AutoencoderVAVAE, or an original file, to begin with
     gradient_checkpointing: bool = False
     compile_vae: bool = False  # torch.compile of encoder and decoder
+    # Result
+    statistics_samples: int | None = None  # whose latents give the saved statistics; null: all images, one pass
     # Losses: those of VAELossSettings, and their networks, which a loss with a weight above 0 needs
     foundation_model: str | None = None  # folder or Hub id, for transformers
     foundation_normalization: str = "minus_one_to_one"  # of its input, as the original; or model: its own
@@ -93,7 +95,7 @@ class VAVAETrainingConfig(VAELossSettings, TrainingConfig):
                 f"`validation_steps` is {self.validation_steps}; required: the package scikit-learn, or null for no "
                 "validation."
             )
-        for name in ("validation_steps", "sample_steps"):
+        for name in ("validation_steps", "sample_steps", "statistics_samples"):
             if getattr(self, name) is not None:
                 check_at_least(name, getattr(self, name), 1)
         for name in ("num_validation_samples", "num_samples"):
