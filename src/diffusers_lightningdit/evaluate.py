@@ -1,0 +1,36 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Measure pipelines, autoencoders and latents, with everything that a number depends on stored beside it.
+
+    python -m diffusers_lightningdit.evaluate generation --pipeline P --reference REF --output_dir FOLDER
+    accelerate launch -m diffusers_lightningdit.evaluate reconstruction --vae VAE --data DATA --output_dir FOLDER
+
+`python -m diffusers_lightningdit.evaluate COMMAND --help` lists what a command takes.
+"""
+
+import importlib
+import sys
+
+from .settings import one_line_errors
+
+COMMANDS = {
+    "generation": "draw images and compare them with a reference: FID, sFID, IS, precision, recall",
+    "reconstruction": "rFID, PSNR, SSIM, LPIPS of an autoencoder over a data set",
+    "latents": "how well the latents of an autoencoder are organised",
+    "sweep": "generation over guidance scales, intervals, steps and schedulers",
+    "tools": "PNG folders to .npz and back, a labelled grid",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__.strip() + "\n\n" + "\n".join(f"  {name:<16}{about}" for name, about in COMMANDS.items()))
+        return
+    with one_line_errors():
+        if argv[0] not in COMMANDS:
+            raise ValueError(f"the command is {argv[0]!r}; required: one of {', '.join(COMMANDS)}.")
+    importlib.import_module(f".evaluation.{argv[0]}", __package__).main(argv[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,366 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Draw images from a pipeline and compare them with a reference.
+
+    python -m diffusers_lightningdit.evaluate generation --pipeline P --reference REF --inception FILE --output_dir DIR
+    accelerate launch -m diffusers_lightningdit.evaluate generation ... (several processes)
+
+`output_dir` gets images/000000.png, ... (or images.npz), samples.json with what determines them, and generation.json
+with the numbers and everything they depend on. Run again after an interruption, it goes on where it was.
+"""
+
+import contextlib
+import datetime
+import json
+import re
+import shutil
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from ..data.latent_shards import partial_name, publish, weights_sha256
+from ..settings import one_line_errors
+from .command_help import parse_command
+from .features import VisionFeatures
+from .frechet import frechet_distance
+from .generation_config import HELP, GenerationConfig
+from .image_archive import ARRAY, write_npz
+from .image_sets import ArchiveImages, ImageSet, NumberedImages, open_images
+from .inception import InceptionFeatures
+from .precision_recall import precision_and_recall
+from .records import measurement_record
+from .reference_statistics import archive_names, read_statistics
+from .sample_drawing import check_sampling, draw_images, load_pipeline, set_scheduler, try_pipeline
+from .set_statistics import SetStatistics, measure_images
+
+SAMPLES_FILE, RESULTS_FILE = "samples.json", "generation.json"
+IMAGES, ARCHIVE = "images", "images.npz"
+OWN_FILES = re.compile(r"\d{6,}\.png(\.partial)?")
+SIGNIFICANT_DIGITS = 6
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The set of images
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def samples_identity(config: GenerationConfig, pipeline: DiffusionPipeline, device: torch.device) -> dict[str, Any]:
+    """Everything that the pixels depend on, but for versions and the make of the device."""
+    recipe = {**(pipeline.config.get("sampling_recipe") or {}), **config.sampling}
+    scheduler = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
+    identity = {
+        "labels": config.labels,
+        "seed": config.seed,
+        "sampling": recipe,
+        "scheduler": {"class": type(pipeline.scheduler).__name__, **scheduler},
+        "weights_sha256": {
+            name: weights_sha256(component)
+            for name, component in sorted(pipeline.components.items())
+            if isinstance(component, nn.Module)
+        },
+        "dtype": config.dtype,
+        "micro_batch_size": config.micro_batch_size,
+        "device": device.type,
+        "num_threads": config.num_threads if device.type == "cpu" else None,
+    }
+    return json.loads(json.dumps(identity, default=str))  # as it comes back from the file
+
+
+def check_folder(folder: Path, identity: dict[str, Any]) -> None:
+    """Raise ValueError if the folder holds anything but the beginning of this set."""
+    name = f"`output_dir` is {str(folder)!r}"
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{name}, a file; required: a folder.")
+    file = folder / SAMPLES_FILE
+    if not file.is_file():
+        if any(folder.iterdir()):
+            raise ValueError(f"{name}, which exists without {SAMPLES_FILE}; required: a new or an empty folder.")
+        return
+    try:
+        begun = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged; required: another `output_dir`, or that it be removed.") from error
+    for key in identity:
+        if begun.get(key) != identity[key]:
+            raise ValueError(
+                f"{name}, whose images were drawn with {key} = {begun.get(key)}; required: the same, not "
+                f"{identity[key]}, or another folder."
+            )
+    for path in (folder / IMAGES).iterdir() if (folder / IMAGES).is_dir() else ():
+        if not OWN_FILES.fullmatch(path.name):
+            raise ValueError(f"{name}, where {IMAGES}/{path.name} was not drawn; required: only its own images.")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    partial = partial_name(path)
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    publish(partial, path)
+
+
+def draw_set(
+    config: GenerationConfig, pipeline: DiffusionPipeline, identity: dict[str, Any], accelerator: Accelerator
+) -> tuple[ImageSet | ArchiveImages, dict[str, float]]:
+    """The set, drawn as far as it wasn't yet, and how fast."""
+    folder = Path(config.output_dir)
+    archive = folder / ARCHIVE
+    if config.format == "npz" and archive.is_file() and not (folder / IMAGES).is_dir():
+        images = ArchiveImages(archive)
+        if images.num_images != config.num_images:
+            raise ValueError(
+                f"`num_images` is {config.num_images}; required: {images.num_images}, as in {archive}, or another "
+                "`output_dir`."
+            )
+        return images, {"num_drawn": 0, "seconds": 0.0, "seconds_held_up": 0.0}
+    if accelerator.is_main_process:
+        (folder / IMAGES).mkdir(parents=True, exist_ok=True)
+        write_json(folder / SAMPLES_FILE, identity)
+        for path in (folder / IMAGES).glob("*.partial"):  # of a run that was ended in the middle of a file
+            path.unlink()
+    accelerator.wait_for_everyone()
+    speed = draw_images(
+        pipeline,
+        folder / IMAGES,
+        config.num_images,
+        config.labels,
+        config.seed,
+        config.sampling,
+        config.micro_batch_size,
+        config.batch_size,
+        config.num_workers,
+        accelerator,
+    )
+    images = NumberedImages(folder / IMAGES, config.num_images, config.num_workers)
+    if config.format != "png" and accelerator.is_main_process:
+        blocks = images.read_blocks([range(index, index + 1) for index in range(config.num_images)])
+        write_npz(archive, (block[0] for block in blocks), config.num_images)
+    accelerator.wait_for_everyone()
+    return images, speed
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The reference
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Reference:
+    """What the images are compared with.
+
+    Attributes:
+        published: (mean [D], covariance [D, D]) by the name of the features, from a file; they go over `measured`.
+        measured: of the reference's images, on the main process.
+        description: for the JSON file.
+    """
+
+    published: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    measured: SetStatistics | None
+    description: dict[str, Any]
+
+    def moments(self, kind: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Mean and covariance of the features of this name; None where only others were published."""
+        if self.published:
+            return self.published.get(kind)
+        statistics = self.measured.statistics[kind]
+        return statistics.mean, statistics.covariance
+
+
+def open_reference(
+    config: GenerationConfig, network: nn.Module, size: tuple[int, int]
+) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], ImageSet | ArchiveImages | None]:
+    """(published statistics, set of images or None): looked at before anything is drawn.
+
+    Raises:
+        ValueError: if there is no such thing, or it cannot be compared with images of this size by this network.
+    """
+    statistics, images = {}, None
+    name = f"`reference` is {config.reference!r}"
+    is_archive = Path(config.reference).suffix == ".npz"
+    arrays = archive_names(config.reference) if is_archive else [ARRAY]
+    if is_archive and isinstance(network, InceptionFeatures):
+        statistics = read_statistics(config.reference)
+        for kind, (mean, _) in statistics.items():
+            if len(mean) != network.num_features[kind]:
+                raise ValueError(
+                    f"{name}, with statistics of {len(mean)} {kind}; required: {network.num_features[kind]}."
+                )
+    if ARRAY in arrays:
+        crop = size[0] if config.reference_crop == "center" else None
+        split, column = config.reference_split, config.reference_image_column
+        images = open_images(config.reference, split, column, crop, config.num_workers)
+        if tuple(images.size) != tuple(size):
+            raise ValueError(
+                f"{name}, with images of {images.size[1]}x{images.size[0]} pixels; required: {size[1]}x{size[0]}, as "
+                "the pipeline draws."
+            )
+        if images.num_images < config.least_images:
+            raise ValueError(f"{name}, with {images.num_images} images; required: at least {config.least_images}.")
+    elif "features" not in statistics:
+        found = ", ".join(arrays) or "nothing"
+        required = f"images ({ARRAY})" + (" or mu and sigma" if isinstance(network, InceptionFeatures) else "")
+        raise ValueError(f"{name}, which holds {found}; required: {required}.")
+    return statistics, images
+
+
+def measure_reference(
+    config: GenerationConfig,
+    network: nn.Module,
+    statistics: dict[str, tuple[torch.Tensor, torch.Tensor]],
+    images: ImageSet | ArchiveImages | None,
+    accelerator: Accelerator,
+) -> Reference:
+    """Measure the images, unless the statistics are all that is needed."""
+    description: dict[str, Any] = {"reference": config.reference, "published_statistics": sorted(statistics)}
+    measured = None
+    if images is not None and (config.precision_recall or not statistics):
+        measured = _measure(config, network, images, accelerator, "reference")
+    if measured is not None:
+        description |= {"num_images": measured.num_images, "pixels_sha256": measured.pixels_sha256}
+    return Reference(statistics, measured, description)
+
+
+def _measure(
+    config: GenerationConfig, network: nn.Module, images: ImageSet | ArchiveImages, accelerator: Accelerator, title: str
+) -> SetStatistics | None:
+    keep, block_size = config.precision_recall and config.reference is not None, config.micro_batch_size
+    return measure_images(images, network, accelerator, block_size, config.num_splits, keep, title)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The numbers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def compare(
+    config: GenerationConfig, samples: SetStatistics, reference: Reference | None, device: torch.device
+) -> dict[str, float]:
+    """The numbers by name, in significant digits that reproduce.
+
+    "fid" and "sfid" are of Inception; of other features it is the "frechet_distance".
+    """
+    results = {}
+    if reference is not None:
+        names = {"features": "fid", "spatial": "sfid"} if config.inception else {"features": "frechet_distance"}
+        for kind, name in names.items():
+            moments, own = reference.moments(kind), samples.statistics[kind]
+            if moments is not None:
+                results[name] = frechet_distance(own.mean, own.covariance, *moments)
+    if samples.inception_score is not None:
+        results["inception_score"], results["inception_score_std"] = samples.inception_score
+    if config.precision_recall and reference is not None and reference.measured is not None:
+        generated, real = samples.features.to(device), reference.measured.features.to(device)
+        results["precision"], results["recall"] = precision_and_recall(generated, real, config.num_neighbors)
+    return {name: float(f"{value:.{SIGNIFICANT_DIGITS}g}") for name, value in results.items()}
+
+
+def make_network(config: GenerationConfig) -> nn.Module | None:
+    """The network whose features are compared; None where nothing is."""
+    if config.inception is not None:
+        return InceptionFeatures(config.inception, config.inception_sha256)
+    if config.features is not None:
+        return VisionFeatures(config.features, config.feature_normalization, config.feature_size)
+    return None
+
+
+@contextlib.contextmanager
+def exact_arithmetic(num_threads: int):
+    """The same sums every time: full float32 and fixed algorithms on a GPU, a fixed number of threads on a CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def evaluate_generation(config: GenerationConfig, accelerator: Accelerator | None = None) -> dict[str, Any]:
+    """Draw, measure, write generation.json; returns its content, on every process.
+
+    Raises:
+        ValueError: in one line, for whatever cannot be used, before anything is drawn where that can be known.
+        ImportError: for `inception` without torch-fidelity.
+    """
+    if accelerator is None:  # a process that is done waits for the slowest one
+        accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(days=7))])
+    with exact_arithmetic(config.num_threads):
+        record = _evaluate(config, accelerator)
+    if accelerator.is_main_process:
+        write_json(Path(config.output_dir) / RESULTS_FILE, record)
+    return broadcast_object_list([record])[0]
+
+
+def _evaluate(config: GenerationConfig, accelerator: Accelerator) -> dict[str, Any] | None:
+    device = accelerator.device
+    network = make_network(config)
+    pipeline = load_pipeline(config.pipeline)
+    check_sampling(pipeline, config.sampling)
+    set_scheduler(pipeline, config.scheduler, config.shift)
+    identity = samples_identity(config, pipeline, device)
+    check_folder(Path(config.output_dir), identity)
+    pipeline.to(device)
+    if config.dtype != "float32":
+        pipeline.to(getattr(torch, config.dtype))
+    size = try_pipeline(pipeline, config.sampling)
+    reference = None
+    if network is not None:
+        network.check_size(*size)
+        network.to(device)
+    if config.reference is not None:
+        reference = measure_reference(config, network, *open_reference(config, network, size), accelerator)
+
+    images, speed = draw_set(config, pipeline, identity, accelerator)
+    samples = None if network is None else _measure(config, network, images, accelerator, "samples")
+    if config.format == "npz" and accelerator.is_main_process:
+        shutil.rmtree(Path(config.output_dir) / IMAGES, ignore_errors=True)
+    if not accelerator.is_main_process:
+        return None
+    with warnings.catch_warnings(record=True) as caught:  # of covariances of too few images
+        warnings.simplefilter("always")
+        results = {} if samples is None else compare(config, samples, reference, device)
+    messages = sorted({str(warning.message) for warning in caught})
+    for message in messages:
+        print(f"warning: {message}", file=sys.stderr)
+    weights = {**identity["weights_sha256"]} | ({} if network is None else {"features": network.description["sha256"]})
+    return {
+        **measurement_record("generation", results, config, weights, accelerator),
+        "warnings": messages,
+        "samples": {
+            **identity,
+            "num_images": config.num_images,
+            "num_classes": pipeline.transformer.config.num_classes,
+            "height": size[0],
+            "width": size[1],
+            **({} if samples is None else {"pixels_sha256": samples.pixels_sha256}),
+        },
+        "reference": None if reference is None else reference.description,
+        "features": None if network is None else network.description,
+        "speed_of_main_process": speed,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> None:
+    with one_line_errors((ValueError, ImportError)):
+        config = parse_command(GenerationConfig, argv, __doc__, HELP)
+        datasets.disable_progress_bars()
+        record = evaluate_generation(config)
+    accelerator = Accelerator()
+    if accelerator.is_main_process:
+        print(json.dumps(record["results"], indent=2))
+        print(f"wrote {Path(config.output_dir) / RESULTS_FILE}")
+    accelerator.end_training()

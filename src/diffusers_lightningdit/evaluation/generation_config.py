@@ -1,0 +1,106 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""The settings of `evaluate generation`."""
+
+from dataclasses import dataclass, field
+
+from ..settings import check_at_least, check_choice
+from .inception import PUBLISHED_SHA256
+from .sample_drawing import LABELS
+
+FORMATS = ("png", "npz", "both")
+CROPS = ("none", "center")
+DTYPES = ("float32", "bfloat16", "float16")
+
+HELP = {
+    "pipeline": "folder or Hub id of a class-conditional pipeline",
+    "output_dir": "new, empty, or that of an interrupted run with the same settings",
+    "reference": "an .npz file (statistics mu, sigma, ..., or images arr_0), a folder of images, or a data set; "
+    "without one, images are only drawn, and the Inception Score computed",
+    "num_images": "images to draw; the first ones of a larger set are the same",
+    "labels": "balanced: 0, 1, ..., the last class, 0, ...; random: uniform",
+    "seed": "of labels and noise",
+    "sampling": "sampling.NAME=VALUE are arguments of the pipeline's call, as sampling.guidance_scale=2.0; the others "
+    "are those of the pipeline's recipe",
+    "scheduler": "class of diffusers; default: the pipeline's",
+    "shift": "of the time grid (1 / s for the original's s); default: the pipeline's",
+    "dtype": "that the pipeline computes in: float32, bfloat16, float16",
+    "batch_size": "images that a process takes in hand at a time; changes no number",
+    "micro_batch_size": "images that the networks take at a time: lower it to save memory; another one changes pixels "
+    "by rounding",
+    "format": "png, npz (the layout of ADM's evaluation) or both",
+    "reference_split": "of a data set",
+    "reference_image_column": "of a data set",
+    "reference_crop": "none: the images have the size of those drawn; center: the centre square, as the original crops",
+    "features": "folder or Hub id of a vision transformer whose features are compared",
+    "feature_normalization": "minus_one_to_one, or model: by its preprocessor_config.json",
+    "feature_size": "side in pixels that its input is resized to; default: as it is",
+    "inception": "file of torch-fidelity's Inception weights, for FID, sFID and the Inception Score",
+    "inception_sha256": "of that file, or how it begins",
+    "num_neighbors": "k of precision and recall",
+    "precision_recall": "needs the features of all images in memory",
+    "num_splits": "of the Inception Score",
+    "num_workers": "threads that read and write images, of each process",
+    "num_threads": "of each process's networks on a CPU; another number changes the last digits",
+}
+
+
+@dataclass(kw_only=True)
+class GenerationConfig:
+    """Settings of `evaluate generation`; `HELP` says what each is.
+
+    Raises:
+        ValueError: for a value that cannot be used.
+    """
+
+    pipeline: str
+    output_dir: str
+    reference: str | None = None
+    # What is drawn
+    num_images: int = 50_000
+    labels: str = "balanced"
+    seed: int = 0
+    sampling: dict = field(default_factory=dict)
+    scheduler: str | None = None
+    shift: float | None = None
+    dtype: str = "float32"
+    micro_batch_size: int = 16
+    num_threads: int = 1
+    # How
+    batch_size: int = 64
+    num_workers: int = 4
+    format: str = "png"
+    # Reference
+    reference_split: str = "train"
+    reference_image_column: str = "image"
+    reference_crop: str = "none"
+    # Measures
+    features: str | None = None
+    feature_normalization: str = "minus_one_to_one"
+    feature_size: int | None = None
+    inception: str | None = None
+    inception_sha256: str = PUBLISHED_SHA256
+    precision_recall: bool = True
+    num_neighbors: int = 3
+    num_splits: int = 10
+
+    def __post_init__(self):
+        check_choice("labels", self.labels, LABELS)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("format", self.format, FORMATS)
+        check_choice("reference_crop", self.reference_crop, CROPS)
+        for name in ("micro_batch_size", "num_threads", "batch_size", "num_workers", "num_neighbors", "num_splits"):
+            check_at_least(name, getattr(self, name), 1)
+        check_at_least("seed", self.seed, 0)
+        check_at_least("num_images", self.num_images, 1 if self.reference is None else self.least_images)
+        if self.features is not None and self.inception is not None:
+            raise ValueError("`features` and `inception` are both given; required: one of them.")
+        if self.reference is not None and self.features is None and self.inception is None:
+            raise ValueError(
+                "`features` and `inception` are not given; required with `reference`: one of them, a vision "
+                "transformer or the file of torch-fidelity's Inception weights."
+            )
+
+    @property
+    def least_images(self) -> int:
+        """That a set must have: 2 for a covariance, more than k for precision and recall."""
+        return max(2, self.num_neighbors + 1 if self.precision_recall else 0)

@@ -1,0 +1,230 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Sets of 8-bit images that are measured: a folder of files, an `.npz` file, or a data set of Hugging Face `datasets`.
+
+All images of a set have the same size. They are read block by block, a few blocks ahead, in the background.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from ..data.images import EIGHT_BIT_MODES, center_crop, image_name, load_rows
+from .image_archive import ImageArchive
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+BLOCKS_AHEAD = 4
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def cut(num_images: int, block_size: int) -> list[range]:
+    """Indices 0 to N - 1 in blocks, of which the last may be shorter."""
+    return [range(start, min(start + block_size, num_images)) for start in range(0, num_images, block_size)]
+
+
+def read_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], num_threads: int, num_ahead: int
+) -> Iterator[Result]:
+    """`map`, by threads that are up to `num_ahead` items ahead."""
+    items = iter(items)
+    with ThreadPoolExecutor(num_threads) as threads:
+        waiting = deque(threads.submit(function, item) for item in itertools.islice(items, num_ahead))
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(threads.submit(function, item) for item in itertools.islice(items, 1))
+                yield result
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def to_array(image: Image.Image, name: str, crop: int | None) -> np.ndarray:
+    """An image of any 8-bit mode as uint8 [height, width, 3], cropped by `center_crop` if a size is given.
+
+    Raises:
+        ValueError: naming the image, if it has more than 8 bits a channel.
+    """
+    if image.mode not in EIGHT_BIT_MODES:
+        raise ValueError(f"{name} has mode {image.mode!r}; required: one of {', '.join(EIGHT_BIT_MODES)}.")
+    image = image.convert("RGB")
+    return np.array(image if crop is None else center_crop(image, crop))
+
+
+class ImageSet:
+    """A set that is read image by image, in any order.
+
+    Attributes:
+        name: for messages.
+        num_images: N.
+        size: (height, width).
+    """
+
+    def __init__(self, name: str, num_images: int, crop: int | None, num_threads: int):
+        if num_images == 0:
+            raise ValueError(f"{name} holds no image; required: images.")
+        self.name, self.num_images = name, num_images
+        self.crop, self.num_threads = crop, num_threads
+        self.size = self._read(0).shape[:2]
+
+    def image_name(self, index: int) -> str:
+        raise NotImplementedError
+
+    def open_image(self, index: int) -> Image.Image:
+        """May raise anything."""
+        raise NotImplementedError
+
+    def _read(self, index: int) -> np.ndarray:
+        name = self.image_name(index)
+        try:
+            image = self.open_image(index)
+            image.load()
+        except Exception as error:  # Pillow's decoders raise anything
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{name} cannot be read ({reason}); required: an undamaged image.") from error
+        return to_array(image, name, self.crop)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Image `index`, uint8 [height, width, 3]; raises ValueError naming it if it is damaged or of another size."""
+        array = self._read(index)
+        if array.shape[:2] != self.size:
+            raise ValueError(
+                f"{self.image_name(index)} has {array.shape[1]}x{array.shape[0]} pixels; required: "
+                f"{self.size[1]}x{self.size[0]}, as {self.image_name(0)}."
+            )
+        return array
+
+    def read_blocks(self, blocks: Sequence[range]) -> Iterator[np.ndarray]:
+        """The images of each block of indices, uint8 [B, height, width, 3]."""
+
+        def read_block(block: range) -> np.ndarray:
+            return np.stack([self[index] for index in block])
+
+        yield from read_ahead(read_block, blocks, self.num_threads, max(BLOCKS_AHEAD, self.num_threads))
+
+
+class FolderImages(ImageSet):
+    """The image files of a folder and its subfolders, in the order of their paths.
+
+    Raises:
+        ValueError: if it holds other files, or its first image cannot be read.
+    """
+
+    def __init__(self, folder: str | Path, crop: int | None = None, num_threads: int = 4):
+        self.files = sorted(path for path in Path(folder).rglob("*") if not path.is_dir())
+        for file in self.files:
+            if file.suffix.lower() not in IMAGE_SUFFIXES:
+                raise ValueError(
+                    f"{folder} holds {file.relative_to(folder)}; required: images only ({', '.join(IMAGE_SUFFIXES)})."
+                )
+        super().__init__(str(folder), len(self.files), crop, num_threads)
+
+    def image_name(self, index: int) -> str:
+        return str(self.files[index])
+
+    def open_image(self, index: int) -> Image.Image:
+        return Image.open(self.files[index])
+
+
+class NumberedImages(ImageSet):
+    """The first `num_images` of 000000.png, 000001.png, ... in a folder."""
+
+    def __init__(self, folder: str | Path, num_images: int, num_threads: int = 4):
+        self.folder = Path(folder)
+        super().__init__(str(folder), num_images, None, num_threads)
+
+    def image_name(self, index: int) -> str:
+        return str(self.folder / numbered_name(index))
+
+    def open_image(self, index: int) -> Image.Image:
+        return Image.open(self.image_name(index))
+
+
+def numbered_name(index: int) -> str:
+    """000000.png, 000001.png, ..."""
+    return f"{index:06d}.png"
+
+
+class DatasetImages(ImageSet):
+    """A column of images of a data set.
+
+    Raises:
+        ValueError: as `load_rows`, or if there is no such column.
+    """
+
+    def __init__(
+        self, data: str, split: str = "train", column: str = "image", crop: int | None = None, num_threads: int = 4
+    ):
+        rows = load_rows(data, split)
+        if not isinstance(rows.features.get(column), datasets.Image):
+            names = ", ".join(rows.column_names)
+            raise ValueError(f"`reference_image_column` is {column!r}; required: a column of images among {names}.")
+        self.column = column
+        self.rows = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        super().__init__(f"{data}, split {split!r}", len(rows), crop, num_threads)
+
+    def image_name(self, index: int) -> str:
+        return f"{self.name}, {image_name(self.rows[index][self.column], index)}"
+
+    def open_image(self, index: int) -> Image.Image:
+        return datasets.Image().decode_example(self.rows[index][self.column])
+
+
+class ArchiveImages:
+    """The images of an `.npz` file (see `ImageArchive`), with what `ImageSet` has for reading in blocks.
+
+    Raises:
+        ValueError: as `ImageArchive`; for another size than `crop`, since its images are never cropped.
+    """
+
+    def __init__(self, path: str | Path):
+        self.archive = ImageArchive(path)
+        self.name, self.num_images, self.size = str(path), len(self.archive), tuple(self.archive.image_shape[:2])
+
+    def read_blocks(self, blocks: Sequence[range]) -> Iterator[np.ndarray]:
+        """As `ImageSet.read_blocks`, for blocks in rising order: the file is read from its beginning."""
+
+        def read() -> Iterator[np.ndarray]:
+            images, position = iter(self.archive), 0
+            for block in blocks:
+                skipped = block.start - position
+                yield np.stack(list(itertools.islice(images, skipped, skipped + len(block))))
+                position = block.stop
+
+        yield from read_ahead(lambda block: block, read(), 1, 1)
+
+
+def open_images(
+    name: str,
+    split: str = "train",
+    column: str = "image",
+    crop: int | None = None,
+    num_threads: int = 4,
+) -> ImageSet | ArchiveImages:
+    """A set of images by its name.
+
+    Args:
+        name: an `.npz` file; a folder with image files and nothing else, also in subfolders; otherwise whatever
+            `datasets.load_dataset` reads, a folder or a Hub id.
+        split, column: of a data set.
+        crop: side of the squares that images are cropped to by `center_crop`; None takes them as they are. An `.npz`
+            file is never cropped.
+        num_threads: that read.
+
+    Raises:
+        ValueError: in one line, if it cannot be read.
+    """
+    path = Path(name)
+    if path.suffix == ".npz":
+        return ArchiveImages(path)
+    if path.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.rglob("*")):
+        return FolderImages(path, crop, num_threads)
+    return DatasetImages(name, split, column, crop, num_threads)
