@@ -68,9 +68,9 @@ def test_every_process_gets_the_ratio_of_the_whole_batch(tmp_path):
     ]
     for process in processes:
         process.start()
-    found = [queue.get(timeout=60) for _ in processes]
+    found = [queue.get(timeout=300) for _ in processes]
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=300)
         assert process.exitcode == 0
     whole, half = ratio_of(images).item(), ratio_of(images[::2]).item()
     assert found == pytest.approx([whole] * 2, rel=1e-5)
