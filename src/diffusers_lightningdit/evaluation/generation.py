@@ -11,6 +11,7 @@ with the numbers and everything they depend on. Run again after an interruption,
 import contextlib
 import datetime
 import json
+import os
 import re
 import shutil
 import sys
@@ -28,6 +29,7 @@ from torch import nn
 
 from ..data.latent_shards import partial_name, publish, weights_sha256
 from ..settings import one_line_errors
+from .class_accuracy import class_accuracy
 from .command_help import parse_command
 from .features import VisionFeatures
 from .frechet import frechet_distance
@@ -35,10 +37,11 @@ from .generation_config import HELP, GenerationConfig
 from .image_archive import ARRAY, write_npz
 from .image_sets import ArchiveImages, ImageSet, NumberedImages, open_images
 from .inception import InceptionFeatures
+from .linear_probe import can_be_split, linear_probe_accuracy
 from .precision_recall import precision_and_recall
 from .records import measurement_record
 from .reference_statistics import archive_names, read_statistics
-from .sample_drawing import check_sampling, draw_images, load_pipeline, set_scheduler, try_pipeline
+from .sample_drawing import check_sampling, class_label, draw_images, load_pipeline, set_scheduler, try_pipeline
 from .set_statistics import SetStatistics, measure_images
 
 SAMPLES_FILE, RESULTS_FILE = "samples.json", "generation.json"
@@ -160,11 +163,13 @@ class Reference:
     Attributes:
         published: (mean [D], covariance [D, D]) by the name of the features, from a file; they go over `measured`.
         measured: of the reference's images, on the main process.
+        labels: of these images, int64 [M], if they were asked for.
         description: for the JSON file.
     """
 
     published: dict[str, tuple[torch.Tensor, torch.Tensor]]
     measured: SetStatistics | None
+    labels: torch.Tensor | None
     description: dict[str, Any]
 
     def moments(self, kind: str) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -176,7 +181,7 @@ class Reference:
 
 
 def open_reference(
-    config: GenerationConfig, network: nn.Module, size: tuple[int, int]
+    config: GenerationConfig, network: nn.Module, size: tuple[int, int], num_classes: int
 ) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], ImageSet | ArchiveImages | None]:
     """(published statistics, set of images or None): looked at before anything is drawn.
 
@@ -196,8 +201,16 @@ def open_reference(
                 )
     if ARRAY in arrays:
         crop = size[0] if config.reference_crop == "center" else None
-        split, column = config.reference_split, config.reference_image_column
-        images = open_images(config.reference, split, column, crop, config.num_workers)
+        images = open_images(
+            config.reference,
+            config.reference_split,
+            config.reference_image_column,
+            crop,
+            config.num_workers,
+            config.reference_label_column,
+        )
+        if config.reference_label_column is not None and images.num_classes != num_classes:
+            raise ValueError(f"{name}, with {images.num_classes} classes; required: {num_classes}, as the pipeline's.")
         if tuple(images.size) != tuple(size):
             raise ValueError(
                 f"{name}, with images of {images.size[1]}x{images.size[0]} pixels; required: {size[1]}x{size[0]}, as "
@@ -226,7 +239,7 @@ def measure_reference(
         measured = _measure(config, network, images, accelerator, "reference")
     if measured is not None:
         description |= {"num_images": measured.num_images, "pixels_sha256": measured.pixels_sha256}
-    return Reference(statistics, measured, description)
+    return Reference(statistics, measured, getattr(images, "labels", None), description)
 
 
 def _measure(
@@ -242,11 +255,16 @@ def _measure(
 
 
 def compare(
-    config: GenerationConfig, samples: SetStatistics, reference: Reference | None, device: torch.device
+    config: GenerationConfig,
+    samples: SetStatistics,
+    reference: Reference | None,
+    num_classes: int,
+    device: torch.device,
 ) -> dict[str, float]:
     """The numbers by name, in significant digits that reproduce.
 
-    "fid" and "sfid" are of Inception; of other features it is the "frechet_distance".
+    "fid" and "sfid" are of Inception; of other features it is the "frechet_distance". "accuracy" comes with
+    "accuracy_on_held_out_reference", where there are enough images of each class to hold some out.
     """
     results = {}
     if reference is not None:
@@ -260,6 +278,13 @@ def compare(
     if config.precision_recall and reference is not None and reference.measured is not None:
         generated, real = samples.features.to(device), reference.measured.features.to(device)
         results["precision"], results["recall"] = precision_and_recall(generated, real, config.num_neighbors)
+        if reference.labels is not None:
+            indices = range(config.num_images)
+            labels = [class_label(config.labels, index, num_classes, config.seed) for index in indices]
+            results["accuracy"] = class_accuracy(generated, torch.tensor(labels), real, reference.labels)
+            if can_be_split(reference.labels):
+                held_out_accuracy = linear_probe_accuracy(real, reference.labels)
+                results["accuracy_on_held_out_reference"] = held_out_accuracy
     return {name: float(f"{value:.{SIGNIFICANT_DIGITS}g}") for name, value in results.items()}
 
 
@@ -293,6 +318,12 @@ def evaluate_generation(config: GenerationConfig, accelerator: Accelerator | Non
     """
     if accelerator is None:  # a process that is done waits for the slowest one
         accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(days=7))])
+    num_started = int(os.environ.get("WORLD_SIZE", "1"))
+    if num_started != accelerator.num_processes:
+        raise ValueError(
+            f"{num_started} processes were started which do not know of each other; required on CPUs: the environment "
+            "variable ACCELERATE_USE_CPU=true."
+        )
     with exact_arithmetic(config.num_threads):
         record = _evaluate(config, accelerator)
     if accelerator.is_main_process:
@@ -317,7 +348,8 @@ def _evaluate(config: GenerationConfig, accelerator: Accelerator) -> dict[str, A
         network.check_size(*size)
         network.to(device)
     if config.reference is not None:
-        reference = measure_reference(config, network, *open_reference(config, network, size), accelerator)
+        opened = open_reference(config, network, size, pipeline.transformer.config.num_classes)
+        reference = measure_reference(config, network, *opened, accelerator)
 
     images, speed = draw_set(config, pipeline, identity, accelerator)
     samples = None if network is None else _measure(config, network, images, accelerator, "samples")
@@ -325,9 +357,10 @@ def _evaluate(config: GenerationConfig, accelerator: Accelerator) -> dict[str, A
         shutil.rmtree(Path(config.output_dir) / IMAGES, ignore_errors=True)
     if not accelerator.is_main_process:
         return None
+    num_classes = pipeline.transformer.config.num_classes
     with warnings.catch_warnings(record=True) as caught:  # of covariances of too few images
         warnings.simplefilter("always")
-        results = {} if samples is None else compare(config, samples, reference, device)
+        results = {} if samples is None else compare(config, samples, reference, num_classes, device)
     messages = sorted({str(warning.message) for warning in caught})
     for message in messages:
         print(f"warning: {message}", file=sys.stderr)
@@ -338,7 +371,7 @@ def _evaluate(config: GenerationConfig, accelerator: Accelerator) -> dict[str, A
         "samples": {
             **identity,
             "num_images": config.num_images,
-            "num_classes": pipeline.transformer.config.num_classes,
+            "num_classes": num_classes,
             "height": size[0],
             "width": size[1],
             **({} if samples is None else {"pixels_sha256": samples.pixels_sha256}),

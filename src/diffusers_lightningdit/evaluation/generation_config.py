@@ -30,6 +30,7 @@ HELP = {
     "format": "png, npz (the layout of ADM's evaluation) or both",
     "reference_split": "of a data set",
     "reference_image_column": "of a data set",
+    "reference_label_column": "of a data set: its labels judge whether images are of the class that was asked for",
     "reference_crop": "none: the images have the size of those drawn; center: the centre square, as the original crops",
     "features": "folder or Hub id of a vision transformer whose features are compared",
     "feature_normalization": "minus_one_to_one, or model: by its preprocessor_config.json",
@@ -72,6 +73,7 @@ class GenerationConfig:
     # Reference
     reference_split: str = "train"
     reference_image_column: str = "image"
+    reference_label_column: str | None = None
     reference_crop: str = "none"
     # Measures
     features: str | None = None
@@ -98,6 +100,12 @@ class GenerationConfig:
             raise ValueError(
                 "`features` and `inception` are not given; required with `reference`: one of them, a vision "
                 "transformer or the file of torch-fidelity's Inception weights."
+            )
+
+        if self.reference_label_column is not None and (self.reference is None or not self.precision_recall):
+            raise ValueError(
+                f"`reference_label_column` is {self.reference_label_column!r}; required with it: `reference`, and "
+                "`precision_recall` true, since the features are kept for both."
             )
 
     @property

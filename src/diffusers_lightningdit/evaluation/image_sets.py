@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import datasets
 import numpy as np
+import pyarrow.compute
+import torch
 from PIL import Image
 
 from ..data.images import EIGHT_BIT_MODES, center_crop, image_name, load_rows
@@ -156,17 +158,32 @@ def numbered_name(index: int) -> str:
 class DatasetImages(ImageSet):
     """A column of images of a data set.
 
+    Attributes:
+        labels: of the images, int64 [N], if a `label_column` is given.
+        num_classes: that these are among.
+
     Raises:
         ValueError: as `load_rows`, or if there is no such column.
     """
 
     def __init__(
-        self, data: str, split: str = "train", column: str = "image", crop: int | None = None, num_threads: int = 4
+        self,
+        data: str,
+        split: str = "train",
+        column: str = "image",
+        crop: int | None = None,
+        num_threads: int = 4,
+        label_column: str | None = None,
     ):
-        rows = load_rows(data, split)
+        try:
+            rows = load_rows(data, split)
+        except ValueError as error:
+            raise ValueError(str(error).replace("`data` is", "`reference` is", 1)) from error
         if not isinstance(rows.features.get(column), datasets.Image):
             names = ", ".join(rows.column_names)
             raise ValueError(f"`reference_image_column` is {column!r}; required: a column of images among {names}.")
+        if label_column is not None:
+            self.labels, self.num_classes = _labels(rows, label_column)
         self.column = column
         self.rows = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
         super().__init__(f"{data}, split {split!r}", len(rows), crop, num_threads)
@@ -176,6 +193,17 @@ class DatasetImages(ImageSet):
 
     def open_image(self, index: int) -> Image.Image:
         return datasets.Image().decode_example(self.rows[index][self.column])
+
+
+def _labels(rows: datasets.Dataset, column: str) -> tuple[torch.Tensor, int]:
+    feature, name = rows.features.get(column), f"`reference_label_column` is {column!r}"
+    if not isinstance(feature, datasets.ClassLabel):
+        raise ValueError(f"{name}; required: a ClassLabel column among {', '.join(rows.column_names)}.")
+    labels = rows.data.column(column)
+    smallest = pyarrow.compute.min(labels).as_py()
+    if labels.null_count or smallest < 0:
+        raise ValueError(f"{name}, with rows without a label; required: a label in every row.")
+    return torch.tensor(rows[column][:]), feature.num_classes
 
 
 class ArchiveImages:
@@ -208,6 +236,7 @@ def open_images(
     column: str = "image",
     crop: int | None = None,
     num_threads: int = 4,
+    label_column: str | None = None,
 ) -> ImageSet | ArchiveImages:
     """A set of images by its name.
 
@@ -218,11 +247,14 @@ def open_images(
         crop: side of the squares that images are cropped to by `center_crop`; None takes them as they are. An `.npz`
             file is never cropped.
         num_threads: that read.
+        label_column: of a data set, which it then must be.
 
     Raises:
         ValueError: in one line, if it cannot be read.
     """
     path = Path(name)
+    if label_column is not None:
+        return DatasetImages(name, split, column, crop, num_threads, label_column)
     if path.suffix == ".npz":
         return ArchiveImages(path)
     if path.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.rglob("*")):

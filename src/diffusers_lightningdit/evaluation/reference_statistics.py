@@ -40,14 +40,6 @@ def read_statistics(path: str | Path) -> dict[str, tuple[torch.Tensor, torch.Ten
     return statistics
 
 
-def write_statistics(path: str | Path, statistics: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """The reverse of `read_statistics`."""
-    arrays = {}
-    for kind, pair in statistics.items():
-        arrays.update(zip(ARRAYS[kind], (tensor.numpy() for tensor in pair), strict=True))
-    np.savez(path, **arrays)
-
-
 def _read(path: str | Path, name: str) -> torch.Tensor:
     try:
         with np.load(path, allow_pickle=False) as arrays:
