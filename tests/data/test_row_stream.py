@@ -30,7 +30,7 @@ def write_rows(path, numbers, value=None):
         "latents_flip": [np.full(SHAPE, n + 0.5 if value is None else value, np.float32) for n in numbers],
         "label": [n % 2 for n in numbers],
     }
-    Rows.from_dict(columns, features=FEATURES).to_parquet(path)
+    Rows.from_dict(columns, features=FEATURES).to_parquet(path, batch_size=3)  # rows that are read at a time
 
 
 @pytest.fixture(scope="module")

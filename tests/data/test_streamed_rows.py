@@ -82,6 +82,14 @@ def test_latents(latents):
     assert torch.equal(mirrored["latents"], first[1]["latents"].flip(-1))
 
 
+def test_latents_in_half_precision(tmp_path):
+    values = np.arange(16, dtype=np.float16).reshape(2, 2, 2, 2) / 8
+    features = Features({"latents": Array3D((2, 2, 2), "float16"), "label": LABELS})
+    Rows.from_dict({"latents": list(values), "label": [0, 1]}, features=features).to_parquet(tmp_path / "train.parquet")
+    first = StreamedLatents(str(tmp_path), random_flip=False).first(2)
+    assert torch.equal(torch.stack([item["latents"] for item in first]), torch.from_numpy(values).float())
+
+
 def test_statistics_of_a_sample(latents):
     sample = torch.stack([item["latents"] for item in StreamedLatents(latents).first(64)])
     check_sampled_statistics(sample, [3.0, -1.0], [2.0, 0.5], latents)

@@ -15,7 +15,7 @@ import numpy as np
 from torch.utils.data import default_collate
 
 from .global_batches import is_flipped, part_size
-from .streamed_rows import StreamedRows, StreamError, reading
+from .streamed_rows import Row, StreamedRows, StreamError, reading
 
 NUM_THREADS = 4  # that decode images, in each process
 # where a block is: its place in the files, its number in the epoch, the samples before it
@@ -102,7 +102,7 @@ class RowStream:
                 block, _, _ = global_batch[-1]
                 yield parts, {"num_yielded": num_yielded, "block": block}
 
-    def _sample(self, place: tuple[dict, int, dict], may_flip: bool = True) -> dict:
+    def _sample(self, place: tuple[dict, int, Row], may_flip: bool = True) -> dict:
         block, index, row = place
         mirrored = may_flip and self.source.random_flip and is_flipped(self.seed, block["epoch"], index)
         return self.source.sample(row, f"sample {index} of epoch {block['epoch']} of the stream", mirrored)
@@ -116,7 +116,7 @@ class RowStream:
 
     # -- order --
 
-    def _places(self, start: dict, first: int, epochs: Iterable[int]) -> Iterator[tuple[dict, int, dict]]:
+    def _places(self, start: dict, first: int, epochs: Iterable[int]) -> Iterator[tuple[dict, int, Row]]:
         """Block, index in the epoch and row of the samples from the `first` on, which is in block `start` or later."""
         num_before = start["num_before"]
         for block, rows in self._blocks(start, epochs):
@@ -126,7 +126,7 @@ class RowStream:
                 yield block, block["number"] * self.shuffle_block_size + place, rows[place]
             num_before += len(rows)
 
-    def _blocks(self, start: dict, epochs: Iterable[int]) -> Iterator[tuple[dict, list[dict]]]:
+    def _blocks(self, start: dict, epochs: Iterable[int]) -> Iterator[tuple[dict, list[Row]]]:
         """Blocks of rows as they lie in the files, each with its place; `datasets` keeps the place within a file."""
         rows, first_group, states, number = self.source.rows, start["group"], start["files"], start["number"]
         for epoch in epochs:
@@ -180,9 +180,9 @@ class RowStream:
         }
 
 
-def _take_in_turns(iterators: list[Iterator[dict]], num_rows: int) -> list[dict]:
+def _take_in_turns(iterators: list[Iterator[Row]], num_rows: int) -> list[Row]:
     """A row of each iterator, beginning with the first, until there are `num_rows` or no more."""
-    rows: list[dict] = []
+    rows: list[Row] = []
     iterators = list(iterators)
     while iterators and len(rows) < num_rows:
         for iterator in list(iterators):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow
 import torch
 from datasets import ClassLabel
 from torch.utils.data import Dataset
@@ -20,6 +21,8 @@ from ..models import AutoencoderVAVAE
 from .images import UnusableImage, load_rows, read_pixels
 from .latent_dataset import check_latent_features, require_finite
 from .latent_shards import INFO_FILE, read_json, weights_sha256
+
+Row = dict | pyarrow.Table  # one row, undecoded
 
 
 class StreamError(ValueError):
@@ -70,14 +73,14 @@ class StreamedRows(ABC):
         """Check the columns, set the attributes."""
 
     @abstractmethod
-    def _decode(self, row: dict, mirrored: bool) -> dict:
+    def _decode(self, row: Row, mirrored: bool) -> dict:
         """The sample without its label; raises ValueError if there is none."""
 
     @abstractmethod
-    def _label(self, row: dict) -> tuple[int | None, int]:
+    def _label(self, row: Row) -> tuple[int | None, int]:
         """The label of a row, if it has one, and what it has to be below."""
 
-    def sample(self, row: dict, place: str, mirrored: bool = False) -> dict:
+    def sample(self, row: Row, place: str, mirrored: bool = False) -> dict:
         """What a row is decoded to.
 
         Args:
@@ -108,7 +111,7 @@ class StreamedRows(ABC):
 class FirstRows(Dataset):
     """Rows at the beginning of a stream as a data set with a length; samples are not mirrored."""
 
-    def __init__(self, source: StreamedRows, rows: Sequence[dict]):
+    def __init__(self, source: StreamedRows, rows: Sequence[Row]):
         self.source = source
         self.rows = rows
 
@@ -159,10 +162,10 @@ class StreamedImages(StreamedRows):
         needed = [column for column in (self.image_column, self.label_column) if column is not None]
         self.rows = rows.cast_column(self.image_column, datasets.Image(decode=False)).select_columns(needed)
 
-    def _label(self, row: dict) -> tuple[int | None, int]:
+    def _label(self, row: Row) -> tuple[int | None, int]:
         return (None, 0) if self.label_column is None else (row[self.label_column], len(self.id2label))
 
-    def _decode(self, row: dict, mirrored: bool) -> dict:
+    def _decode(self, row: Row, mirrored: bool) -> dict:
         encoded = row[self.image_column]
         try:
             pixels = read_pixels(encoded, self.resolution)
@@ -201,14 +204,15 @@ class StreamedLatents(StreamedRows):
                 "highest label of a stream is not known)."
             )
         needed = ["latents", "latents_flip", "label"] if self.random_flip else ["latents", "label"]
-        self.rows = rows.select_columns(needed).with_format("numpy")
+        self.rows = rows.select_columns(needed).with_format("arrow")  # numbers are made of a process's own rows only
 
-    def _label(self, row: dict) -> tuple[int | None, int]:
-        label = row["label"]
-        return None if label is None or np.isnan(label) else int(label), self.num_classes
+    def _label(self, row: Row) -> tuple[int | None, int]:
+        return row["label"][0].as_py(), self.num_classes
 
-    def _decode(self, row: dict, mirrored: bool) -> dict:
-        latents = torch.from_numpy(np.array(row["latents_flip" if mirrored else "latents"], dtype=np.float32))
+    def _decode(self, row: Row, mirrored: bool) -> dict:
+        column = row["latents_flip" if mirrored else "latents"].combine_chunks()
+        numbers = column.storage.flatten().flatten().flatten()  # of nested lists
+        latents = torch.from_numpy(np.array(numbers, dtype=np.float32).reshape(self.shape))
         return {"latents": require_finite(latents, "the row")}
 
     # -- does it belong together? --
