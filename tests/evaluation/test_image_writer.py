@@ -1,0 +1,55 @@
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusers_lightningdit.evaluation import image_writer
+from diffusers_lightningdit.evaluation.image_writer import ImageWriter
+
+
+def test_all_files_are_there_at_the_end(tmp_path):
+    arrays = np.random.default_rng(0).integers(0, 256, (30, 8, 6, 3), dtype=np.uint8)
+    with ImageWriter(num_threads=3, max_waiting=4) as writer:
+        for index, array in enumerate(arrays):
+            writer.write(tmp_path / f"{index}.png", array)
+    assert len(list(tmp_path.iterdir())) == 30
+    for index, array in enumerate(arrays):
+        assert np.array_equal(np.array(Image.open(tmp_path / f"{index}.png")), array)
+
+
+def test_only_so_many_images_wait_in_memory(tmp_path, monkeypatch):
+    """With the threads held up, the third image has to wait, and says how long."""
+    may_go_on = threading.Event()
+    write = image_writer._write_png
+    monkeypatch.setattr(image_writer, "_write_png", lambda *arguments: (may_go_on.wait(), write(*arguments)))
+    image = np.zeros((2, 2, 3), np.uint8)
+    with ImageWriter(num_threads=1, max_waiting=2) as writer:
+        for name in ("a", "b"):
+            writer.write(tmp_path / f"{name}.png", image)
+        assert writer.seconds_waited == 0
+        threading.Timer(0.2, may_go_on.set).start()
+        writer.write(tmp_path / "c.png", image)
+        assert writer.seconds_waited > 0.1
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_file_has_its_name_only_when_it_is_whole(tmp_path, monkeypatch):
+    seen = []
+    replace = image_writer.os.replace
+
+    def spy(source: Path, target: Path) -> None:
+        seen.append((target.exists(), np.array(Image.open(source)).shape))
+        replace(source, target)
+
+    monkeypatch.setattr(image_writer.os, "replace", spy)
+    with ImageWriter() as writer:
+        writer.write(tmp_path / "a.png", np.zeros((2, 3, 3), np.uint8))
+    assert seen == [(False, (2, 3, 3))]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_what_cannot_be_written_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError), ImageWriter() as writer:
+        writer.write(tmp_path / "missing" / "a.png", np.zeros((2, 2, 3), np.uint8))
