@@ -1,15 +1,18 @@
+import io
 import itertools
 import json
+import tarfile
 
 import numpy as np
 import pytest
 import torch
 from datasets import Array3D, ClassLabel, Features
 from datasets import Dataset as Rows
+from PIL import Image
 
 from diffusers_lightningdit.data import row_stream
 from diffusers_lightningdit.data.row_stream import RowStream
-from diffusers_lightningdit.data.streamed_rows import StreamedLatents, StreamError
+from diffusers_lightningdit.data.streamed_rows import StreamedImages, StreamedLatents, StreamError
 
 SHAPE = (2, 1, 1)
 NUM_IMAGES = 23
@@ -119,6 +122,53 @@ def test_a_saved_place_is_enough_to_go_on(data, num_batches, before, after):
         stream.load_state_dict(states[0])
     for batch, *parts in zip(expected, *resumed, strict=False):
         assert [value for part in parts for value in numbers(part)] == batch
+
+
+def pictures(count: int) -> list[bytes]:
+    files = [io.BytesIO() for _ in range(count)]
+    for number, file in enumerate(files):
+        Image.new("RGB", (4, 4), (20 * number, 0, 0)).save(file, "PNG")
+    return [file.getvalue() for file in files]
+
+
+@pytest.fixture
+def image_folder(tmp_path) -> str:
+    for number, content in enumerate(pictures(7)):
+        path = tmp_path / "images" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return str(tmp_path / "images")
+
+
+@pytest.fixture
+def tar_archives(tmp_path) -> str:
+    (tmp_path / "archives").mkdir()
+    for number, content in enumerate(pictures(7)):
+        with tarfile.open(tmp_path / "archives" / f"{number % 2}.tar", "a") as archive:
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return str(tmp_path / "archives")
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns"), [("image_folder", {}), ("tar_archives", {"image_column": "png", "label_column": None})]
+)
+def test_other_ways_of_keeping_images(kind, columns, request):
+    def make() -> RowStream:
+        return RowStream(StreamedImages(request.getfixturevalue(kind), 4, **columns), 3, shuffle_block_size=2)
+
+    def read_images(stream, num_batches):
+        return [batch["pixel_values"][:, 0, 0, 0].tolist() for (batch,) in itertools.islice(stream, num_batches)]
+
+    batches = read_images(make(), 7)
+    samples = [value for batch in batches for value in batch]
+    epochs = [samples[:7], samples[7:14], samples[14:]]
+    assert all(len(set(epoch)) == 7 and set(epoch) == set(samples) for epoch in epochs)
+    before, after = make(), make()
+    read_images(before, 2)
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    assert read_images(after, 5) == batches[2:]
 
 
 def test_a_state_of_another_order_is_refused(data):

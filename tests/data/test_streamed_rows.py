@@ -145,6 +145,9 @@ def test_latents_that_cannot_be_streamed(tmp_path):
     with pytest.raises(ValueError, match=r"`num_classes` is not given, and the labels of .* have no names"):
         StreamedLatents(data, random_flip=False)
     assert StreamedLatents(data, random_flip=False, num_classes=3).num_classes == 3
+    (tmp_path / "latents_rank00_shard000.safetensors").touch()
+    with pytest.raises(ValueError, match="shards of latents; required: no streaming of them, or latents that"):
+        StreamedLatents(data)
 
 
 @pytest.mark.parametrize("label", [-1, 3, None])

@@ -192,6 +192,11 @@ class StreamedLatents(StreamedRows):
     """
 
     def __init__(self, data: str, split: str = "train", random_flip: bool = True, num_classes: int | None = None):
+        if any(Path(data).glob("*.safetensors")):
+            raise ValueError(
+                f"`data` is {data!r}, shards of latents; required: no streaming of them, or latents that "
+                "cache_latents.py wrote with `--format parquet`."
+            )
         self.num_classes = num_classes
         super().__init__(data, split, random_flip)
 
