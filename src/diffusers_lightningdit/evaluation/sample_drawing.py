@@ -74,7 +74,8 @@ def set_scheduler(pipeline: DiffusionPipeline, name: str | None = None, shift: f
         shift: of the time grid, in diffusers' words: 1 / s for the original's s.
 
     Raises:
-        ValueError: if there is no such scheduler, or for a shift that is not positive.
+        ValueError: if there is no such scheduler, or for a shift that is not positive or that it does not have. Whether
+            the pipeline can use it, `try_pipeline` tells.
     """
     if shift is not None and not shift > 0:
         raise ValueError(f"`shift` is {shift}; required: a positive number.")
@@ -86,17 +87,14 @@ def set_scheduler(pipeline: DiffusionPipeline, name: str | None = None, shift: f
     if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
         raise ValueError(f"`scheduler` is {name!r}; required: the name of a scheduler class of diffusers.")
     known = inspect.signature(scheduler_class.__init__).parameters
-    if shift is None:
-        shift = now.config.get("shift", now.config.get("flow_shift", 1.0))
-    if "flow_shift" in known:
-        settings = {"flow_shift": shift, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-    else:
-        settings = {"shift": shift}
-    if scheduler_class is type(now):
-        settings = {**now.config, **settings}
-    unknown = next((key for key in settings if key not in known and not key.startswith("_")), None)
-    if unknown is not None:
-        raise ValueError(f"`scheduler` is {name!r}, which has no `{unknown}`; required: a flow-matching scheduler.")
+    name_of_shift = next((key for key in ("flow_shift", "shift") if key in known), None)
+    if name_of_shift is None and shift is not None:
+        raise ValueError(f"`shift` is {shift}; required: none for {name}, whose time grid has no shift.")
+    settings = dict(now.config) if scheduler_class is type(now) else {}
+    if "use_flow_sigmas" in known:
+        settings |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    if name_of_shift is not None:
+        settings[name_of_shift] = now.config.get("shift", now.config.get("flow_shift", 1.0)) if shift is None else shift
     pipeline.scheduler = scheduler_class.from_config(settings)
 
 

@@ -1,0 +1,118 @@
+import collections
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, FlowMatchHeunDiscreteScheduler
+
+from diffusers_lightningdit import FlowMatchSDEScheduler
+from diffusers_lightningdit.evaluation.image_sets import numbered_name
+from diffusers_lightningdit.evaluation.sample_drawing import (
+    check_sampling,
+    class_label,
+    draw_blocks,
+    load_pipeline,
+    missing_blocks,
+    noise_generator,
+    set_scheduler,
+    try_pipeline,
+)
+
+TWO_STEPS = {"num_inference_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def loaded(digits_pipeline):
+    return load_pipeline(digits_pipeline)
+
+
+@pytest.fixture
+def pipeline(loaded):
+    scheduler = loaded.scheduler
+    yield loaded
+    loaded.scheduler = scheduler
+
+
+def test_labels():
+    assert [class_label("balanced", index, 3, 0) for index in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+    drawn = [class_label("random", index, 4, 0) for index in range(4000)]
+    assert all(900 < count < 1100 for count in collections.Counter(drawn).values())
+    assert drawn != [class_label("random", index, 4, 1) for index in range(4000)]
+
+
+def test_noise_depends_on_seed_and_index():
+    def noise(seed, index):
+        return torch.randn(3, generator=noise_generator(seed, index)).tolist()
+
+    different = [noise(seed, index) for seed in (0, 1) for index in range(20)]
+    assert len({tuple(values) for values in different}) == 40
+    assert noise(1, 7) == different[27]
+
+
+def test_an_image_is_that_of_the_pipeline_with_its_label_and_noise(pipeline):
+    block = range(4, 7)  # the last image of the block is not wanted
+    drawn = dict(draw_blocks(pipeline, [block], "balanced", 3, TWO_STEPS, 4))
+    assert list(drawn) == [4, 5, 6]
+    generators = [noise_generator(3, index) for index in range(4, 8)]
+    images = pipeline([4, 5, 6, 7], generator=generators, **TWO_STEPS).images
+    for index, image in drawn.items():
+        assert np.array_equal(image, np.asarray(images[index - 4]))
+
+
+def test_missing_blocks(tmp_path):
+    for index in (0, 1, 2, 3, 5, 8):
+        (tmp_path / numbered_name(index)).touch()
+    assert missing_blocks(tmp_path, 9, 4) == [range(4, 8)]
+    assert missing_blocks(tmp_path, 10, 4) == [range(4, 8), range(8, 10)]
+
+
+@pytest.mark.parametrize(
+    ("name", "shift", "kind", "settings"),
+    [
+        (None, 3.5, None, {"shift": 3.5, "num_train_timesteps": 1000}),
+        ("FlowMatchHeunDiscreteScheduler", None, FlowMatchHeunDiscreteScheduler, {"shift": 2.0}),
+        ("FlowMatchSDEScheduler", None, FlowMatchSDEScheduler, {"last_step_size": 0.04}),
+        (
+            "DPMSolverMultistepScheduler",
+            None,
+            DPMSolverMultistepScheduler,
+            {"flow_shift": 2.0, "use_flow_sigmas": True, "prediction_type": "flow_prediction"},
+        ),
+    ],
+)
+def test_another_scheduler_keeps_the_shift(pipeline, name, shift, kind, settings):
+    kind = kind or type(pipeline.scheduler)
+    set_scheduler(pipeline, name, shift)
+    assert type(pipeline.scheduler) is kind
+    assert {key: pipeline.scheduler.config[key] for key in settings} == settings
+    assert try_pipeline(pipeline, TWO_STEPS) == (32, 32)
+
+
+def test_schedulers_that_cannot_be_used(pipeline):
+    for name in ("NoScheduler", "AutoencoderKL", "DiffusionPipeline"):
+        with pytest.raises(ValueError, match=f"`scheduler` is '{name}'; required: the name of a scheduler class"):
+            set_scheduler(pipeline, name)
+    with pytest.raises(ValueError, match=r"`shift` is 1\.5; required: none for FlowMatchSDEScheduler"):
+        set_scheduler(pipeline, "FlowMatchSDEScheduler", 1.5)
+    with pytest.raises(ValueError, match="`shift` is 0; required: a positive number"):
+        set_scheduler(pipeline, None, 0)
+    for name in ("DEISMultistepScheduler", "DDIMScheduler"):
+        set_scheduler(pipeline, name)
+        with pytest.raises(ValueError, match=f"`scheduler` is {name}: it "):
+            try_pipeline(pipeline, TWO_STEPS)
+
+
+def test_settings_that_the_pipeline_refuses(pipeline):
+    for key in ("guidance", "generator", "class_labels"):
+        with pytest.raises(
+            ValueError, match=f"`sampling.{key}` is no setting of LightningDiTPipeline. Known: guidance_s"
+        ):
+            check_sampling(pipeline, {key: 1})
+    check_sampling(pipeline, {"guidance_scale": -1})
+    with pytest.raises(ValueError, match="`guidance_scale` is -1; required"):
+        try_pipeline(pipeline, {"guidance_scale": -1})
+
+
+def test_a_pipeline_that_cannot_be_loaded(tmp_path):
+    with pytest.raises(ValueError, match=r"`pipeline` is .*; required: a folder or Hub id of a pipeline"):
+        load_pipeline(str(tmp_path))
