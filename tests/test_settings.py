@@ -1,6 +1,7 @@
 from dataclasses import dataclass, field
 
 import pytest
+from accelerate import PartialState
 
 from diffusers_lightningdit import AutoencoderVAVAE
 from diffusers_lightningdit.settings import (
@@ -149,3 +150,15 @@ def test_one_line_errors(capsys):
         raise ValueError("`a` is 1; required: 2.")
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: `a` is 1; required: 2.\n"
+
+
+def test_other_processes_tell_only_what_the_main_process_does_not_meet(capsys, monkeypatch):
+    monkeypatch.setitem(PartialState._shared_state, "process_index", 1)
+    for error in (RuntimeError("all"), OSError("mine")):
+        with (
+            pytest.raises(SystemExit) as stop,
+            one_line_errors((RuntimeError,), status=1, of_one_process=(OSError,)),
+        ):
+            raise error
+        assert stop.value.code == 1
+    assert capsys.readouterr().err == "error: mine\n"

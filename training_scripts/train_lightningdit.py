@@ -21,14 +21,12 @@ from huggingface_hub import create_repo
 
 from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, LightningDiTTransformer2DModel
 from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
-from diffusers_lightningdit.data.images import UnusableImage
 from diffusers_lightningdit.data.latents import load_frozen_vae
 from diffusers_lightningdit.data.row_stream import RowStream
-from diffusers_lightningdit.data.streamed_rows import StreamError
 from diffusers_lightningdit.original import read_training_checkpoint
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
-from diffusers_lightningdit.training.data import TransformerData, load_data
+from diffusers_lightningdit.training.data import DATA_ERRORS, TransformerData, load_data
 from diffusers_lightningdit.training.flow_training import NAME, load_validation_data, train
 from diffusers_lightningdit.training.lightningdit_config import LightningDiTTrainingConfig
 from diffusers_lightningdit.training.loop import (
@@ -127,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
         validation = load_validation_data(config, load_validation, accelerator.num_processes)
         vae.to(accelerator.device)
         state = make_run(config, accelerator, make_transformer(config, vae, data, accelerator), sampler)
-    with one_line_errors((CheckpointWriteError, TrainingDiverged, UnusableImage, StreamError, OSError), status=1):
+    with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
         if config.push_to_hub and accelerator.is_main_process:
             create_repo(config.hub_model_id, private=True, exist_ok=True)  # now, not after days of training
         make = partial(make_pipeline, config, state, vae, data.id2label)

@@ -19,12 +19,11 @@ from accelerate import Accelerator
 from huggingface_hub import create_repo, upload_folder
 
 from diffusers_lightningdit import LightningDiTPipeline, LightningDiTTransformer2DModel
-from diffusers_lightningdit.data.images import UnusableImage
 from diffusers_lightningdit.data.latent_shards import weights_sha256
 from diffusers_lightningdit.data.row_stream import RowStream
-from diffusers_lightningdit.data.streamed_rows import StreamError
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
+from diffusers_lightningdit.training.data import DATA_ERRORS
 from diffusers_lightningdit.training.flow_training import NAME, load_validation_data, train
 from diffusers_lightningdit.training.loop import (
     make_accelerator,
@@ -143,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
         vae.to(accelerator.device)
         prepare_transformer(config, transformer, classes)
         state = make_run(config, accelerator, transformer, identity, sampler if config.streaming else None)
-    with one_line_errors((CheckpointWriteError, TrainingDiverged, UnusableImage, StreamError, OSError), status=1):
+    with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
         if config.push_to_hub and accelerator.is_main_process:
             create_repo(config.hub_model_id, private=True, exist_ok=True)  # now, not after training
         make = partial(make_pipeline, config, state, vae, classes)

@@ -20,12 +20,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from diffusers_lightningdit.data.images import ImageDataset, UnusableImage
+from diffusers_lightningdit.data.images import ImageDataset
 from diffusers_lightningdit.data.latents import LatentsStatistics, encode_moments, latents_size, sample_latents
-from diffusers_lightningdit.data.streamed_rows import FirstRows, StreamedImages, StreamError
+from diffusers_lightningdit.data.streamed_rows import FirstRows, StreamedImages
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
-from diffusers_lightningdit.training.data import RandomlyFlipped
+from diffusers_lightningdit.training.data import DATA_ERRORS, RandomlyFlipped
 from diffusers_lightningdit.training.loop import (
     accumulating,
     clip_gradients,
@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
         teachers = Teachers(config, accelerator.device)
         parts = initial_parts(config, teachers.foundation, accelerator.print)
         state = make_run(config, accelerator, parts, sampler)
-    with one_line_errors((CheckpointWriteError, TrainingDiverged, UnusableImage, StreamError, OSError), status=1):
+    with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
         train(config, accelerator, dataset, validation, sampler, teachers, state)
         save(config, accelerator, dataset, sampler, state)
 

@@ -191,15 +191,21 @@ def check_positive(name: str, value: float) -> None:
 
 
 @contextlib.contextmanager
-def one_line_errors(kinds: tuple[type[Exception], ...] = (ValueError,), status: int = 2) -> Iterator[None]:
+def one_line_errors(
+    kinds: tuple[type[Exception], ...] = (ValueError,),
+    status: int = 2,
+    of_one_process: tuple[type[Exception], ...] = (),
+) -> Iterator[None]:
     """Exceptions of these `kinds` become one line on the main process, and the exit status.
 
-    The defaults are for a script's checks of what the user gave.
+    The defaults are for a script's checks of what the user gave. Those `of_one_process`, which only the process meets
+    whose part of the data it is, become a line on any process.
     """
     try:
         yield
-    except kinds as error:
-        if PartialState._shared_state.get("process_index", 0) == 0:  # without starting process groups
+    except (*kinds, *of_one_process) as error:
+        is_main_process = PartialState._shared_state.get("process_index", 0) == 0  # without starting process groups
+        if is_main_process or isinstance(error, of_one_process):
             # one that a data loader's worker raised comes with a traceback, and ends in "<module>.<class>: <message>"
             message = str(error).strip().splitlines()[-1].split(f"{type(error).__name__}: ", maxsplit=1)[-1]
             print(f"error: {message}", file=sys.stderr)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import cache_latents
+import numpy as np
 import pytest
 import torch
 import train_lightningdit
@@ -218,7 +219,7 @@ def test_lora_from_a_stream(uninterrupted, tmp_path, monkeypatch):
 
 
 def test_the_autoencoder_from_a_stream(tmp_path, files, vae_recipe):
-    settings = ["random_flip=true", "validation_steps=4", "validation_split=train", "num_validation_samples=8",
+    settings = ["random_flip=true", "validation_steps=4", "validation_split=train", "num_validation_samples=10",
                 "label_column=label", "sample_steps=5", "num_samples=3"]  # fmt: skip
     run, resumed = tmp_path / "run", tmp_path / "resumed"
     train_vavae.main(arguments(vae_recipe, files, run, *settings))
@@ -310,6 +311,24 @@ def test_a_checkpoint_of_another_order(
         train_lightningdit.main(arguments(transformer_recipe, files, tmp_path / "run", *settings))
     assert message in one_line_of(capsys, stop, 2)
     assert not (tmp_path / "run").exists()
+
+
+def test_latents_that_are_not_finite(tmp_path, latents, transformer_recipe, capsys):
+    """Read from a stream, and without one."""
+    data, rows = tmp_path / "data", Dataset.from_parquet(f"{latents}/*.parquet")
+    features, vae = rows.features, f"vae={latents}/vae"
+    values = np.array(rows["latents"], dtype=np.float32)
+    values[7] = np.nan
+    columns = {"latents": list(values), "latents_flip": list(values), "label": rows["label"]}
+    Dataset.from_dict(columns, features=features).to_parquet(data / "train.parquet")
+    settings = [vae, "data_kind=latents", "check_statistics=false"]
+    for streaming, place in (("true", "of epoch 0 of the stream: the row"), ("false", "split train, row 7")):
+        folder = tmp_path / streaming
+        with pytest.raises(SystemExit) as stop:
+            train_lightningdit.main(
+                arguments(transformer_recipe, str(data), folder, *settings, f"streaming={streaming}")
+            )
+        assert f"{place} has NaN in its latents" in one_line_of(capsys, stop, 1)
 
 
 def test_a_damaged_image_in_the_middle(tmp_path, files, trained_vae, transformer_recipe, vae_recipe, capsys):

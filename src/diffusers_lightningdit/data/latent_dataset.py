@@ -17,6 +17,10 @@ from .images import load_rows
 from .latent_shards import STATISTICS_FILE, LatentShards, read_info, weights_sha256
 
 
+class UnusableLatents(ValueError):
+    """Latents of a data set that cannot be used; the message is one line."""
+
+
 class LatentsDataset(Dataset):
     """Latents of a folder of shards (ours or the original's), or of a data set that `datasets.load_dataset` reads.
 
@@ -171,10 +175,10 @@ class LatentsDataset(Dataset):
 
 
 def require_finite(latents: torch.Tensor, place: str) -> torch.Tensor:
-    """The latents themselves; raises ValueError, naming their place, if they aren't finite."""
+    """The latents themselves; raises UnusableLatents, naming their place, if they aren't finite."""
     if not latents.isfinite().all():
         kind = "NaN" if latents.isnan().any() else "infinite values"
-        raise ValueError(f"{place} has {kind} in its latents; required: finite numbers.")
+        raise UnusableLatents(f"{place} has {kind} in its latents; required: finite numbers.")
     return latents
 
 

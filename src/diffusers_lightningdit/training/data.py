@@ -8,15 +8,22 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.global_batches import is_flipped
-from ..data.images import ImageDataset
-from ..data.latent_dataset import LatentsDataset
+from ..data.images import ImageDataset, UnusableImage
+from ..data.latent_dataset import LatentsDataset, UnusableLatents
 from ..data.latents import MomentsDataset, encode_moments, latents_size
 from ..data.row_stream import RowStream
-from ..data.streamed_rows import StreamedImages, StreamedLatents, StreamedRows, check_sampled_statistics
+from ..data.streamed_rows import (
+    StreamedImages,
+    StreamedLatents,
+    StreamedRows,
+    StreamError,
+    check_sampled_statistics,
+)
 from ..keyed_random import KeyedRandom
 from ..models import AutoencoderVAVAE
 from .lightningdit_config import FlowTrainingConfig
 
+DATA_ERRORS = (UnusableImage, UnusableLatents, StreamError, OSError)  # while training, on any one process
 NUM_CHECKED = 1024  # latents of a stream, whose statistics are compared with those of the VAE
 REMEDY = "To fine-tune on other data, with the statistics of the VAE: `check_statistics=false`."
 
