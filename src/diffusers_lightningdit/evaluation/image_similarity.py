@@ -31,16 +31,18 @@ def peak_signal_to_noise_ratio(
 
 
 def structural_similarity(
-    pixels: torch.Tensor, reconstructions: torch.Tensor, value_range: float = 2.0
+    pixels: torch.Tensor, reconstructions: torch.Tensor, value_range: float = 1.0
 ) -> torch.Tensor:
     """SSIM of each image, in [-1, 1]; 1 for equal images (Wang et al. 2004, eq. 13, averaged by eq. 17).
+
+    It compares means by their ratio, so that black has to be 0: of pixels in [-1, 1] it would be another number.
 
     The average over the positions where the window lies within the image, and over the colour channels. Variances are
     those of the window's weights, without a correction for the sample size.
 
     Args:
         pixels, reconstructions: [B, C, height, width] each, at least 11x11.
-        value_range: the largest difference of two values: 2 for pixels in [-1, 1], 1 for pixels in [0, 1].
+        value_range: of the pixels, which are in [0, value_range].
 
     Returns:
         float64 [B].

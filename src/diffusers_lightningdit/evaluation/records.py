@@ -43,6 +43,7 @@ def measurement_record(
         "weights_sha256": weights,
         "num_processes": accelerator.num_processes,
         "device": device_name(accelerator.device),
+        "num_threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), **installed_versions()},
     }
 

@@ -81,7 +81,7 @@ class AutoencoderValidation:
         reconstructions = vae.decode(latents).sample.clamp(-1, 1)
         values = {"latents": latents, "psnr_db": peak_signal_to_noise_ratio(pixels, reconstructions).float()}
         if min(pixels.shape[-2:]) >= WINDOW_SIZE:
-            values["ssim"] = structural_similarity(pixels, reconstructions).float()
+            values["ssim"] = structural_similarity(pixels / 2 + 0.5, reconstructions / 2 + 0.5).float()
         if self.teachers.lpips is not None:
             values["lpips"] = self.teachers.distances(pixels, reconstructions).flatten()
         if self.teachers.foundation is not None:

@@ -1,0 +1,289 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Measure how well an autoencoder gives images back: PSNR, SSIM, LPIPS of each, the Fréchet distance of all (rFID).
+
+    python -m diffusers_lightningdit.evaluate reconstruction --vae VAE --data DATA --features MODEL --output_dir FOLDER
+    accelerate launch -m diffusers_lightningdit.evaluate reconstruction ...
+
+A reconstruction is decode(mean of the posterior), rounded to 8 bits as the original does, since that is what is saved
+and shown; every measure is of these 8-bit images, in one pass over the data. Writes metrics.json, with everything that
+the numbers depend on, and images.csv, with a line for each image.
+
+Letters in the shape comments: B images.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import math
+import sys
+import warnings
+from collections import deque
+from pathlib import Path
+from typing import Any, TextIO
+
+import datasets
+import torch
+from accelerate import Accelerator
+
+from ..data.images import PREPROCESSINGS, ImageDataset
+from ..data.latent_shards import DTYPES, partial_name, publish, weights_sha256, write_json
+from ..data.latents import latents_size, load_frozen_vae
+from ..models import AutoencoderVAVAE
+from ..original.files import resolve_file
+from ..settings import check_at_least, check_choice, check_output_dir, one_line_errors
+from ..vae_losses import LPIPS
+from .command_help import parse_command
+from .frechet import FeatureStatistics, frechet_distance
+from .generation import exact_arithmetic, make_network
+from .image_similarity import peak_signal_to_noise_ratio, structural_similarity
+from .inception import PUBLISHED_SHA256
+from .ordered_batches import ordered_batches, patient_accelerator
+from .records import measurement_record
+
+METRICS_FILE = "metrics.json"
+IMAGES_FILE = "images.csv"
+DECIMALS = {"psnr_db": 4, "ssim": 6, "lpips": 6}
+DISTANCE_DIGITS = 6  # significant
+
+
+HELP = {
+    "vae": "folder or Hub id of an AutoencoderVAVAE",
+    "data": "folder or Hub id of images, for `datasets.load_dataset`",
+    "output_dir": "new or empty",
+    "split": "of the data set",
+    "image_column": "of the data set",
+    "num_images": "the first so many; default: all",
+    "resolution": "side of the squares that images become",
+    "preprocessing": "how they do: original, or plain, one bicubic step",
+    "lpips": "safetensors file of the weights of LPIPS, or user/repo:file on the Hub",
+    "features": "folder or Hub id of a vision transformer, for the Fréchet distance rfd",
+    "feature_normalization": "minus_one_to_one, or model: by its preprocessor_config.json",
+    "feature_size": "side in pixels that its input is resized to; default: as it is",
+    "inception": "file of torch-fidelity's Inception weights, for rfid",
+    "inception_sha256": "of that file, or how it begins",
+    "vae_dtype": "that the autoencoder computes in: float32, bfloat16, float16",
+    "micro_batch_size": "images that the networks take at a time; another one changes the last digits",
+    "num_threads": "of each process's networks on a CPU; another number changes the last digits",
+    "num_workers": "processes that read images, for each process that computes",
+}
+
+
+@dataclasses.dataclass(kw_only=True)
+class ReconstructionConfig:
+    """Settings of `evaluate reconstruction`; `HELP` says what each is.
+
+    Raises:
+        ValueError: for a value that cannot be measured with.
+    """
+
+    vae: str
+    data: str
+    output_dir: str
+    split: str = "train"
+    image_column: str = "image"
+    num_images: int | None = None
+    resolution: int = 256
+    preprocessing: str = "original"
+    lpips: str | None = None
+    features: str | None = None
+    feature_normalization: str = "minus_one_to_one"
+    feature_size: int | None = None
+    inception: str | None = None
+    inception_sha256: str = PUBLISHED_SHA256
+    vae_dtype: str = "float32"
+    micro_batch_size: int = 16
+    num_threads: int = 1
+    num_workers: int = 0
+
+    def __post_init__(self):
+        for name in ("resolution", "micro_batch_size", "num_threads"):
+            check_at_least(name, getattr(self, name), 1)
+        check_at_least("num_workers", self.num_workers, 0)
+        if self.num_images is not None:
+            check_at_least("num_images", self.num_images, 1)
+        check_choice("preprocessing", self.preprocessing, PREPROCESSINGS)
+        check_choice("vae_dtype", self.vae_dtype, DTYPES)
+        if self.features is not None and self.inception is not None:
+            raise ValueError("`features` and `inception` are both given; required: one of them, or neither.")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One batch
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def to_8_bits(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels in [-1, 1] -> uint8, by truncation of clamp(127.5 x + 128, 0, 255), as the original does."""
+    return (127.5 * pixels.float() + 128).clamp(0, 255).to(torch.uint8)
+
+
+def from_8_bits(images: torch.Tensor) -> torch.Tensor:
+    """uint8 -> pixels in [-1, 1], as the original's data sets do."""
+    return (images.float() / 255 - 0.5) / 0.5
+
+
+class ReconstructionMeasures:
+    """What is measured of a batch of images.
+
+    Args:
+        vae: frozen, on its device.
+        lpips: or None.
+        features: a network as in `features.py`, or None.
+    """
+
+    def __init__(self, vae: AutoencoderVAVAE, lpips: LPIPS | None, features: torch.nn.Module | None):
+        self.vae, self.lpips, self.features = vae, lpips, features
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`psnr_db`, `ssim`, `lpips`: [B]; `real`, `reconstructed`: features [B, D]; as far as there are networks."""
+        originals = to_8_bits(batch["pixel_values"].to(self.vae.device))
+        latents = self.vae.encode(from_8_bits(originals).to(self.vae.dtype)).latent_dist.mode()
+        reconstructions = to_8_bits(self.vae.decode(latents).sample)
+        x, y = from_8_bits(originals), from_8_bits(reconstructions)
+        ssim = structural_similarity(originals.double() / 255, reconstructions.double() / 255)
+        values = {"psnr_db": peak_signal_to_noise_ratio(x, y), "ssim": ssim}
+        if self.lpips is not None:
+            values["lpips"] = self.lpips(x, y).flatten().double()
+        if self.features is not None:
+            values["real"] = self.features(originals)["features"]
+            values["reconstructed"] = self.features(reconstructions)["features"]
+        return values
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The whole data set
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ReconstructionTotals:
+    """Takes in what is measured, batch by batch: a line for each image goes to a file, means and statistics are kept.
+
+    Args:
+        file: open for text.
+    """
+
+    def __init__(self, file: TextIO):
+        self._writer = csv.writer(file, lineterminator="\n")
+        self._values: dict[str, list[float]] = {}
+        self._statistics: dict[str, FeatureStatistics] = {}
+
+    def update(self, batch: dict[str, torch.Tensor]) -> None:
+        """Take in what `ReconstructionMeasures` made of the next images."""
+        if not self._values:
+            self._values = {name: [] for name in DECIMALS if name in batch}
+            self._writer.writerow(["index", *self._values])
+        for row in zip(*(batch[name].tolist() for name in self._values), strict=True):
+            index = len(self._values["psnr_db"])
+            numbers = dict(zip(self._values, row, strict=True))
+            self._writer.writerow([index, *(f"{value:.{DECIMALS[name]}f}" for name, value in numbers.items())])
+            for name, value in numbers.items():
+                self._values[name].append(value)
+        for name in {"real", "reconstructed"} & batch.keys():
+            self._statistics.setdefault(name, FeatureStatistics(batch[name].shape[1])).update(batch[name])
+
+    def results(self) -> dict[str, float]:
+        """Means over the images, and `frechet_distance` if there are features."""
+        num_images = len(self._values["psnr_db"])
+        # fsum is exact: the order doesn't matter
+        means = {name: math.fsum(values) / num_images for name, values in self._values.items()}
+        results = {"num_images": num_images, **{name: round(mean, DECIMALS[name]) for name, mean in means.items()}}
+        if self._statistics:
+            real, reconstructed = self._statistics["real"], self._statistics["reconstructed"]
+            distance = frechet_distance(real.mean, real.covariance, reconstructed.mean, reconstructed.covariance)
+            results["frechet_distance"] = float(f"{distance:.{DISTANCE_DIGITS}g}")
+        return results
+
+
+def evaluate_reconstruction(config: ReconstructionConfig, accelerator: Accelerator) -> dict[str, Any]:
+    """Measure, and write `metrics.json` and `images.csv`, with a line for each image, into `config.output_dir`.
+
+    Returns:
+        The content of `metrics.json` on the main process, else nothing. Its `results`: `num_images`; `psnr_db`, `ssim`,
+        `lpips`, means over the images (`psnr_db` is None if an image is given back exactly); `rfid` in Inception's
+        features or `rfd` in others. The number of processes changes no digit.
+
+    Raises:
+        ValueError: before anything is computed, for settings, data or networks that cannot be used; later for an image
+            that cannot be read.
+        ImportError: for `inception`, without torch-fidelity.
+    """
+    check_output_dir(config.output_dir)
+    with exact_arithmetic(config.num_threads):
+        return _evaluate(config, accelerator)
+
+
+def _evaluate(config: ReconstructionConfig, accelerator: Accelerator) -> dict[str, Any]:
+    vae = load_frozen_vae(config.vae, with_statistics=False)
+    latents_size(config.resolution, vae)
+    weights = {"vae": weights_sha256(vae)}
+    features = make_network(config)
+    if features is not None:
+        features.check_size(config.resolution, config.resolution)
+        weights["features"] = features.description["sha256"]
+    lpips = None
+    if config.lpips is not None:
+        lpips = LPIPS.from_file(config.lpips)
+        weights["lpips"] = hashlib.sha256(resolve_file(config.lpips).read_bytes()).hexdigest()
+    dataset = ImageDataset(
+        config.data, config.resolution, config.split, config.image_column, None, config.preprocessing
+    )
+    indices = first_indices(config.num_images, len(dataset))
+    if features is not None and len(indices) < 2:
+        raise ValueError("there is 1 image; required: at least 2 for a Fréchet distance.")
+    if config.vae_dtype != "float32":
+        vae.to(DTYPES[config.vae_dtype])
+    for network in (vae, lpips, features):
+        if network is not None:
+            network.to(accelerator.device)
+    measures = ReconstructionMeasures(vae, lpips, features)
+    measures({"pixel_values": torch.zeros(1, 3, config.resolution, config.resolution)})  # too small for one of them?
+
+    accelerator.wait_for_everyone()  # every process has looked at the folder
+    measured = ordered_batches(dataset, measures, accelerator, config.micro_batch_size, config.num_workers, indices)
+    if not accelerator.is_main_process:
+        deque(measured, maxlen=0)
+        return {}
+    path = Path(config.output_dir) / IMAGES_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_name(path)
+    try:
+        with open(partial, "w", newline="", encoding="utf-8") as file:
+            totals = ReconstructionTotals(file)
+            for batch in measured:
+                totals.update(batch)
+        publish(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    with warnings.catch_warnings(record=True) as caught:  # of covariances of too few images
+        warnings.simplefilter("always")
+        results = totals.results()
+    messages = sorted({str(warning.message) for warning in caught})
+    for message in messages:
+        print(f"warning: {message}", file=sys.stderr)
+    if features is not None:
+        results["rfd" if config.inception is None else "rfid"] = results.pop("frechet_distance")
+    record = measurement_record("reconstruction", results, config, weights, accelerator)
+    record |= {"warnings": messages, "features": None if features is None else features.description}
+    write_json(path.with_name(METRICS_FILE), record)
+    return record
+
+
+def first_indices(num_images: int | None, available: int) -> range:
+    """Of the images to take; raises ValueError if there are too few."""
+    if num_images is not None and num_images > available:
+        raise ValueError(f"`num_images` is {num_images}; required: at most {available}, which `data` has.")
+    return range(available if num_images is None else num_images)
+
+
+def main(argv: list[str] | None = None) -> None:
+    with one_line_errors((ValueError, ImportError)):
+        config = parse_command(ReconstructionConfig, argv, __doc__, HELP)
+        datasets.disable_progress_bars()
+        accelerator = patient_accelerator()
+        record = evaluate_reconstruction(config, accelerator)
+        if accelerator.is_main_process:
+            print(json.dumps(record["results"], indent=2))
+            print(f"wrote {Path(config.output_dir) / METRICS_FILE}")
+    accelerator.end_training()
