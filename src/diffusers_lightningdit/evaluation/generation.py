@@ -362,6 +362,8 @@ def _evaluate(config: GenerationConfig, accelerator: Accelerator) -> dict[str, A
         warnings.simplefilter("always")
         results = {} if samples is None else compare(config, samples, reference, num_classes, device)
     messages = sorted({str(warning.message) for warning in caught})
+    if config.precision_recall and reference is not None and reference.measured is None:
+        messages.append(f"precision and recall are not computed: {config.reference} holds no images ({ARRAY}).")
     for message in messages:
         print(f"warning: {message}", file=sys.stderr)
     weights = {**identity["weights_sha256"]} | ({} if network is None else {"features": network.description["sha256"]})
@@ -388,7 +390,7 @@ def _evaluate(config: GenerationConfig, accelerator: Accelerator) -> dict[str, A
 
 
 def main(argv: list[str] | None = None) -> None:
-    with one_line_errors((ValueError, ImportError)):
+    with one_line_errors((ValueError, ImportError, OSError)):
         config = parse_command(GenerationConfig, argv, __doc__, HELP)
         datasets.disable_progress_bars()
         record = evaluate_generation(config)

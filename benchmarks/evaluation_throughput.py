@@ -1,0 +1,123 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""How many images a second each part of `evaluate generation` handles, and whether writing holds up drawing.
+
+    python benchmarks/evaluation_throughput.py --pipeline P --features F [--num_images 512] [--num_workers 4]
+
+Each part is measured alone: drawing, writing PNG files, reading them, the network of the features, the sums of the
+Fréchet distance, precision and recall; then drawing and writing together, as the evaluation does it. Prints a table,
+and the seconds that writing held up drawing.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from diffusers_lightningdit.evaluation.frechet import FeatureStatistics
+from diffusers_lightningdit.evaluation.generation import exact_arithmetic, make_network
+from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
+from diffusers_lightningdit.evaluation.image_sets import NumberedImages, cut, numbered_name
+from diffusers_lightningdit.evaluation.image_writer import ImageWriter
+from diffusers_lightningdit.evaluation.precision_recall import precision_and_recall
+from diffusers_lightningdit.evaluation.sample_drawing import draw_blocks, draw_images, load_pipeline
+from diffusers_lightningdit.settings import make_config, one_line_errors
+
+
+def seconds_of(function: Callable[[], object], device: torch.device) -> tuple[float, object]:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+def write_all(folder: Path, images: list[np.ndarray], num_threads: int) -> None:
+    with ImageWriter(num_threads) as writer:
+        for index, image in enumerate(images):
+            writer.write(folder / numbered_name(index), image)
+
+
+def features_of(network: torch.nn.Module, blocks: list[np.ndarray], device: torch.device) -> torch.Tensor:
+    tensors = (torch.from_numpy(block).to(device).permute(0, 3, 1, 2) for block in blocks)
+    return torch.cat([network(tensor)["features"].float().cpu() for tensor in tensors])
+
+
+def sum_up(features: torch.Tensor) -> None:
+    statistics = FeatureStatistics(features.shape[1])
+    for rows in features.split(1024):
+        statistics.update(rows)
+
+
+def measure(config: GenerationConfig, folder: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of each part, and what `draw_images` says of drawing and writing together."""
+    accelerator = Accelerator()
+    device = accelerator.device
+    pipeline = load_pipeline(config.pipeline).to(device, getattr(torch, config.dtype))
+    network = make_network(config).to(device)
+    blocks = cut(config.num_images, config.micro_batch_size)
+
+    def draw(blocks: list[range]) -> list[np.ndarray]:
+        drawn = draw_blocks(pipeline, blocks, config.labels, 0, config.sampling, config.micro_batch_size)
+        return [image for _, image in drawn]
+
+    draw(blocks[:1])  # a first call is slower
+    seconds = {}
+    seconds["drawing"], images = seconds_of(lambda: draw(blocks), device)
+    (folder / "alone").mkdir()
+    seconds["writing"], _ = seconds_of(lambda: write_all(folder / "alone", images, config.num_workers), device)
+    written = NumberedImages(folder / "alone", config.num_images, config.num_workers)
+    seconds["reading"], arrays = seconds_of(lambda: list(written.read_blocks(blocks)), device)
+    features_of(network, arrays[:1], device)
+    seconds["features"], features = seconds_of(lambda: features_of(network, arrays, device), device)
+    seconds["sums"], _ = seconds_of(lambda: sum_up(features), device)
+    on_device = features.to(device)
+    seconds["precision and recall"], _ = seconds_of(lambda: precision_and_recall(on_device, on_device), device)
+    (folder / "together").mkdir()
+    together = draw_images(
+        pipeline,
+        folder / "together",
+        config.num_images,
+        config.labels,
+        0,
+        config.sampling,
+        config.micro_batch_size,
+        config.batch_size,
+        config.num_workers,
+        accelerator,
+    )
+    return seconds, together
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pipeline", required=True, help="folder or Hub id")
+    parser.add_argument("--features", help="vision transformer, folder or Hub id")
+    parser.add_argument("--inception", help="file of torch-fidelity's weights, in place of --features")
+    parser.add_argument("--num_images", type=int, default=512)
+    parser.add_argument("--num_inference_steps", type=int, help="default: the pipeline's")
+    parser.add_argument("--micro_batch_size", type=int, default=16)
+    parser.add_argument("--num_workers", type=int, default=4, help="threads that read and write")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--num_threads", type=int, default=1, help="of the networks on a CPU")
+    settings = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    steps = settings.pop("num_inference_steps", None)
+    settings["sampling"] = {} if steps is None else {"num_inference_steps": steps}
+    with one_line_errors(), tempfile.TemporaryDirectory() as folder:
+        config = make_config(GenerationConfig, {**settings, "output_dir": folder, "reference": folder})
+        with exact_arithmetic(config.num_threads):
+            seconds, together = measure(config, Path(folder))
+    print(f"| part of {config.num_images} images | images/s |\n|---|---|")
+    for name, value in {**seconds, "drawing and writing together": together["seconds"]}.items():
+        print(f"| {name} | {config.num_images / value:,.1f} |")
+    print(f"\nwriting held up drawing for {together['seconds_held_up']:.3f} s")
+
+
+if __name__ == "__main__":
+    main()
