@@ -70,6 +70,7 @@ def test_a_weight_of_0_needs_no_network(tmp_path):
         ({"disc_loss": "softplus"}, "`disc_loss` is 'softplus'; required: one of hinge, vanilla"),
         ({"discriminator": {"layers": 3}}, "`discriminator.layers` is no key of PatchGANDiscriminator"),
         ({"ema_decay": 1.0}, "`ema_decay` is 1.0; required: at least 0 and below 1"),
+        ({"statistics_samples": 0}, "`statistics_samples` is 0; required: at least 1"),
     ],
 )
 def test_errors_name_key_value_and_requirement(tmp_path, settings, message):

@@ -48,8 +48,6 @@ class VAVAETrainingConfig(VAELossSettings, TrainingConfig):
     weight_init: str | None = None  # folder of an AutoencoderVAVAE, or an original file, to begin with
     gradient_checkpointing: bool = False
     compile_vae: bool = False  # torch.compile of encoder and decoder
-    # Result
-    statistics_samples: int | None = None  # whose latents give the saved statistics; null: all images, one pass
     # Losses: those of VAELossSettings, and their networks, which a loss with a weight above 0 needs
     foundation_model: str | None = None  # folder or Hub id, for transformers
     foundation_normalization: str = "minus_one_to_one"  # of its input, as the original; or model: its own
@@ -77,6 +75,8 @@ class VAVAETrainingConfig(VAELossSettings, TrainingConfig):
     num_validation_samples: int = 512
     sample_steps: int | None = None  # a picture of reconstructions every so many steps
     num_samples: int = 8
+    # Result
+    statistics_samples: int | None = None  # whose latents give the saved statistics; null: all images, one pass
 
     def __post_init__(self):
         VAELossSettings.__post_init__(self)
