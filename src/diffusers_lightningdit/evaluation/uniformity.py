@@ -27,6 +27,26 @@ def uniformity(points: torch.Tensor) -> dict[str, float]:
         `gini_coefficient`: sum_i (2 i - N - 1) r_(i) / (N sum r), r rising, in [0, 1], where 0 means even.
 
     Raises:
+        ValueError, ImportError: as `point_density`.
+    """
+    density = point_density(points)
+    num_points = len(points)
+    part = density / density.sum()
+    ranks = torch.arange(1, num_points + 1, dtype=torch.float64)
+    spread = ((2 * ranks - num_points - 1) * density.sort().values).sum()
+    std = density.std(correction=0)
+    return {
+        "density_std": std.item(),
+        "density_cv": (std / density.mean()).item(),
+        "normalized_entropy": -(part * (part + 1e-10).log2()).sum().item() / math.log2(num_points),
+        "gini_coefficient": (spread / (num_points * density.sum())).item(),
+    }
+
+
+def point_density(points: torch.Tensor) -> torch.Tensor:
+    """Density at each of the points, [N, 2] -> float64 [N]; by Gaussian kernels, as `uniformity` says.
+
+    Raises:
         ValueError: for another shape, fewer than 3 points, values that are not finite, or points on a line.
         ImportError: without scipy.
     """
@@ -40,21 +60,9 @@ def uniformity(points: torch.Tensor) -> dict[str, float]:
         raise ImportError('uniformity needs scipy: pip install "diffusers-lightningdit[evaluation]".') from error
     columns = points.detach().double().cpu().numpy().T  # [2, N]
     try:
-        density = torch.from_numpy(gaussian_kde(columns)(columns))
+        return torch.from_numpy(gaussian_kde(columns)(columns))
     except ValueError as error:  # numpy's LinAlgError
         raise ValueError("`points` lie on a line; required: points that spread over the plane.") from error
-
-    num_points = len(points)
-    part = density / density.sum()
-    ranks = torch.arange(1, num_points + 1, dtype=torch.float64)
-    spread = ((2 * ranks - num_points - 1) * density.sort().values).sum()
-    std = density.std(correction=0)
-    return {
-        "density_std": std.item(),
-        "density_cv": (std / density.mean()).item(),
-        "normalized_entropy": -(part * (part + 1e-10).log2()).sum().item() / math.log2(num_points),
-        "gini_coefficient": (spread / (num_points * density.sum())).item(),
-    }
 
 
 def principal_plane(latents: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,283 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Measure how well the latents of an autoencoder are organised: what a transformer will find easy or hard to learn.
+
+    python -m diffusers_lightningdit.evaluate latents --vae VAE --data DATA --features MODEL --output_dir FOLDER
+    accelerate launch -m diffusers_lightningdit.evaluate latents ...
+
+The latents are the means of the posteriors, raw. Writes metrics.json, with everything that the numbers depend on,
+tsne.png, a t-SNE of the latents coloured by density, and tsne.csv with its points.
+
+Letters in the shape comments: B images, C latent channels, F feature channels, (h, w) grid.
+"""
+
+import csv
+import dataclasses
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from ..data.images import PREPROCESSINGS, ImageDataset
+from ..data.latent_shards import partial_name, publish, weights_sha256, write_json
+from ..data.latents import latents_size, load_frozen_vae
+from ..foundation_models import IMAGE_NORMALIZATIONS, FoundationModel
+from ..models import AutoencoderVAVAE
+from ..settings import check_at_least, check_choice, check_output_dir, one_line_errors
+from .alignment import distance_matrix_gap, linear_cka
+from .command_help import parse_command
+from .generation import exact_arithmetic
+from .interpolation import interpolation_distance
+from .latent_quality import channel_statistics
+from .linear_probe import can_be_split, linear_probe_accuracy
+from .ordered_batches import ordered_batches, patient_accelerator
+from .records import measurement_record
+from .tsne import check_packages, plot_density, tsne_plane
+from .uniformity import point_density, principal_plane, uniformity
+
+METRICS_FILE = "metrics.json"
+PLOT_FILE, POINTS_FILE = "tsne.png", "tsne.csv"
+SIGNIFICANT_DIGITS = 6
+
+HELP = {
+    "vae": "folder or Hub id of an AutoencoderVAVAE",
+    "data": "folder or Hub id of images, for `datasets.load_dataset`",
+    "output_dir": "new or empty",
+    "split": "of the data set",
+    "image_column": "of the data set",
+    "label_column": "of the data set, for the linear probe; null for images without labels",
+    "num_images": "so many, drawn at random by the seed; default: all. Their latents and features are kept in memory",
+    "resolution": "side of the squares that images become",
+    "preprocessing": "how they do: original, or plain, one bicubic step",
+    "features": "folder or Hub id of a vision transformer, for alignment and the interpolation distance",
+    "feature_normalization": "minus_one_to_one, or model: by its preprocessor_config.json",
+    "perplexity": "of the t-SNE",
+    "seed": "of the choice of images, the t-SNE and the linear probe",
+    "micro_batch_size": "images that the networks take at a time; another one changes the last digits",
+    "num_threads": "of each process's networks on a CPU, and of the t-SNE; another number changes the last digits",
+    "num_workers": "processes that read images, for each process that computes",
+}
+
+
+@dataclasses.dataclass(kw_only=True)
+class LatentsConfig:
+    """Settings of `evaluate latents`; `HELP` says what each is.
+
+    Raises:
+        ValueError: for a value that cannot be measured with.
+    """
+
+    vae: str
+    data: str
+    output_dir: str
+    split: str = "train"
+    image_column: str = "image"
+    label_column: str | None = "label"
+    num_images: int | None = None
+    resolution: int = 256
+    preprocessing: str = "original"
+    features: str | None = None
+    feature_normalization: str = "minus_one_to_one"
+    perplexity: float = 30.0
+    seed: int = 0
+    micro_batch_size: int = 16
+    num_threads: int = 1
+    num_workers: int = 0
+
+    def __post_init__(self):
+        for name in ("resolution", "micro_batch_size", "num_threads"):
+            check_at_least(name, getattr(self, name), 1)
+        for name in ("seed", "num_workers"):
+            check_at_least(name, getattr(self, name), 0)
+        check_choice("preprocessing", self.preprocessing, PREPROCESSINGS)
+        check_choice("feature_normalization", self.feature_normalization, IMAGE_NORMALIZATIONS)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Latents and features
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class LatentMeasures:
+    """What is kept of a batch of images.
+
+    Args:
+        vae: frozen, on its device.
+        foundation_model: or None.
+    """
+
+    def __init__(self, vae: AutoencoderVAVAE, foundation_model: FoundationModel | None):
+        self.vae, self.foundation_model = vae, foundation_model
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`latents` [B, C, h, w]; `features` [B, F, h, w] and `labels` [B], as far as there are."""
+        pixels = batch["pixel_values"].to(self.vae.device)
+        values = {"latents": self.vae.encode(pixels).latent_dist.mode()}
+        if self.foundation_model is not None:
+            values["features"] = self.foundation_model(pixels, tuple(values["latents"].shape[2:]))
+        if "class_labels" in batch:
+            values["labels"] = batch["class_labels"]
+        return values
+
+    @torch.no_grad()
+    def features_of(self, latents: torch.Tensor) -> torch.Tensor:
+        """Features, averaged over positions, of the images that are decoded: [B, C, h, w] -> [B, F]."""
+        pixels = self.vae.decode(latents.to(self.vae.device)).sample.clamp(-1, 1)
+        return self.foundation_model(pixels, tuple(latents.shape[2:])).mean((2, 3)).cpu()
+
+
+def chosen_images(num_images: int | None, available: int, seed: int) -> list[int]:
+    """Indices of images drawn without replacement, rising; raises ValueError if there are too few."""
+    if num_images is None:
+        return list(range(available))
+    if num_images > available:
+        raise ValueError(f"`num_images` is {num_images}; required: at most {available}, which `data` has.")
+    return sorted(np.random.default_rng(seed).permutation(available)[:num_images].tolist())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def latent_results(
+    measures: LatentMeasures, values: dict[str, torch.Tensor], plane: torch.Tensor, config: LatentsConfig
+) -> dict[str, Any]:
+    """Every measure that can be had, by name.
+
+    Args:
+        measures: decodes, and extracts features.
+        values: of all images, as `measures` returns them.
+        plane: of the t-SNE, [B, 2].
+        config: of the command.
+    """
+    latents = values["latents"]
+    results = {
+        "num_images": len(latents),
+        "latents_shape": list(latents.shape[1:]),
+        "channels": channel_statistics(latents),
+        "uniformity": {"tsne": uniformity(plane), "principal_plane": uniformity(principal_plane(latents))},
+    }
+    if "labels" in values and can_be_split(values["labels"]):
+        results["linear_probe_accuracy"] = linear_probe_accuracy(latents, values["labels"], seed=config.seed)
+    if "features" in values:
+        results["linear_cka"] = linear_cka(latents, values["features"])
+        results["distance_matrix_gap"] = distance_matrix_gap(latents, values["features"])
+        pooled = values["features"].mean((2, 3))
+        for name, weight in (("reconstruction_fd", 0.0), ("interpolation_fd", 0.5)):
+            results[name] = interpolation_distance(
+                latents, pooled, measures.features_of, weight=weight, batch_size=config.micro_batch_size
+            )
+    return _rounded(results)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if isinstance(value, float) else value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The whole command
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def evaluate_latents(config: LatentsConfig, accelerator: Accelerator) -> dict[str, Any]:
+    """Measure, and write `metrics.json`, `tsne.png` and `tsne.csv` into `config.output_dir`.
+
+    Returns:
+        The content of `metrics.json` on the main process, else nothing. Its `results`: `channels`, per-channel
+        statistics; `uniformity` in the planes of the t-SNE and of the principal components; with labels
+        `linear_probe_accuracy`, where each class has images enough; with features `linear_cka`, `distance_matrix_gap`,
+        and `reconstruction_fd`, `interpolation_fd`, Fréchet distances in these features.
+
+    Raises:
+        ValueError: before anything is computed, for settings, data or networks that cannot be used; later for an image
+            that cannot be read.
+        ImportError: without scikit-learn, scipy or matplotlib.
+    """
+    check_output_dir(config.output_dir)
+    check_packages()
+    with exact_arithmetic(config.num_threads):
+        return _evaluate(config, accelerator)
+
+
+def _evaluate(config: LatentsConfig, accelerator: Accelerator) -> dict[str, Any]:
+    vae = load_frozen_vae(config.vae, with_statistics=False)
+    latents_size(config.resolution, vae)
+    foundation_model, weights = None, {"vae": weights_sha256(vae)}
+    if config.features is not None:
+        foundation_model = FoundationModel.from_pretrained(config.features, config.feature_normalization)
+        weights["features"] = weights_sha256(foundation_model.model)
+        foundation_model.to(accelerator.device)
+    dataset = ImageDataset(
+        config.data, config.resolution, config.split, config.image_column, config.label_column, config.preprocessing
+    )
+    indices = chosen_images(config.num_images, len(dataset), config.seed)
+    if not 0 < config.perplexity < len(indices):
+        raise ValueError(f"`perplexity` is {config.perplexity:g}; required: above 0, below the {len(indices)} images.")
+    measures = LatentMeasures(vae.to(accelerator.device), foundation_model)
+
+    accelerator.wait_for_everyone()  # every process has looked at the folder
+    batches = list(
+        ordered_batches(
+            dataset, measures, accelerator, config.micro_batch_size, config.num_workers, indices, "encoding"
+        )
+    )
+    if not accelerator.is_main_process:
+        return {}
+    values = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    plane = tsne_plane(values["latents"], config.perplexity, config.seed, config.num_threads)
+    with warnings.catch_warnings(record=True) as caught:  # of covariances of too few images
+        warnings.simplefilter("always")
+        results = latent_results(measures, values, plane, config)
+    messages = sorted({str(warning.message) for warning in caught})
+    for message in messages:
+        print(f"warning: {message}", file=sys.stderr)
+
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    density = point_density(plane)
+    write_points(folder / POINTS_FILE, indices, plane, density, values.get("labels"))
+    gini = results["uniformity"]["tsne"]["gini_coefficient"]
+    plot_density(folder / PLOT_FILE, plane, density, f"t-SNE of {len(indices)} latents, Gini coefficient {gini:.3f}")
+    record = measurement_record("latents", results, config, weights, accelerator)
+    record["warnings"] = messages
+    write_json(folder / METRICS_FILE, record)
+    return record
+
+
+def write_points(
+    path: Path, indices: list[int], points: torch.Tensor, density: torch.Tensor, labels: torch.Tensor | None
+) -> None:
+    """A table with a line for each image: its index in the data, its point in the plane, density, label."""
+    columns = {"index": indices, "x": points[:, 0].tolist(), "y": points[:, 1].tolist(), "density": density.tolist()}
+    if labels is not None:
+        columns["label"] = labels.tolist()
+    partial = partial_name(path)
+    with open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for row in zip(*columns.values(), strict=True):
+            writer.writerow([f"{value:.{SIGNIFICANT_DIGITS}g}" if isinstance(value, float) else value for value in row])
+    publish(partial, path)
+
+
+def main(argv: list[str] | None = None) -> None:
+    with one_line_errors((ValueError, ImportError)):
+        config = parse_command(LatentsConfig, argv, __doc__, HELP)
+        datasets.disable_progress_bars()
+        accelerator = patient_accelerator()
+        record = evaluate_latents(config, accelerator)
+        if accelerator.is_main_process:
+            print(json.dumps(record["results"], indent=2))
+            print(f"wrote {Path(config.output_dir) / METRICS_FILE}")
+    accelerator.end_training()

@@ -1,0 +1,129 @@
+"""The latents of the embedded autoencoder on real digits."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import debug_launcher
+from PIL import Image
+
+from diffusers_lightningdit.data.images import ImageDataset
+from diffusers_lightningdit.data.latents import load_frozen_vae
+from diffusers_lightningdit.evaluate import main
+from diffusers_lightningdit.evaluation.alignment import distance_matrix_gap, linear_cka
+from diffusers_lightningdit.evaluation.frechet import FeatureStatistics, frechet_distance
+from diffusers_lightningdit.evaluation.latents import LatentsConfig, chosen_images
+from diffusers_lightningdit.evaluation.uniformity import uniformity
+from diffusers_lightningdit.foundation_models import FoundationModel
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
+
+
+@pytest.fixture(scope="module")
+def arguments(digits_pipeline, real_digits, vision_transformer) -> list[str]:
+    return [
+        *("latents", "--vae", f"{digits_pipeline}/vae", "--data", real_digits, "--resolution", "32"),
+        *("--features", vision_transformer, "--perplexity", "5", "--num_images", "57", "--seed", "3"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(arguments, tmp_path_factory) -> Path:
+    """What a run leaves."""
+    folder = tmp_path_factory.mktemp("latents")
+    main([*arguments, "--output_dir", str(folder)])
+    return folder
+
+
+def points(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "tsne.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@torch.no_grad()
+def test_every_number_by_another_way(folder, arguments, real_digits, vision_transformer):
+    dataset = ImageDataset(real_digits, 32)
+    lines = points(folder)
+    items = [dataset[int(line["index"])] for line in lines]
+    assert [int(line["label"]) for line in lines] == [item["class_labels"] for item in items]
+    pixels = torch.stack([item["pixel_values"] for item in items])
+    vae = load_frozen_vae(arguments[2])
+    latents = vae.encode(pixels).latent_dist.mode()
+    model = FoundationModel.from_pretrained(vision_transformer)
+    features = model(pixels, 4)
+
+    results = json.loads((folder / "metrics.json").read_text())["results"]
+    assert results["num_images"] == len(latents) == 57
+    assert results["latents_shape"] == list(latents.shape[1:])
+    assert results["channels"]["mean"] == pytest.approx(latents.mean((0, 2, 3)).tolist(), rel=1e-3, abs=1e-5)
+    assert results["channels"]["largest"] == pytest.approx(latents.amax((0, 2, 3)).tolist(), rel=1e-4)
+    assert results["linear_cka"] == pytest.approx(linear_cka(latents, features), rel=1e-4)
+    assert results["distance_matrix_gap"] == pytest.approx(distance_matrix_gap(latents, features), rel=1e-4)
+    plane = torch.tensor([[float(line["x"]), float(line["y"])] for line in lines])
+    assert results["uniformity"]["tsne"] == pytest.approx(uniformity(plane), rel=1e-3)
+
+    moments = []
+    for images in (pixels, vae.decode(latents).sample.clamp(-1, 1)):
+        statistics = FeatureStatistics(12)
+        statistics.update(model(images, 4).mean((2, 3)))
+        moments += [statistics.mean, statistics.covariance]
+    assert results["reconstruction_fd"] == pytest.approx(frechet_distance(*moments), rel=1e-3)
+    assert results["interpolation_fd"] > results["reconstruction_fd"]
+    assert 0 <= results["linear_probe_accuracy"] <= 1
+
+
+def test_the_picture_shows_as_many_colours_as_densities(folder):
+    with Image.open(folder / "tsne.png") as image:
+        assert image.format == "PNG"
+        assert len(image.convert("RGB").getcolors(2**24)) > 100
+    assert {path.name for path in folder.iterdir()} == {"metrics.json", "tsne.png", "tsne.csv"}
+
+
+def test_two_processes_write_the_same_numbers(arguments, folder, tmp_path):
+    debug_launcher(main, ([*arguments, "--output_dir", str(tmp_path)],), num_processes=2)
+    assert points(tmp_path) == points(folder)
+    one, two = (json.loads((path / "metrics.json").read_text()) for path in (folder, tmp_path))
+    assert (one["num_processes"], two["num_processes"]) == (1, 2)
+    assert one["results"] == two["results"]
+
+
+def test_without_labels_and_features(arguments, tmp_path):
+    main([*arguments[:7], "label_column=null", "perplexity=5", f"output_dir={tmp_path}", "num_images=9"])
+    results = json.loads((tmp_path / "metrics.json").read_text())["results"]
+    assert set(results) == {"num_images", "latents_shape", "channels", "uniformity"}
+    assert "label" not in points(tmp_path)[0]
+
+
+def test_images_are_drawn_by_the_seed():
+    drawn = chosen_images(10, 50, seed=0)
+    assert drawn == sorted(set(drawn)) == chosen_images(10, 50, seed=0)
+    assert drawn != chosen_images(10, 50, seed=1)
+    assert chosen_images(None, 4, seed=0) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["num_images=61"], "`num_images` is 61; required: at most 60, which `data` has."),
+        (["num_images=5"], "`perplexity` is 5; required: above 0, below the 5 images."),
+        (["label_column=digit"], "`label_column` is 'digit'; required: a ClassLabel column among image, label."),
+        (["feature_normalization=other"], "`feature_normalization` is 'other'; required: one of minus_one_to_one,"),
+        (["resolution=30"], "`resolution` is 30; required: a multiple of the VAE's factor, 8."),
+    ],
+)
+def test_bad_input_is_one_line(arguments, tmp_path, capsys, settings, message):
+    with pytest.raises(SystemExit) as exit:
+        main([*arguments, f"output_dir={tmp_path / 'new'}", *settings])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: {message}"), error
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_help_names_every_setting(capsys):
+    with pytest.raises(SystemExit):
+        main(["latents", "--help"])
+    text = capsys.readouterr().out
+    assert all(f"  {name} " in text for name in LatentsConfig.__dataclass_fields__)
