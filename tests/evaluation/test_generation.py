@@ -12,7 +12,10 @@ from PIL import Image
 
 from diffusers_lightningdit.evaluation import generation
 from diffusers_lightningdit.evaluation.features import VisionFeatures
+from diffusers_lightningdit.evaluation.frechet import FeatureStatistics
+from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
 from diffusers_lightningdit.evaluation.precision_recall import precision_and_recall
+from diffusers_lightningdit.evaluation.set_statistics import SetStatistics
 
 NUM_IMAGES = 39  # no multiple of anything
 
@@ -120,6 +123,19 @@ def test_two_processes_go_on_after_a_kill(arguments, first_run, tmp_path):
     assert images_of(tmp_path / "out") == images_of(first_run[0])
 
 
+def test_a_kill_at_the_very_beginning_or_end(arguments, first_run, tmp_path):
+    """Of samples.json only a part is there; and of the images, which images.npz already holds, only some are left."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "samples.json.partial").write_text("{")
+    record = run(arguments, tmp_path / "out", "--format", "both")
+    for path in list((tmp_path / "out" / "images").iterdir())[::2]:
+        path.unlink()
+    again = run(arguments, tmp_path / "out", "--format", "npz")
+    assert measured(again) == measured(record) == measured(first_run[1])
+    assert again["speed_of_main_process"]["num_drawn"] == 0
+    assert not (tmp_path / "out" / "images").exists()
+
+
 def test_a_smaller_set_is_the_beginning_of_a_larger_one(arguments, first_run, tmp_path):
     run(arguments, tmp_path / "out", "--num_images", "20")
     assert images_of(tmp_path / "out").items() < images_of(first_run[0]).items()
@@ -152,6 +168,34 @@ def test_without_a_reference_images_are_only_drawn(digits_pipeline, tmp_path):
     arguments = ["--pipeline", digits_pipeline, "--num_images", "2", "--sampling.num_inference_steps", "1"]
     assert run(arguments, tmp_path / "out", "--micro_batch_size", "2")["results"] == {}
     assert len(images_of(tmp_path / "out")) == 2
+
+
+def test_published_statistics_of_inception():
+    """The numbers that each kind of reference allows; those of the closed form for Gaussians on the axes."""
+    statistics = {}
+    for kind, size in (("features", 3), ("spatial", 2)):
+        statistics[kind] = FeatureStatistics(size)
+        statistics[kind].update(torch.randn(50, size))
+    samples = SetStatistics(50, statistics, (2.5, 0.1), torch.randn(50, 3), "")
+    config = GenerationConfig(pipeline="p", output_dir="o", reference="r.npz", inception="w.pth", num_images=50)
+    published = {
+        kind: (of.mean + 1, 4 * of.covariance) for kind, of in statistics.items()
+    }  # the distance is D + tr(C) (2 - 1)^2
+    expected = {kind: of.num_features + of.covariance.trace().item() for kind, of in statistics.items()}
+
+    reference = generation.Reference(published, None, None, {})
+    results = generation.compare(config, samples, reference, 10, torch.device("cpu"))
+    assert list(results) == ["fid", "sfid", "inception_score", "inception_score_std"]
+    assert results["fid"] == pytest.approx(expected["features"], rel=1e-5)
+    assert results["sfid"] == pytest.approx(expected["spatial"], rel=1e-5)
+    assert generation.not_computed(config, reference) == [
+        "precision and recall are not computed: r.npz holds no images (arr_0)."
+    ]
+
+    reference = generation.Reference({"features": published["features"]}, samples, None, {})
+    results = generation.compare(config, samples, reference, 10, torch.device("cpu"))
+    assert list(results) == ["fid", "inception_score", "inception_score_std", "precision", "recall"]
+    assert generation.not_computed(config, reference) == ["sfid is not computed: r.npz holds no mu_s and sigma_s."]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

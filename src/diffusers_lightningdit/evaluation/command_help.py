@@ -19,12 +19,10 @@ def parse_command(
     if "-h" in argv or "--help" in argv:
         print(description.strip() + "\n\nSettings, as --key value or key=value (or in a YAML file, --config FILE):\n")
         for field in dataclasses.fields(config_class):
-            if field.default is not dataclasses.MISSING:
-                default = f"default: {field.default}"
-            elif field.default_factory is not dataclasses.MISSING:
-                default = f"default: {field.default_factory()}"
-            else:
-                default = "required"
-            print(f"  {field.name:<24}{help_of[field.name]} ({default})")
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            note = (
+                "required" if default is dataclasses.MISSING else f"default: {'none' if default is None else default}"
+            )
+            print(f"  {field.name:<24}{help_of[field.name]} ({note})")
         raise SystemExit(0)
     return parse_config(config_class, argv)

@@ -86,7 +86,7 @@ def check_folder(folder: Path, identity: dict[str, Any]) -> None:
         raise ValueError(f"{name}, a file; required: a folder.")
     file = folder / SAMPLES_FILE
     if not file.is_file():
-        if any(folder.iterdir()):
+        if any(path != partial_name(file) for path in folder.iterdir()):  # which a run that was ended may have left
             raise ValueError(f"{name}, which exists without {SAMPLES_FILE}; required: a new or an empty folder.")
         return
     try:
@@ -117,18 +117,20 @@ def draw_set(
     """The set, drawn as far as it wasn't yet, and how fast."""
     folder = Path(config.output_dir)
     archive = folder / ARCHIVE
-    if config.format == "npz" and archive.is_file() and not (folder / IMAGES).is_dir():
+    if config.format == "npz" and archive.is_file():  # images/ may be left, in part, of a run that was ended
         images = ArchiveImages(archive)
-        if images.num_images != config.num_images:
+        if images.num_images == config.num_images:
+            return images, {"num_drawn": 0, "seconds": 0.0, "seconds_held_up": 0.0}
+        if not (folder / IMAGES).is_dir():
             raise ValueError(
                 f"`num_images` is {config.num_images}; required: {images.num_images}, as in {archive}, or another "
                 "`output_dir`."
             )
-        return images, {"num_drawn": 0, "seconds": 0.0, "seconds_held_up": 0.0}
     if accelerator.is_main_process:
-        (folder / IMAGES).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / SAMPLES_FILE, identity)
-        for path in (folder / IMAGES).glob("*.partial"):  # of a run that was ended in the middle of a file
+        (folder / IMAGES).mkdir(exist_ok=True)
+        for path in (folder / IMAGES).glob("*.partial"):
             path.unlink()
     accelerator.wait_for_everyone()
     speed = draw_images(
@@ -288,6 +290,16 @@ def compare(
     return {name: float(f"{value:.{SIGNIFICANT_DIGITS}g}") for name, value in results.items()}
 
 
+def not_computed(config: GenerationConfig, reference: Reference) -> list[str]:
+    """A line for each number that a published reference does not allow."""
+    lines = []
+    if config.precision_recall and reference.measured is None:
+        lines.append(f"precision and recall are not computed: {config.reference} holds no images ({ARRAY}).")
+    if config.inception is not None and reference.moments("spatial") is None:
+        lines.append(f"sfid is not computed: {config.reference} holds no mu_s and sigma_s.")
+    return lines
+
+
 def make_network(config: GenerationConfig) -> nn.Module | None:
     """The network whose features are compared; None where nothing is."""
     if config.inception is not None:
@@ -362,8 +374,8 @@ def _evaluate(config: GenerationConfig, accelerator: Accelerator) -> dict[str, A
         warnings.simplefilter("always")
         results = {} if samples is None else compare(config, samples, reference, num_classes, device)
     messages = sorted({str(warning.message) for warning in caught})
-    if config.precision_recall and reference is not None and reference.measured is None:
-        messages.append(f"precision and recall are not computed: {config.reference} holds no images ({ARRAY}).")
+    if reference is not None:
+        messages += not_computed(config, reference)
     for message in messages:
         print(f"warning: {message}", file=sys.stderr)
     weights = {**identity["weights_sha256"]} | ({} if network is None else {"features": network.description["sha256"]})

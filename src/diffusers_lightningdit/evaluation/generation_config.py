@@ -21,8 +21,8 @@ HELP = {
     "seed": "of labels and noise",
     "sampling": "sampling.NAME=VALUE are arguments of the pipeline's call, as sampling.guidance_scale=2.0; the others "
     "are those of the pipeline's recipe",
-    "scheduler": "class of diffusers; default: the pipeline's",
-    "shift": "of the time grid (1 / s for the original's s); default: the pipeline's",
+    "scheduler": "class of diffusers, in place of the pipeline's",
+    "shift": "of the time grid (1 / s for the original's s), in place of the pipeline's",
     "dtype": "that the pipeline computes in: float32, bfloat16, float16",
     "batch_size": "images that a process takes in hand at a time; changes no number",
     "micro_batch_size": "images that the networks take at a time: lower it to save memory; another one changes pixels "
@@ -34,7 +34,7 @@ HELP = {
     "reference_crop": "none: the images have the size of those drawn; center: the centre square, as the original crops",
     "features": "folder or Hub id of a vision transformer whose features are compared",
     "feature_normalization": "minus_one_to_one, or model: by its preprocessor_config.json",
-    "feature_size": "side in pixels that its input is resized to; default: as it is",
+    "feature_size": "side in pixels that its input is resized to; without one, as it is",
     "inception": "file of torch-fidelity's Inception weights, for FID, sFID and the Inception Score",
     "inception_sha256": "of that file, or how it begins",
     "num_neighbors": "k of precision and recall",

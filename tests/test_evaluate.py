@@ -1,0 +1,27 @@
+import importlib
+
+import pytest
+
+from diffusers_lightningdit import evaluate
+
+
+@pytest.mark.parametrize("command", evaluate.COMMANDS)
+def test_every_command_says_what_it_takes(command, capsys):
+    module = importlib.import_module(f"diffusers_lightningdit.evaluation.{command}")
+    with pytest.raises(SystemExit) as exit_:
+        evaluate.main([command, "--help"])
+    assert exit_.value.code == 0
+    assert module.__doc__.splitlines()[0] in capsys.readouterr().out
+
+
+def test_help_lists_the_commands(capsys):
+    evaluate.main([])
+    output = capsys.readouterr().out
+    assert all(f"  {command}" in output for command in evaluate.COMMANDS)
+
+
+def test_an_unknown_command(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        evaluate.main(["generations"])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.startswith("error: the command is 'generations'; required: one of generation")
