@@ -24,3 +24,17 @@ def test_the_data_set_has_all_digits_with_their_names(tmp_path):
     assert dataset[0]["pixel_values"].min() == -1
     with pytest.raises(SystemExit):
         prepare_digits.main(["--output_dir", str(folder)])
+
+
+def test_moved_digits(tmp_path):
+    image = prepare_digits.digit_to_image(np.arange(64).reshape(8, 8) % 17)
+    moved = np.array(prepare_digits.shifted(image, 2, -1))
+    assert (moved[:-1, 2:] == np.array(image)[1:, :-2]).all()
+    assert (moved[:-1, :2] == np.array(image)[1:, :1]).all()
+    prepare_digits.main(["--output_dir", str(tmp_path / "data"), "--max_shift", "1"])
+    dataset = ImageDataset(str(tmp_path / "data"), 32)
+    assert len(dataset) == 9 * 1797
+    right = dataset[5 * 1797]["pixel_values"]  # the first digit, moved by (1, 0)
+    assert (right[:, :, 1:] == dataset[4 * 1797]["pixel_values"][:, :, :-1]).all()
+    with pytest.raises(SystemExit):
+        prepare_digits.main(["--output_dir", str(tmp_path / "other"), "--max_shift", "32"])
