@@ -15,6 +15,8 @@ from .settings import one_line_errors
 COMMANDS = {
     "generation": "draw images and compare them with a reference: FID, sFID, IS, precision, recall",
     "reconstruction": "rFID, PSNR, SSIM, LPIPS of an autoencoder over a data set",
+    "latents": "how well the latents of an autoencoder are organised",
+    "tools": "PNG folders to .npz and back, a labelled grid",
 }
 
 

@@ -3,7 +3,7 @@ import importlib.util
 import pytest
 import torch
 
-from diffusers_lightningdit.evaluation.tsne import plot_density, tsne_plane
+from diffusers_lightningdit.evaluation.tsne import tsne_plane
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +33,7 @@ def test_values_that_are_not_finite(clusters):
         tsne_plane(torch.where(clusters > 20, torch.nan, clusters), 10)
 
 
-def test_what_is_missing_is_named(monkeypatch, tmp_path):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
-    with pytest.raises(ImportError, match=r'needs matplotlib: pip install "diffusers-lightningdit\[evaluation\]"'):
-        plot_density(tmp_path / "tsne.png", torch.rand(5, 2), torch.rand(5), "title")
-    assert not list(tmp_path.iterdir())
+def test_scikit_learn_is_named_where_it_is_missing(clusters, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'needs scikit-learn: pip install "diffusers-lightningdit\[evaluation\]"'):
+        tsne_plane(clusters, 10)

@@ -12,7 +12,12 @@ MARGIN = 5  # pixels around a title
 
 
 def draw_images(
-    pipeline: DiffusionPipeline, class_labels: Sequence[int | str], seed: int, batch_size: int, output_type: str = "pil"
+    pipeline: DiffusionPipeline,
+    class_labels: Sequence[int | str],
+    seed: int,
+    batch_size: int,
+    output_type: str = "pil",
+    **arguments,
 ) -> Iterator[Image.Image | torch.Tensor]:
     """One image for each label; image i comes from a generator of its own, seeded `seed` + i, whatever its batch.
 
@@ -22,12 +27,13 @@ def draw_images(
         seed: of the first image.
         batch_size: images drawn at a time.
         output_type: "pil", or "pt" for tensors [3, height, width] in [0, 1].
+        arguments: of the pipeline's call, over its recipe.
     """
     pipeline.set_progress_bar_config(disable=True)
     for first in range(0, len(class_labels), batch_size):
         part = list(class_labels[first : first + batch_size])
         generators = [torch.Generator().manual_seed(seed + first + number) for number in range(len(part))]
-        yield from pipeline(part, generator=generators, output_type=output_type).images
+        yield from pipeline(part, generator=generators, output_type=output_type, **arguments).images
 
 
 def labelled_grid(

@@ -36,8 +36,9 @@ from .interpolation import interpolation_distance
 from .latent_quality import channel_statistics
 from .linear_probe import can_be_split, linear_probe_accuracy
 from .ordered_batches import ordered_batches, patient_accelerator
+from .plots import check_matplotlib, plot_density
 from .records import measurement_record
-from .tsne import check_packages, plot_density, tsne_plane
+from .tsne import check_scikit_learn, tsne_plane
 from .uniformity import point_density, principal_plane, uniformity
 
 METRICS_FILE = "metrics.json"
@@ -205,7 +206,8 @@ def evaluate_latents(config: LatentsConfig, accelerator: Accelerator) -> dict[st
         ImportError: without scikit-learn, scipy or matplotlib.
     """
     check_output_dir(config.output_dir)
-    check_packages()
+    check_scikit_learn()
+    check_matplotlib()
     with exact_arithmetic(config.num_threads):
         return _evaluate(config, accelerator)
 

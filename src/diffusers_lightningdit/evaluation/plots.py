@@ -1,0 +1,55 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Pictures by matplotlib, which is optional, without a window or a global state."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..data.latent_shards import partial_name, publish
+
+
+def check_matplotlib() -> None:
+    """Raise ImportError, in one line, if matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError('a plot needs matplotlib: pip install "diffusers-lightningdit[evaluation]".')
+
+
+def plot_density(path: str | Path, points: torch.Tensor, density: torch.Tensor, title: str) -> None:
+    """Write a picture of points [N, 2], each in the colour of its density [N], to a PNG file."""
+    figure, axes = _figure()
+    order = density.argsort()  # the densest on top
+    x, y = points[order].unbind(1)
+    size = min(20.0, max(1.0, 20_000 / len(points)))
+    dots = axes.scatter(x.numpy(), y.numpy(), c=density[order].numpy(), s=size, cmap="viridis", linewidths=0)
+    axes.set(xticks=[], yticks=[], title=title)
+    figure.colorbar(dots, label="density")
+    _save(figure, path)
+
+
+def plot_lines(
+    path: str | Path, lines: dict[str, Sequence[tuple[float, float]]], x_name: str, y_name: str, title: str
+) -> None:
+    """Write a picture of lines through points (x, y), by their names, to a PNG file."""
+    figure, axes = _figure()
+    for name, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
+    axes.set(xlabel=x_name, ylabel=y_name, title=title)
+    if len(lines) > 1:
+        axes.legend(fontsize="small")
+    _save(figure, path)
+
+
+def _figure():
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 5), dpi=150, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _save(figure, path: str | Path) -> None:
+    partial = partial_name(Path(path))
+    figure.savefig(partial, format="png")
+    publish(partial, Path(path))

@@ -1,0 +1,32 @@
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusers_lightningdit.evaluation.plots import plot_density, plot_lines
+
+
+def colours(path) -> set[tuple[int, int, int]]:
+    with Image.open(path) as image:
+        return set(map(tuple, np.asarray(image.convert("RGB")).reshape(-1, 3).tolist()))
+
+
+def test_points_have_the_colours_of_their_density(tmp_path):
+    plot_density(tmp_path / "a.png", torch.rand(51, 2), torch.linspace(0, 1, 51), "title")
+    assert {(68, 1, 84), (33, 145, 140)} <= colours(tmp_path / "a.png")  # the darkest and the middle of viridis
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_every_line_has_a_colour(tmp_path):
+    lines = {"a": [(2.0, 1.0), (1.0, 3.0)], "b": [(1.0, 2.0), (2.0, 2.5)]}
+    plot_lines(tmp_path / "a.png", lines, "x", "y", "title")
+    assert {(31, 119, 180), (255, 127, 14)} <= colours(tmp_path / "a.png")  # the first two of matplotlib
+
+
+def test_matplotlib_is_named_where_it_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'needs matplotlib: pip install "diffusers-lightningdit\[evaluation\]"'):
+        plot_density(tmp_path / "a.png", torch.rand(5, 2), torch.rand(5), "title")
+    assert not list(tmp_path.iterdir())

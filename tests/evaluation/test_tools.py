@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from diffusers_lightningdit.evaluate import main
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
+
+
+def test_a_set_goes_from_one_form_to_the_other(tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", images)
+    main(["tools", "unpack", "--archive", str(tmp_path / "set.npz"), "--output", str(tmp_path / "set")])
+    main(["tools", "pack", "--images", str(tmp_path / "set"), "--output", str(tmp_path / "again.npz")])
+    np.testing.assert_array_equal(np.load(tmp_path / "again.npz")["arr_0"], images)
+    assert capsys.readouterr().out.splitlines()[-1] == f"wrote {tmp_path / 'again.npz'}: 3 images"
+
+
+def test_a_grid_shows_each_class_from_its_own_noise(digits_pipeline, tmp_path):
+    arguments = ["tools", "grid", "--pipeline", digits_pipeline, "sampling.num_inference_steps=2", "num_columns=3"]
+    main([*arguments, "classes=[seven, 3]", "seed=5", f"output={tmp_path / 'a.png'}"])
+    pipeline = DiffusionPipeline.from_pretrained(digits_pipeline)
+    generator = [torch.Generator().manual_seed(5 + number) for number in range(6)]
+    images = pipeline([7] * 3 + [3] * 3, generator=generator, num_inference_steps=2).images
+    with Image.open(tmp_path / "a.png") as grid:
+        left = grid.width - 3 * (32 + 2)
+        assert left > 20  # titles
+        for number, image in enumerate(images):
+            place = left + number % 3 * 34, number // 3 * 34
+            tile = grid.crop((*place, place[0] + 32, place[1] + 32))
+            difference = np.asarray(tile).astype(int) - np.asarray(image)
+            assert np.abs(difference).max() <= 1  # drawn in a batch of another size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["paint"], "the tool is 'paint'; required: one of pack, unpack, grid."),
+        (["pack", "--images", "nowhere", "--output", "new.npz"], "`images` is 'nowhere'; required: a folder of PNG"),
+        (["unpack", "--archive", "nowhere.npz", "--output", "new"], "nowhere.npz cannot be read"),
+        (["grid", "--pipeline", "nowhere", "--output", "new.jpg"], "`output` is 'new.jpg'; required: a new .png file."),
+        (["grid", "--pipeline", "nowhere", "--output", "new.png"], "`pipeline` is 'nowhere'; required: a folder or"),
+        (["grid", "--pipeline", "nowhere", "--output", "new.png", "zoom=0"], "`zoom` is 0; required: at least 1."),
+        (["grid", "--pipeline", "PIPELINE", "--output", "new.png", "classes=[eleven]"], "`class_labels` has the unk"),
+        (["grid", "--pipeline", "PIPELINE", "--output", "new.png", "sampling.step=3"], "`sampling.step` is no setting"),
+    ],
+)
+def test_bad_input_is_one_line(digits_pipeline, arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        main(["tools", *(digits_pipeline if word == "PIPELINE" else word for word in arguments)])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: {message}"), error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tool", ["pack", "unpack", "grid"])
+def test_each_tool_has_help(tool, capsys):
+    with pytest.raises(SystemExit):
+        main(["tools", tool, "--help"])
+    assert "  output " in capsys.readouterr().out
