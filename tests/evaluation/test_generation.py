@@ -22,6 +22,14 @@ NUM_IMAGES = 39  # no multiple of anything
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def on_the_cpu():
+    """As the processes of the launcher are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        yield
+
+
 @pytest.fixture(scope="module")
 def arguments(digits_pipeline, real_digits, vision_transformer) -> list[str]:
     settings = {
