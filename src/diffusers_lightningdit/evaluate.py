@@ -16,6 +16,7 @@ COMMANDS = {
     "generation": "draw images and compare them with a reference: FID, sFID, IS, precision, recall",
     "reconstruction": "rFID, PSNR, SSIM, LPIPS of an autoencoder over a data set",
     "latents": "how well the latents of an autoencoder are organised",
+    "sweep": "generation over guidance scales, intervals, steps and schedulers",
     "tools": "PNG folders to .npz and back, a labelled grid",
 }
 

@@ -1,0 +1,263 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Measure a pipeline over guidance scales, guidance intervals, numbers of steps and schedulers.
+
+    python -m diffusers_lightningdit.evaluate sweep --pipeline P --output_dir FOLDER --guidance_scales "[1, 1.5, 2]" \
+        --num_inference_steps "[20, 50]" generation.reference=REF generation.inception=FILE generation.num_images=5000
+
+Each combination is a run of `evaluate generation`, in a folder of its own in `output_dir`/runs. Run again after an
+interruption, it goes on where it was, and takes more combinations. Writes sweep.csv, sweep.json and sweep.png.
+"""
+
+import csv
+import dataclasses
+import itertools
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+from accelerate import Accelerator
+
+from ..data.latent_shards import partial_name, publish, read_json, write_json
+from ..settings import check_at_least, make_config, one_line_errors
+from .command_help import parse_command
+from .generation import ARCHIVE, IMAGES, RESULTS_FILE, evaluate_generation
+from .generation_config import GenerationConfig
+from .ordered_batches import patient_accelerator
+from .plots import check_matplotlib, plot_lines
+from .sample_drawing import load_pipeline, set_scheduler
+
+RUNS = "runs"
+TABLE_FILE, JSON_FILE, PLOT_FILE = "sweep.csv", "sweep.json", "sweep.png"
+# settings of `evaluate generation` that change no number
+FREE = ("output_dir", "batch_size", "num_workers")
+
+HELP = {
+    "pipeline": "folder or Hub id of a class-conditional pipeline",
+    "output_dir": "new, empty, or that of a sweep that goes on",
+    "guidance_scales": "of classifier-free guidance; empty: that of the pipeline's recipe",
+    "guidance_intervals": "pairs of times t from which and up to which guidance acts; empty: the recipe's",
+    "num_inference_steps": "numbers of steps; empty: the recipe's",
+    "schedulers": "classes of diffusers; empty: the pipeline's",
+    "generation": "generation.NAME=VALUE are settings of `evaluate generation` for each run, as num_images",
+    "metric": "that is plotted; default: the first that there is",
+    "keep_images": "of every run; otherwise they are deleted when the run is measured",
+}
+
+
+@dataclasses.dataclass(kw_only=True)
+class SweepConfig:
+    """Settings of `evaluate sweep`; `HELP` says what each is.
+
+    Raises:
+        ValueError: for a value that cannot be swept over, or if no axis has one.
+    """
+
+    pipeline: str
+    output_dir: str
+    guidance_scales: tuple[float, ...] = ()
+    guidance_intervals: tuple[tuple[float, float], ...] = ()
+    num_inference_steps: tuple[int, ...] = ()
+    schedulers: tuple[str, ...] = ()
+    generation: dict = dataclasses.field(default_factory=dict)
+    metric: str | None = None
+    keep_images: bool = False
+
+    def __post_init__(self):
+        axes = ("guidance_scales", "guidance_intervals", "num_inference_steps", "schedulers")
+        if not any(getattr(self, name) for name in axes):
+            raise ValueError(f"{', '.join(f'`{name}`' for name in axes)} are empty; required: one of them, at least.")
+        for name in axes:
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"`{name}` is {list(values)}, with a value twice; required: each once.")
+        for steps in self.num_inference_steps:
+            check_at_least("num_inference_steps", steps, 1)
+        for start, end in self.guidance_intervals:
+            if not 0 <= start <= end <= 1:
+                raise ValueError(f"`guidance_intervals` has {[start, end]}; required: times, 0 <= start <= end <= 1.")
+        for name, own in (("pipeline", "pipeline"), ("output_dir", "output_dir"), ("scheduler", "schedulers")):
+            if name in self.generation:
+                raise ValueError(f"`generation.{name}` is given; required: `{own}` of the sweep itself.")
+        if self.generation.get("features") is None and self.generation.get("inception") is None:
+            raise ValueError(
+                "`generation.features` and `generation.inception` are not given; required: one of them, to measure by."
+            )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The runs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Combination:
+    """A place in the sweep; what is None is the pipeline's own."""
+
+    guidance_scale: float | None
+    guidance_interval: tuple[float, float] | None
+    num_inference_steps: int | None
+    scheduler: str | None
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        parts = []
+        if self.guidance_scale is not None:
+            parts.append(f"scale-{self.guidance_scale:g}")
+        if self.guidance_interval is not None:
+            parts.append("interval-{:g}-{:g}".format(*self.guidance_interval))
+        if self.num_inference_steps is not None:
+            parts.append(f"steps-{self.num_inference_steps}")
+        return "_".join([*parts, *filter(None, [self.scheduler])])
+
+    def row(self) -> dict[str, Any]:
+        """Columns of the table."""
+        start, end = self.guidance_interval or (None, None)
+        return {
+            "guidance_scale": self.guidance_scale,
+            "interval_start": start,
+            "interval_end": end,
+            "num_inference_steps": self.num_inference_steps,
+            "scheduler": self.scheduler,
+        }
+
+
+def combinations(config: SweepConfig) -> list[Combination]:
+    """Every combination, the scales outermost."""
+    axes = (config.guidance_scales, config.guidance_intervals, config.num_inference_steps, config.schedulers)
+    return [Combination(*values) for values in itertools.product(*(axis or (None,) for axis in axes))]
+
+
+def generation_config(config: SweepConfig, combination: Combination) -> GenerationConfig:
+    """Settings of the run of a combination.
+
+    Raises:
+        ValueError: for settings that `evaluate generation` refuses, or one that is swept over.
+    """
+    swept = {
+        "guidance_scale": combination.guidance_scale,
+        "guidance_interval": list(combination.guidance_interval) if combination.guidance_interval else None,
+        "num_inference_steps": combination.num_inference_steps,
+    }
+    swept = {name: value for name, value in swept.items() if value is not None}
+    sampling = config.generation.get("sampling", {})
+    for name in swept.keys() & (sampling if isinstance(sampling, dict) else {}):
+        raise ValueError(f"`generation.sampling.{name}` is {sampling[name]!r}, and is swept over; required: either.")
+    own = {"pipeline": config.pipeline, "scheduler": combination.scheduler}
+    own["output_dir"] = str(Path(config.output_dir) / RUNS / combination.name)
+    return make_config(GenerationConfig, {**config.generation, **own, "sampling": {**sampling, **swept}})
+
+
+def finished_record(settings: GenerationConfig) -> dict[str, Any] | None:
+    """What a run has measured, if it is done.
+
+    Raises:
+        ValueError: if it was measured with other settings.
+    """
+    path = Path(settings.output_dir) / RESULTS_FILE
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    wanted = json.loads(json.dumps(dataclasses.asdict(settings)))  # tuples as lists
+    for name, value in wanted.items():
+        if name not in FREE and record["settings"].get(name) != value:
+            raise ValueError(
+                f"{path} was measured with `{name}` {record['settings'].get(name)!r}, now it is {value!r}; required: "
+                "the same, or another `output_dir`."
+            )
+    return record
+
+
+def run_sweep(config: SweepConfig, accelerator: Accelerator) -> list[dict[str, Any]]:
+    """Measure every combination that isn't measured yet; write table, JSON file and plot, also between the runs.
+
+    Returns:
+        Rows of the table, on every process: the columns of `Combination.row`, and the results of the run.
+
+    Raises:
+        ValueError: before anything is drawn, for settings of any run that cannot be used as far as that can be known,
+            and for runs in the folder that were made with other settings.
+        ImportError: without matplotlib.
+    """
+    check_matplotlib()
+    folder = Path(config.output_dir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / RUNS).is_dir():
+        raise ValueError(f"`output_dir` is {config.output_dir!r}, no sweep; required: a new or an empty folder.")
+    runs = {combination: generation_config(config, combination) for combination in combinations(config)}
+    records = {combination: finished_record(settings) for combination, settings in runs.items()}
+    pipeline = load_pipeline(config.pipeline)
+    for name in config.schedulers:
+        set_scheduler(pipeline, name)
+    del pipeline
+    accelerator.wait_for_everyone()  # all have looked before one writes
+    rows = []
+    for number, (combination, settings) in enumerate(runs.items(), start=1):
+        record = records[combination]
+        if record is None:
+            accelerator.print(f"{number} of {len(runs)}: {combination.name}")
+            record = evaluate_generation(settings, accelerator)
+        if accelerator.is_main_process and not config.keep_images:
+            shutil.rmtree(Path(settings.output_dir) / IMAGES, ignore_errors=True)
+            (Path(settings.output_dir) / ARCHIVE).unlink(missing_ok=True)
+        rows.append({**combination.row(), **record["results"]})
+        if accelerator.is_main_process:
+            write_table(folder / TABLE_FILE, rows)
+            write_json(folder / JSON_FILE, {"settings": dataclasses.asdict(config), "rows": rows})
+            plot_sweep(folder / PLOT_FILE, rows, config)
+        accelerator.wait_for_everyone()
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Table and plot
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Columns that hold nothing in any row are left out."""
+    names = [name for name in dict.fromkeys(itertools.chain(*rows)) if any(row.get(name) is not None for row in rows)]
+    partial = partial_name(path)
+    with open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    publish(partial, path)
+
+
+def plot_sweep(path: Path, rows: list[dict[str, Any]], config: SweepConfig) -> None:
+    """The metric over the first axis of numbers that has several values, a line for each combination of the others.
+
+    Raises:
+        ValueError: if the runs did not measure `config.metric`.
+    """
+    axes = list(Combination(None, None, None, None).row())
+    measured = [name for name in rows[0] if name not in axes]
+    metric = config.metric or next(iter(measured), None)
+    if metric not in measured:
+        known = ", ".join(measured) or "nothing"
+        raise ValueError(f"`metric` is {metric!r}; required: one of those measured, {known}.")
+    numbers = ("guidance_scale", "num_inference_steps", "interval_start")
+    lengths = {name: len({row[name] for row in rows if row[name] is not None}) for name in numbers}
+    x = max(numbers, key=lambda name: (lengths[name] > 1, lengths[name] > 0))  # of equals the first
+    varied = [name for name in axes if name != x and len({row[name] for row in rows}) > 1]
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        name = ", ".join(f"{axis} {row[axis]}" for axis in varied)
+        if row[metric] is not None:
+            lines.setdefault(name, []).append((0 if row[x] is None else row[x], row[metric]))
+    plot_lines(path, lines, x, metric, config.pipeline)
+
+
+def main(argv: list[str] | None = None) -> None:
+    with one_line_errors((ValueError, ImportError)):
+        config = parse_command(SweepConfig, argv, __doc__, HELP)
+        datasets.disable_progress_bars()
+        accelerator = patient_accelerator()
+        run_sweep(config, accelerator)
+        if accelerator.is_main_process:
+            sys.stdout.write((Path(config.output_dir) / TABLE_FILE).read_text(encoding="utf-8"))
+            print(f"wrote {config.output_dir}: {TABLE_FILE}, {JSON_FILE}, {PLOT_FILE}")
+    accelerator.end_training()

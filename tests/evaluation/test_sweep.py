@@ -1,0 +1,151 @@
+"""A sweep of the embedded pipeline, of a few images and steps."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from diffusers_lightningdit.evaluate import main
+from diffusers_lightningdit.evaluation import sweep
+from diffusers_lightningdit.evaluation.generation import evaluate_generation
+from diffusers_lightningdit.evaluation.sweep import Combination, SweepConfig, combinations, generation_config
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
+
+
+@pytest.fixture(scope="module")
+def arguments(digits_pipeline, real_digits, vision_transformer) -> list[str]:
+    return [
+        *("sweep", "--pipeline", digits_pipeline, "--guidance_scales", "[1, 2]", "--num_inference_steps", "[1]"),
+        *(f"generation.reference={real_digits}", f"generation.features={vision_transformer}"),
+        *("generation.num_images=16", "generation.precision_recall=false"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(arguments, tmp_path_factory) -> Path:
+    """What a sweep leaves that was ended within its second run."""
+    folder = tmp_path_factory.mktemp("sweep")
+
+    class Ended(Exception):
+        """As by a signal."""
+
+    def end_at_the_second(settings, accelerator):
+        if "scale-2" in settings.output_dir:
+            raise Ended
+        return evaluate_generation(settings, accelerator)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Ended):
+        patch.setattr(sweep, "evaluate_generation", end_at_the_second)
+        main([*arguments, "--output_dir", str(folder)])
+    assert len(table(folder)) == 1
+    first = folder / "runs" / "scale-1_steps-1" / "generation.json"
+    written = first.stat().st_mtime_ns
+    AcceleratorState._reset_state(reset_partial_state=True)
+    main([*arguments, "--output_dir", str(folder)])
+    assert first.stat().st_mtime_ns == written  # not measured again
+    return folder
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "sweep.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_sweep_goes_on_to_the_whole_table(folder):
+    rows = table(folder)
+    assert [(row["guidance_scale"], row["num_inference_steps"]) for row in rows] == [("1.0", "1"), ("2.0", "1")]
+    for row in rows:
+        name = f"scale-{float(row['guidance_scale']):g}_steps-1"
+        record = json.loads((folder / "runs" / name / "generation.json").read_text())
+        assert record["settings"]["sampling"]["guidance_scale"] == float(row["guidance_scale"])
+        assert float(row["frechet_distance"]) == record["results"]["frechet_distance"]
+        assert not (folder / "runs" / name / "images").exists()
+    assert rows[0]["frechet_distance"] != rows[1]["frechet_distance"]
+    assert len(json.loads((folder / "sweep.json").read_text())["rows"]) == 2
+    assert (folder / "sweep.png").stat().st_size > 1000
+
+
+def config_of(generation: dict | None = None, **settings) -> SweepConfig:
+    return SweepConfig(pipeline="p", output_dir="o", generation={"features": "f", **(generation or {})}, **settings)
+
+
+def test_every_combination_has_a_name_of_its_own():
+    config = config_of(
+        guidance_scales=(1.0, 1.5),
+        guidance_intervals=((0.0, 1.0), (0.125, 1.0)),
+        num_inference_steps=(5, 10),
+        schedulers=("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"),
+    )
+    names = [combination.name for combination in combinations(config)]
+    assert len(set(names)) == len(names) == 16
+    assert names[0] == "scale-1_interval-0-1_steps-5_FlowMatchEulerDiscreteScheduler"
+
+
+def test_settings_of_a_run():
+    config = config_of(guidance_scales=(1.5,), generation={"num_images": 7, "sampling": {"guidance_channels": 3}})
+    settings = generation_config(config, Combination(1.5, (0.1, 1.0), 9, "UniPCMultistepScheduler"))
+    assert settings.num_images == 7
+    assert settings.scheduler == "UniPCMultistepScheduler"
+    assert settings.sampling == {
+        "guidance_channels": 3,
+        "guidance_scale": 1.5,
+        "guidance_interval": [0.1, 1.0],
+        "num_inference_steps": 9,
+    }
+
+
+def test_what_is_plotted(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(sweep, "plot_lines", lambda path, lines, x, y, title: drawn.update(lines=lines, x=x, y=y))
+    values = [(5, 1.0, 9.0), (5, 2.0, 8.0), (10, 1.0, 7.0), (10, 2.0, 6.0)]
+    rows = [{**Combination(scale, None, steps, None).row(), "fid": fid, "sfid": 0.0} for steps, scale, fid in values]
+    sweep.plot_sweep(Path("sweep.png"), rows, config_of(guidance_scales=(1.0, 2.0)))
+    assert (drawn["x"], drawn["y"]) == ("guidance_scale", "fid")
+    assert drawn["lines"] == {
+        "num_inference_steps 5": [(1.0, 9.0), (2.0, 8.0)],
+        "num_inference_steps 10": [(1.0, 7.0), (2.0, 6.0)],
+    }
+    with pytest.raises(ValueError, match="`metric` is 'kid'; required: one of those measured, fid, sfid"):
+        sweep.plot_sweep(Path("sweep.png"), rows, config_of(guidance_scales=(1.0,), metric="kid"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["guidance_scales=[]", "num_inference_steps=[]"],
+            "`guidance_scales`, `guidance_intervals`, `num_inf",
+        ),
+        (["guidance_scales=[1, 1]"], "`guidance_scales` is [1.0, 1.0], with a value twice; required: each once."),
+        (["num_inference_steps=[0]"], "`num_inference_steps` is 0; required: at least 1."),
+        (["guidance_intervals=[[0.5, 0.1]]"], "`guidance_intervals` has [0.5, 0.1]; required: times, 0 <= start"),
+        (["schedulers=[Euler]"], "`scheduler` is 'Euler'; required: the name of a scheduler class of diffusers."),
+        (["generation.scheduler=Euler"], "`generation.scheduler` is given; required: `schedulers` of the sweep"),
+        (["generation.features=null"], "`generation.features` and `generation.inception` are not given; required: one"),
+        (["generation.labels=all"], "`labels` is 'all'; required: one of balanced, random."),
+        (["generation.sampling={guidance_scale: 2}"], "`generation.sampling.guidance_scale` is 2, and is swept over;"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, tmp_path, capsys, settings, message):
+    with pytest.raises(SystemExit) as exit:
+        main([*arguments, f"output_dir={tmp_path / 'new'}", *settings])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: {message}"), error
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_with_other_settings(arguments, folder, capsys):
+    with pytest.raises(SystemExit):
+        main([*arguments, "generation.seed=1", "--output_dir", str(folder)])
+    assert "generation.json was measured with `seed` 0, now it is 1; required: the same, or" in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else(arguments, tmp_path, capsys):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(SystemExit):
+        main([*arguments, "--output_dir", str(tmp_path)])
+    assert "no sweep; required: a new or an empty folder" in capsys.readouterr().err
