@@ -61,6 +61,14 @@ class TestTransformerLora(TransformerConfig, models.LoraTesterMixin):
     pass
 
 
+class TestTransformerLoraHotswap(TransformerConfig, models.LoraHotSwappingForModelTesterMixin):
+    pass
+
+
+class TestTransformerLokr(TransformerConfig, models.LoKrTesterMixin):
+    pass
+
+
 class TestTransformerPyramidAttentionBroadcast(TransformerConfig, models.PyramidAttentionBroadcastTesterMixin):
     pass
 
