@@ -309,8 +309,7 @@ def test_a_damaged_image_among_them(arguments, copy_of_first_run, capsys):
     assert "000007.png cannot be read" in error
 
 
-def test_processes_that_do_not_know_of_each_other(arguments, tmp_path, capsys, monkeypatch):
-    alone = generation.Accelerator(cpu=True)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(generation, "Accelerator", lambda **options: alone)
-    assert "2 processes were started which do not know" in error_of(arguments, tmp_path / "out", {}, capsys)
+def test_labels_of_an_archive(arguments, tmp_path, capsys):
+    np.savez(tmp_path / "reference.npz", np.zeros((9, 32, 32, 3), np.uint8))
+    error = error_of(arguments, tmp_path / "out", {"reference": tmp_path / "reference.npz"}, capsys)
+    assert error.endswith("reference.npz'; required with `reference_label_column`: a data set, whose labels these are.")

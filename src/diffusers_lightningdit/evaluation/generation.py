@@ -9,9 +9,7 @@ with the numbers and everything they depend on. Run again after an interruption,
 """
 
 import contextlib
-import datetime
 import json
-import os
 import re
 import shutil
 import sys
@@ -23,11 +21,11 @@ from typing import Any
 import datasets
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ..data.latent_shards import partial_name, publish, weights_sha256
+from ..data.latent_shards import partial_name, weights_sha256, write_json
 from ..settings import one_line_errors
 from .class_accuracy import class_accuracy
 from .command_help import parse_command
@@ -38,6 +36,7 @@ from .image_archive import ARRAY, write_npz
 from .image_sets import ArchiveImages, ImageSet, NumberedImages, open_images
 from .inception import InceptionFeatures
 from .linear_probe import can_be_split, linear_probe_accuracy
+from .ordered_batches import patient_accelerator
 from .precision_recall import precision_and_recall
 from .records import measurement_record
 from .reference_statistics import archive_names, read_statistics
@@ -102,13 +101,6 @@ def check_folder(folder: Path, identity: dict[str, Any]) -> None:
     for path in (folder / IMAGES).iterdir() if (folder / IMAGES).is_dir() else ():
         if not OWN_FILES.fullmatch(path.name):
             raise ValueError(f"{name}, where {IMAGES}/{path.name} was not drawn; required: only its own images.")
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    partial = partial_name(path)
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    publish(partial, path)
 
 
 def draw_set(
@@ -193,6 +185,8 @@ def open_reference(
     statistics, images = {}, None
     name = f"`reference` is {config.reference!r}"
     is_archive = Path(config.reference).suffix == ".npz"
+    if is_archive and config.reference_label_column is not None:
+        raise ValueError(f"{name}; required with `reference_label_column`: a data set, whose labels these are.")
     arrays = archive_names(config.reference) if is_archive else [ARRAY]
     if is_archive and isinstance(network, InceptionFeatures):
         statistics = read_statistics(config.reference)
@@ -328,14 +322,7 @@ def evaluate_generation(config: GenerationConfig, accelerator: Accelerator | Non
         ValueError: in one line, for whatever cannot be used, before anything is drawn where that can be known.
         ImportError: for `inception` without torch-fidelity.
     """
-    if accelerator is None:  # a process that is done waits for the slowest one
-        accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(days=7))])
-    num_started = int(os.environ.get("WORLD_SIZE", "1"))
-    if num_started != accelerator.num_processes:
-        raise ValueError(
-            f"{num_started} processes were started which do not know of each other; required on CPUs: the environment "
-            "variable ACCELERATE_USE_CPU=true."
-        )
+    accelerator = patient_accelerator() if accelerator is None else accelerator
     with exact_arithmetic(config.num_threads):
         record = _evaluate(config, accelerator)
     if accelerator.is_main_process:
@@ -405,8 +392,8 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors((ValueError, ImportError, OSError)):
         config = parse_command(GenerationConfig, argv, __doc__, HELP)
         datasets.disable_progress_bars()
-        record = evaluate_generation(config)
-    accelerator = Accelerator()
+        accelerator = patient_accelerator()
+        record = evaluate_generation(config, accelerator)
     if accelerator.is_main_process:
         print(json.dumps(record["results"], indent=2))
         print(f"wrote {Path(config.output_dir) / RESULTS_FILE}")
