@@ -14,7 +14,9 @@ from diffusers_lightningdit.evaluation import generation
 from diffusers_lightningdit.evaluation.features import VisionFeatures
 from diffusers_lightningdit.evaluation.frechet import FeatureStatistics
 from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
+from diffusers_lightningdit.evaluation.image_sets import open_images
 from diffusers_lightningdit.evaluation.precision_recall import precision_and_recall
+from diffusers_lightningdit.evaluation.reference import Reference
 from diffusers_lightningdit.evaluation.set_statistics import SetStatistics
 
 NUM_IMAGES = 39  # no multiple of anything
@@ -74,7 +76,7 @@ def test_the_numbers_are_those_of_the_files(first_run, real_digits, vision_trans
     folder, record = first_run
     paths = sorted((folder / "images").iterdir())
     assert [path.name for path in paths] == [f"{index:06d}.png" for index in range(NUM_IMAGES)]
-    real = generation.open_images(real_digits)
+    real = open_images(real_digits)
     network = VisionFeatures(vision_transformer)
     features = []
     for arrays in ([np.array(Image.open(path)) for path in paths], [real[index] for index in range(60)]):
@@ -191,7 +193,7 @@ def test_published_statistics_of_inception():
     }  # the distance is D + tr(C) (2 - 1)^2
     expected = {kind: of.num_features + of.covariance.trace().item() for kind, of in statistics.items()}
 
-    reference = generation.Reference(published, None, None, {})
+    reference = Reference(published, None, None, {})
     results = generation.compare(config, samples, reference, 10, torch.device("cpu"))
     assert list(results) == ["fid", "sfid", "inception_score", "inception_score_std"]
     assert results["fid"] == pytest.approx(expected["features"], rel=1e-5)
@@ -200,7 +202,7 @@ def test_published_statistics_of_inception():
         "precision and recall are not computed: r.npz holds no images (arr_0)."
     ]
 
-    reference = generation.Reference({"features": published["features"]}, samples, None, {})
+    reference = Reference({"features": published["features"]}, samples, None, {})
     results = generation.compare(config, samples, reference, 10, torch.device("cpu"))
     assert list(results) == ["fid", "inception_score", "inception_score_std", "precision", "recall"]
     assert generation.not_computed(config, reference) == ["sfid is not computed: r.npz holds no mu_s and sigma_s."]

@@ -14,7 +14,6 @@ import re
 import shutil
 import sys
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +32,15 @@ from .features import VisionFeatures
 from .frechet import frechet_distance
 from .generation_config import HELP, GenerationConfig
 from .image_archive import ARRAY, write_npz
-from .image_sets import ArchiveImages, ImageSet, NumberedImages, open_images
+from .image_sets import ArchiveImages, ImageSet, NumberedImages
 from .inception import InceptionFeatures
 from .linear_probe import can_be_split, linear_probe_accuracy
 from .ordered_batches import patient_accelerator
 from .precision_recall import precision_and_recall
 from .records import measurement_record
-from .reference_statistics import archive_names, read_statistics
+from .reference import Reference, measure_reference, measure_set, open_reference
 from .sample_drawing import check_sampling, class_label, draw_images, load_pipeline, set_scheduler, try_pipeline
-from .set_statistics import SetStatistics, measure_images
+from .set_statistics import SetStatistics
 
 SAMPLES_FILE, RESULTS_FILE = "samples.json", "generation.json"
 IMAGES, ARCHIVE = "images", "images.npz"
@@ -143,106 +142,6 @@ def draw_set(
         write_npz(archive, (block[0] for block in blocks), config.num_images)
     accelerator.wait_for_everyone()
     return images, speed
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The reference
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Reference:
-    """What the images are compared with.
-
-    Attributes:
-        published: (mean [D], covariance [D, D]) by the name of the features, from a file; they go over `measured`.
-        measured: of the reference's images, on the main process.
-        labels: of these images, int64 [M], if they were asked for.
-        description: for the JSON file.
-    """
-
-    published: dict[str, tuple[torch.Tensor, torch.Tensor]]
-    measured: SetStatistics | None
-    labels: torch.Tensor | None
-    description: dict[str, Any]
-
-    def moments(self, kind: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Mean and covariance of the features of this name; None where only others were published."""
-        if self.published:
-            return self.published.get(kind)
-        statistics = self.measured.statistics[kind]
-        return statistics.mean, statistics.covariance
-
-
-def open_reference(
-    config: GenerationConfig, network: nn.Module, size: tuple[int, int], num_classes: int
-) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], ImageSet | ArchiveImages | None]:
-    """(published statistics, set of images or None): looked at before anything is drawn.
-
-    Raises:
-        ValueError: if there is no such thing, or it cannot be compared with images of this size by this network.
-    """
-    statistics, images = {}, None
-    name = f"`reference` is {config.reference!r}"
-    is_archive = Path(config.reference).suffix == ".npz"
-    if is_archive and config.reference_label_column is not None:
-        raise ValueError(f"{name}; required with `reference_label_column`: a data set, whose labels these are.")
-    arrays = archive_names(config.reference) if is_archive else [ARRAY]
-    if is_archive and isinstance(network, InceptionFeatures):
-        statistics = read_statistics(config.reference)
-        for kind, (mean, _) in statistics.items():
-            if len(mean) != network.num_features[kind]:
-                raise ValueError(
-                    f"{name}, with statistics of {len(mean)} {kind}; required: {network.num_features[kind]}."
-                )
-    if ARRAY in arrays:
-        crop = size[0] if config.reference_crop == "center" else None
-        images = open_images(
-            config.reference,
-            config.reference_split,
-            config.reference_image_column,
-            crop,
-            config.num_workers,
-            config.reference_label_column,
-        )
-        if config.reference_label_column is not None and images.num_classes != num_classes:
-            raise ValueError(f"{name}, with {images.num_classes} classes; required: {num_classes}, as the pipeline's.")
-        if tuple(images.size) != tuple(size):
-            raise ValueError(
-                f"{name}, with images of {images.size[1]}x{images.size[0]} pixels; required: {size[1]}x{size[0]}, as "
-                "the pipeline draws."
-            )
-        if images.num_images < config.least_images:
-            raise ValueError(f"{name}, with {images.num_images} images; required: at least {config.least_images}.")
-    elif "features" not in statistics:
-        found = ", ".join(arrays) or "nothing"
-        required = f"images ({ARRAY})" + (" or mu and sigma" if isinstance(network, InceptionFeatures) else "")
-        raise ValueError(f"{name}, which holds {found}; required: {required}.")
-    return statistics, images
-
-
-def measure_reference(
-    config: GenerationConfig,
-    network: nn.Module,
-    statistics: dict[str, tuple[torch.Tensor, torch.Tensor]],
-    images: ImageSet | ArchiveImages | None,
-    accelerator: Accelerator,
-) -> Reference:
-    """Measure the images, unless the statistics are all that is needed."""
-    description: dict[str, Any] = {"reference": config.reference, "published_statistics": sorted(statistics)}
-    measured = None
-    if images is not None and (config.precision_recall or not statistics):
-        measured = _measure(config, network, images, accelerator, "reference")
-    if measured is not None:
-        description |= {"num_images": measured.num_images, "pixels_sha256": measured.pixels_sha256}
-    return Reference(statistics, measured, getattr(images, "labels", None), description)
-
-
-def _measure(
-    config: GenerationConfig, network: nn.Module, images: ImageSet | ArchiveImages, accelerator: Accelerator, title: str
-) -> SetStatistics | None:
-    keep, block_size = config.precision_recall and config.reference is not None, config.micro_batch_size
-    return measure_images(images, network, accelerator, block_size, config.num_splits, keep, title)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -351,7 +250,7 @@ def _evaluate(config: GenerationConfig, accelerator: Accelerator) -> dict[str, A
         reference = measure_reference(config, network, *opened, accelerator)
 
     images, speed = draw_set(config, pipeline, identity, accelerator)
-    samples = None if network is None else _measure(config, network, images, accelerator, "samples")
+    samples = None if network is None else measure_set(config, network, images, accelerator, "samples")
     if config.format == "npz" and accelerator.is_main_process:
         shutil.rmtree(Path(config.output_dir) / IMAGES, ignore_errors=True)
     if not accelerator.is_main_process:
