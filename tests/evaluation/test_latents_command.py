@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import debug_launcher
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from diffusers_lightningdit.data.images import ImageDataset
@@ -34,6 +35,7 @@ def folder(arguments, tmp_path_factory) -> Path:
     """What a run leaves."""
     folder = tmp_path_factory.mktemp("latents")
     main([*arguments, "--output_dir", str(folder)])
+    AcceleratorState._reset_state(reset_partial_state=True)  # a test that forks must not inherit it
     return folder
 
 

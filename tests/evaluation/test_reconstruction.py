@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import debug_launcher
+from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 
 from diffusers_lightningdit.data.images import ImageDataset
@@ -50,6 +51,7 @@ def folder(arguments, tmp_path_factory) -> Path:
     """What a run leaves."""
     folder = tmp_path_factory.mktemp("reconstruction")
     main([*arguments, "--output_dir", str(folder)])
+    AcceleratorState._reset_state(reset_partial_state=True)  # a test that forks must not inherit it
     return folder
 
 
