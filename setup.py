@@ -24,14 +24,15 @@ EXTRAS = {
     "ode": ["torchdiffeq>=0.2.5"],
     # the handwritten digits, and the classifier that judges the embedded checkpoint
     "digits": ["scikit-learn>=1.5"],
-    # measures of latents and images: linear probe, density
-    "evaluation": ["scikit-learn>=1.5"],
-    # the plots of benchmarks/
-    "benchmarks": ["scikit-learn>=1.5", "matplotlib>=3.10"],
+    # measures of latents and images: linear probe, density, t-SNE; plots
+    "evaluation": ["scikit-learn>=1.5", "matplotlib>=3.10"],
+    # FID, sFID and Inception Score by the published network; brings torchvision along
+    "inception": ["torch-fidelity>=0.4.0"],
     "test": [
         "pytest>=8.0",
         "torchdiffeq>=0.2.5",
         "scikit-learn>=1.5",
+        "matplotlib>=3.10",
         # quantisation of diffusers models, on the CPU
         "optimum-quanto>=0.2.7",
         "torchao>=0.15.0",

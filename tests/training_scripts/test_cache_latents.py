@@ -49,16 +49,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     return subprocess.run(
         [sys.executable, *command], env=environment, cwd=SCRIPTS, capture_output=True, text=True, timeout=300
     )
 
 
 def test_two_processes_write_the_same_files_as_one(arguments, one_process, tmp_path):
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    options = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    finished = run([*launch, *options, "cache_latents.py", *arguments, "--output_dir", str(tmp_path / "latents")])
+    # not by `accelerate launch --cpu`, which starts a single process where there is no MPI
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    finished = run([*launch, "cache_latents.py", *arguments, "--output_dir", str(tmp_path / "latents")])
     assert finished.returncode == 0, finished.stderr
     assert "23 images in 6 files, 0 skipped" in finished.stdout
     assert finished.stdout.count("wrote") == 1
