@@ -29,7 +29,7 @@ EXTRAS = {
     # FID, sFID and Inception Score by the published network; brings torchvision along
     "inception": ["torch-fidelity>=0.4.0"],
     "test": [
-        "pytest>=8.0",
+        "pytest>=8.2",
         "torchdiffeq>=0.2.5",
         "scikit-learn>=1.5",
         "matplotlib>=3.10",
