@@ -58,7 +58,7 @@ def in_one_process_of_two(rank: int, file: str, images: list, queue) -> None:
 
 def test_every_process_gets_the_ratio_of_the_whole_batch(tmp_path):
     images = torch.randn(6, 3)
-    context = multiprocessing.get_context("fork")  # no new import of torch; the processes only compute on the CPU
+    context = multiprocessing.get_context("spawn")  # a fork would hang where gradients were computed before
     queue = context.Queue()
     processes = [
         context.Process(
