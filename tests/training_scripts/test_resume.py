@@ -13,6 +13,7 @@ import pytest
 import torch
 import train_lightningdit
 import train_vavae
+from accelerate.utils import is_torch_version
 from safetensors.torch import load_file
 
 from diffusers_lightningdit.training import flow_training
@@ -114,6 +115,8 @@ def assert_close(folder: Path, expected: Path) -> None:
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_are_one_process(uninterrupted, tmp_path, data, trained_vae, transformer_recipe, kind):
     """From the beginning (DDP); from the second checkpoint of one process (FSDP2)."""
+    if kind == "fsdp2" and is_torch_version("<", "2.8"):
+        pytest.skip("FSDP2 needs accelerators with torch 2.6; seen on a CPU with 2.8")
     folder = tmp_path / "run"
     script = train_lightningdit.__file__ if kind == "ddp" else str(Path(__file__).with_name("run_with_fsdp2.py"))
     arguments = ["--config", transformer_recipe, f"data={data}", f"vae={trained_vae}", f"output_dir={folder}", *STEPS]

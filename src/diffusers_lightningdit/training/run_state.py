@@ -58,7 +58,7 @@ def like(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """A whole tensor on the target's device, sharded as the target is."""
     value = value.to(target.device)
     if isinstance(target, DTensor):
-        return distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
+        return distribute_tensor(value, target.device_mesh, target.placements)
     return value
 
 
