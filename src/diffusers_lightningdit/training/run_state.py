@@ -1,10 +1,11 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """Everything that a training run has to remember, saved and restored exactly, on any number of processes.
 
-A checkpoint of `checkpoints.py` holds, for every model NAME of the run, `NAME.safetensors` (buffers, and weights but for
-frozen ones), `NAME.ema-<decay>.safetensors` and `NAME.optimizer.safetensors` (tensors `<parameter>|<entry>`), all of them
-whole also where training is sharded (FSDP2), and `state.json` with all that is no tensor. Random numbers need no state:
-they are functions of the position (see `keyed_random.py`), and so is the order of the data, unless it is a stream.
+A checkpoint of `checkpoints.py` holds, for every model NAME of the run, `NAME.safetensors` (buffers, and weights but
+for frozen ones), `NAME.ema-<decay>.safetensors` and `NAME.optimizer.safetensors` (tensors `<parameter>|<entry>`), all
+of them whole also where training is sharded (FSDP2), and `state.json` with all that is no tensor. Random numbers need
+no state: they are functions of the position (see `keyed_random.py`), and so is the order of the data, unless it is a
+stream.
 """
 
 import json
