@@ -4,8 +4,8 @@
     python benchmarks/evaluation_throughput.py --pipeline P --features F [--num_images 512] [--num_workers 4]
 
 Each part is measured alone: drawing, writing PNG files, reading them, the network of the features, the sums of the
-Fréchet distance, precision and recall; then drawing and writing together, as the evaluation does it. Prints a table,
-and the seconds that writing held up drawing.
+Fréchet distance, precision and recall; then drawing, writing, the network and the sums together, as the evaluation does
+it. Prints a table, how long that took beside the parts one after another, and the seconds that writing held up drawing.
 """
 
 import argparse
@@ -24,8 +24,11 @@ from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
 from diffusers_lightningdit.evaluation.image_sets import NumberedImages, cut, numbered_name
 from diffusers_lightningdit.evaluation.image_writer import ImageWriter
 from diffusers_lightningdit.evaluation.precision_recall import precision_and_recall
-from diffusers_lightningdit.evaluation.sample_drawing import draw_blocks, draw_images, load_pipeline
+from diffusers_lightningdit.evaluation.sample_drawing import DrawnImages, draw_block, load_pipeline
+from diffusers_lightningdit.evaluation.set_statistics import measure_images
 from diffusers_lightningdit.settings import make_config, one_line_errors
+
+TOGETHER = "drawing, writing, features and sums together"
 
 
 def seconds_of(function: Callable[[], object], device: torch.device) -> tuple[float, object]:
@@ -55,19 +58,19 @@ def sum_up(features: torch.Tensor) -> None:
         statistics.update(rows)
 
 
-def measure(config: GenerationConfig, folder: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of each part, and what `draw_images` says of drawing and writing together."""
+def measure(config: GenerationConfig, folder: Path) -> tuple[dict[str, float], DrawnImages]:
+    """Seconds of each part, and the set that was drawn and measured together."""
     accelerator = Accelerator()
     device = accelerator.device
     pipeline = load_pipeline(config.pipeline).to(device, getattr(torch, config.dtype))
     network = make_network(config).to(device)
     blocks = cut(config.num_images, config.micro_batch_size)
+    recipe = (config.labels, config.seed, config.sampling, config.micro_batch_size)
 
     def draw(blocks: list[range]) -> list[np.ndarray]:
-        drawn = draw_blocks(pipeline, blocks, config.labels, 0, config.sampling, config.micro_batch_size)
-        return [image for _, image in drawn]
+        return [image for block in blocks for image in draw_block(pipeline, block, *recipe)]
 
-    draw(blocks[:1])  # a first call is slower
+    size = draw(blocks[:1])[0].shape[:2]  # a first call is slower
     seconds = {}
     seconds["drawing"], images = seconds_of(lambda: draw(blocks), device)
     (folder / "alone").mkdir()
@@ -77,21 +80,15 @@ def measure(config: GenerationConfig, folder: Path) -> tuple[dict[str, float], d
     features_of(network, arrays[:1], device)
     seconds["features"], features = seconds_of(lambda: features_of(network, arrays, device), device)
     seconds["sums"], _ = seconds_of(lambda: sum_up(features), device)
+    (folder / "together").mkdir()
+    together = DrawnImages(
+        pipeline, folder / "together", config.num_images, size, *recipe, config.num_workers, 4 * config.batch_size
+    )
+    seconds[TOGETHER], _ = seconds_of(
+        lambda: measure_images(together, network, accelerator, config.micro_batch_size, config.batch_size), device
+    )
     on_device = features.to(device)
     seconds["precision and recall"], _ = seconds_of(lambda: precision_and_recall(on_device, on_device), device)
-    (folder / "together").mkdir()
-    together = draw_images(
-        pipeline,
-        folder / "together",
-        config.num_images,
-        config.labels,
-        0,
-        config.sampling,
-        config.micro_batch_size,
-        config.batch_size,
-        config.num_workers,
-        accelerator,
-    )
     return seconds, together
 
 
@@ -114,9 +111,11 @@ def main() -> None:
         with exact_arithmetic(config.num_threads):
             seconds, together = measure(config, Path(folder))
     print(f"| part of {config.num_images} images | images/s |\n|---|---|")
-    for name, value in {**seconds, "drawing and writing together": together["seconds"]}.items():
+    for name, value in seconds.items():
         print(f"| {name} | {config.num_images / value:,.1f} |")
-    print(f"\nwriting held up drawing for {together['seconds_held_up']:.3f} s")
+    apart = sum(seconds[name] for name in ("drawing", "writing", "features", "sums"))
+    print(f"\ntogether in {seconds[TOGETHER]:.2f} s, one after another in {apart:.2f} s")
+    print(f"writing held up drawing for {together.seconds_held_up:.3f} s")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,26 @@ def repository() -> Path:
     return TESTS.parent
 
 
+@pytest.fixture(scope="session")
+def digits_pipeline(repository) -> str:
+    return str(repository / "model_cards" / "lightningdit-digits")
+
+
+@pytest.fixture(scope="session")
+def vision_transformer(tmp_path_factory) -> str:
+    """A folder of a DINOv2 of random weights, patches of 8x8 pixels and 12 channels."""
+    from transformers import Dinov2Config, Dinov2Model  # which takes long
+
+    folder = str(tmp_path_factory.mktemp("vision") / "dinov2")
+    config = Dinov2Config(
+        hidden_size=12, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=2, image_size=32, patch_size=8
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Dinov2Model(config).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def regional_compilation():
     if Version(torch.__version__) < Version("2.8"):

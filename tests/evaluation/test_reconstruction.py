@@ -20,7 +20,6 @@ from diffusers_lightningdit.evaluation.image_similarity import structural_simila
 from diffusers_lightningdit.evaluation.reconstruction import (
     ReconstructionConfig,
     ReconstructionTotals,
-    first_indices,
     from_8_bits,
     to_8_bits,
 )
@@ -73,7 +72,7 @@ def test_every_number_by_another_way(folder, arguments, real_digits, vision_tran
     ssim = structural_similarity(images.double(), others.double(), value_range=255).numpy()
     lpips = LPIPS.from_file(lpips_file)(images / 127.5 - 1, others / 127.5 - 1).flatten().numpy()
     record = json.loads((folder / "metrics.json").read_text())
-    for name, values, tolerance in (("psnr_db", psnr, 2e-3), ("ssim", ssim, 1e-5), ("lpips", lpips, 1e-5)):
+    for name, values, tolerance in (("psnr_db", psnr, 1e-2), ("ssim", ssim, 1e-5), ("lpips", lpips, 1e-5)):
         written = [float(line[name]) for line in lines(folder)]
         np.testing.assert_allclose(written, values, atol=tolerance)
         assert record["results"][name] == pytest.approx(np.mean(written), abs=1e-4)
@@ -139,11 +138,20 @@ def test_an_image_that_is_given_back_exactly(tmp_path):
         (["feature_size=20"], "`feature_size` is 20x20; required: multiples of the patch of `features`, 8x8."),
         (["inception=weights.pth"], "`features` and `inception` are both given; required: one of them, or neither."),
         (["vae=nowhere"], "`vae` is 'nowhere'; required: a folder or Hub id with a VAE's config.json."),
+        (
+            ["vae={transformer}"],
+            "`vae` is '{transformer}', a LightningDiTTransformer2DModel; required: an autoencoder of",
+        ),
         (["lpips=nowhere"], "nowhere: no such file; required: a local path, or user/repo:file of the Hub."),
         (["batch=3"], "`batch` is no key of ReconstructionConfig"),
     ],
 )
-def test_bad_input_is_one_line(arguments, tmp_path, capsys, settings, message):
+def test_bad_input_is_one_line(arguments, digits_pipeline, tmp_path, capsys, settings, message):
+    transformer = f"{digits_pipeline}/transformer"
+    settings, message = (
+        [word.format(transformer=transformer) for word in settings],
+        message.format(transformer=transformer),
+    )
     with pytest.raises(SystemExit) as exit:
         main([*arguments, f"output_dir={tmp_path / 'new'}", *settings])
     assert exit.value.code == 2
@@ -156,11 +164,6 @@ def test_a_folder_with_something_in_it(arguments, folder, capsys):
     with pytest.raises(SystemExit):
         main([*arguments, "--output_dir", str(folder)])
     assert "which exists; required: a new or an empty folder" in capsys.readouterr().err
-
-
-def test_all_images_by_default():
-    assert ReconstructionConfig(vae="", data="", output_dir="").num_images is None
-    assert first_indices(None, 7) == range(7)
 
 
 def test_the_help_names_every_setting(capsys):

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchHeunDiscreteScheduler
+from PIL import Image
 
 from diffusers_lightningdit import FlowMatchSDEScheduler
-from diffusers_lightningdit.evaluation.image_sets import numbered_name
+from diffusers_lightningdit.evaluation.image_sets import cut, numbered_name
 from diffusers_lightningdit.evaluation.sample_drawing import (
+    DrawnImages,
     check_sampling,
     class_label,
-    draw_blocks,
+    draw_block,
     load_pipeline,
-    missing_blocks,
     noise_generator,
     set_scheduler,
     try_pipeline,
@@ -50,20 +51,38 @@ def test_noise_depends_on_seed_and_index():
 
 
 def test_an_image_is_that_of_the_pipeline_with_its_label_and_noise(pipeline):
-    block = range(4, 7)  # the last image of the block is not wanted
-    drawn = dict(draw_blocks(pipeline, [block], "balanced", 3, TWO_STEPS, 4))
-    assert list(drawn) == [4, 5, 6]
+    drawn = draw_block(pipeline, range(4, 7), "balanced", 3, TWO_STEPS, 4)  # the last image of the block is not wanted
     generators = [noise_generator(3, index) for index in range(4, 8)]
     images = pipeline([4, 5, 6, 7], generator=generators, **TWO_STEPS).images
-    for index, image in drawn.items():
-        assert np.array_equal(image, np.asarray(images[index - 4]))
+    assert np.array_equal(drawn, np.stack([np.asarray(image) for image in images[:3]]))
 
 
-def test_missing_blocks(tmp_path):
-    for index in (0, 1, 2, 3, 5, 8):
-        (tmp_path / numbered_name(index)).touch()
-    assert missing_blocks(tmp_path, 9, 4) == [range(4, 8)]
-    assert missing_blocks(tmp_path, 10, 4) == [range(4, 8), range(8, 10)]
+def test_only_what_is_missing_is_drawn(pipeline, tmp_path):
+    """Files that are there are read, even if they are not what would be drawn."""
+    images = DrawnImages(pipeline, tmp_path, 11, (32, 32), "balanced", 3, TWO_STEPS, 4)
+    blocks = cut(11, 4)
+    drawn = np.concatenate(list(images.read_blocks(blocks)))
+    assert images.num_drawn == 11 and images.seconds_drawing > 0
+    assert np.array_equal(drawn, [np.array(Image.open(tmp_path / numbered_name(index))) for index in range(11)])
+    gray = np.full((32, 32, 3), 128, np.uint8)
+    for index in (4, 9):
+        Image.fromarray(gray).save(tmp_path / numbered_name(index))
+    for index in (5, 10):
+        (tmp_path / numbered_name(index)).unlink()
+    again = DrawnImages(pipeline, tmp_path, 11, (32, 32), "balanced", 3, TWO_STEPS, 4)
+    assert np.array_equal(
+        np.concatenate(list(again.read_blocks(blocks))),
+        np.where(np.isin(np.arange(11), (4, 9))[:, None, None, None], gray, drawn),
+    )
+    assert again.num_drawn == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [numbered_name(index) for index in range(11)]
+
+
+def test_files_that_the_pipeline_cannot_have_drawn(pipeline, tmp_path):
+    Image.new("RGB", (16, 32)).save(tmp_path / numbered_name(0))
+    images = DrawnImages(pipeline, tmp_path, 2, (32, 32), "balanced", 3, TWO_STEPS, 4)
+    with pytest.raises(ValueError, match=r"000000\.png has 16x32 pixels; required: 32x32"):
+        list(images.read_blocks([range(2)]))
 
 
 @pytest.mark.parametrize(

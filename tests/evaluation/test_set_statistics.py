@@ -1,4 +1,5 @@
 import hashlib
+import threading
 
 import numpy as np
 import pytest
@@ -60,6 +61,35 @@ def test_the_same_as_all_images_at_once(images, arrays, rows_of_an_update, monke
     assert measured.inception_score == pytest.approx(score.compute(), rel=1e-6)
     digest = hashlib.sha256(b"".join(hashlib.sha256(array).digest() for array in arrays))
     assert measured.pixels_sha256 == digest.hexdigest()
+
+
+class MadeImages:
+    """A set that tells when the making of each of its six blocks begins, and when it has ended."""
+
+    num_images = 24
+
+    def __init__(self):
+        self.has_begun = [threading.Event() for _ in range(7)]
+
+    def read_blocks(self, blocks):
+        for number, block in enumerate(blocks):
+            self.has_begun[number].set()
+            yield np.zeros((len(block), 6, 6, 3), np.uint8)
+        self.has_begun[6].set()
+
+
+def test_the_network_works_while_the_next_block_is_made():
+    """It waits for the next block to be begun with, in vain if it were in the way of that."""
+    images = MadeImages()
+
+    class WaitingNetwork(SmallNetwork):
+        def forward(self, pixels):
+            assert images.has_begun[len(self.batch_sizes) + 1].wait(timeout=10)
+            return super().forward(pixels)
+
+    network = WaitingNetwork()
+    assert measure_images(images, network, Accelerator(cpu=True), block_size=4, batch_size=8).num_images == 24
+    assert network.batch_sizes == [4] * 6
 
 
 def test_features_are_kept_only_where_they_are_wanted(images):

@@ -8,7 +8,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from diffusers_lightningdit.evaluate import main
-from diffusers_lightningdit.evaluation import sweep
+from diffusers_lightningdit.evaluation import reference, sweep
 from diffusers_lightningdit.evaluation.generation import evaluate_generation
 from diffusers_lightningdit.evaluation.sweep import Combination, SweepConfig, combinations, generation_config
 
@@ -32,10 +32,10 @@ def folder(arguments, tmp_path_factory) -> Path:
     class Ended(Exception):
         """As by a signal."""
 
-    def end_at_the_second(settings, accelerator):
+    def end_at_the_second(settings, *arguments):
         if "scale-2" in settings.output_dir:
             raise Ended
-        return evaluate_generation(settings, accelerator)
+        return evaluate_generation(settings, *arguments)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Ended):
         patch.setattr(sweep, "evaluate_generation", end_at_the_second)
@@ -66,6 +66,15 @@ def test_a_sweep_goes_on_to_the_whole_table(folder):
     assert rows[0]["frechet_distance"] != rows[1]["frechet_distance"]
     assert len(json.loads((folder / "sweep.json").read_text())["rows"]) == 2
     assert (folder / "sweep.png").stat().st_size > 1000
+
+
+def test_the_reference_is_measured_once(arguments, folder, tmp_path, monkeypatch):
+    """And the numbers are those of runs of which each has measured it."""
+    titles, measure_set = [], reference.measure_set
+    monkeypatch.setattr(reference, "measure_set", lambda *given: (titles.append(given[-1]), measure_set(*given))[1])
+    main([*arguments, "--output_dir", str(tmp_path / "sweep")])
+    assert titles == ["reference"]
+    assert table(tmp_path / "sweep") == table(folder)
 
 
 def config_of(generation: dict | None = None, **settings) -> SweepConfig:

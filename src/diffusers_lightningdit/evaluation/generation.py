@@ -13,6 +13,7 @@ import json
 import re
 import shutil
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -32,15 +33,15 @@ from .features import VisionFeatures
 from .frechet import frechet_distance
 from .generation_config import HELP, GenerationConfig
 from .image_archive import ARRAY, write_npz
-from .image_sets import ArchiveImages, ImageSet, NumberedImages
+from .image_sets import ArchiveImages
 from .inception import InceptionFeatures
 from .linear_probe import can_be_split, linear_probe_accuracy
 from .ordered_batches import patient_accelerator
 from .precision_recall import precision_and_recall
 from .records import measurement_record
-from .reference import Reference, measure_reference, measure_set, open_reference
-from .sample_drawing import check_sampling, class_label, draw_images, load_pipeline, set_scheduler, try_pipeline
-from .set_statistics import SetStatistics
+from .reference import Reference, measure_reference, measure_set
+from .sample_drawing import DrawnImages, check_sampling, class_label, load_pipeline, set_scheduler, try_pipeline
+from .set_statistics import SetStatistics, read_all
 
 SAMPLES_FILE, RESULTS_FILE = "samples.json", "generation.json"
 IMAGES, ARCHIVE = "images", "images.npz"
@@ -102,16 +103,20 @@ def check_folder(folder: Path, identity: dict[str, Any]) -> None:
             raise ValueError(f"{name}, where {IMAGES}/{path.name} was not drawn; required: only its own images.")
 
 
-def draw_set(
-    config: GenerationConfig, pipeline: DiffusionPipeline, identity: dict[str, Any], accelerator: Accelerator
-) -> tuple[ImageSet | ArchiveImages, dict[str, float]]:
-    """The set, drawn as far as it wasn't yet, and how fast."""
+def image_set(
+    config: GenerationConfig,
+    pipeline: DiffusionPipeline,
+    size: tuple[int, int],
+    identity: dict[str, Any],
+    accelerator: Accelerator,
+) -> DrawnImages | ArchiveImages:
+    """The set: what isn't there of it is drawn when it is read. Clears away what an ended run was writing."""
     folder = Path(config.output_dir)
     archive = folder / ARCHIVE
     if config.format == "npz" and archive.is_file():  # images/ may be left, in part, of a run that was ended
         images = ArchiveImages(archive)
         if images.num_images == config.num_images:
-            return images, {"num_drawn": 0, "seconds": 0.0, "seconds_held_up": 0.0}
+            return images
         if not (folder / IMAGES).is_dir():
             raise ValueError(
                 f"`num_images` is {config.num_images}; required: {images.num_images}, as in {archive}, or another "
@@ -124,24 +129,37 @@ def draw_set(
         for path in (folder / IMAGES).glob("*.partial"):
             path.unlink()
     accelerator.wait_for_everyone()
-    speed = draw_images(
+    return DrawnImages(
         pipeline,
         folder / IMAGES,
         config.num_images,
+        size,
         config.labels,
         config.seed,
         config.sampling,
         config.micro_batch_size,
-        config.batch_size,
         config.num_workers,
-        accelerator,
+        max_waiting=4 * config.batch_size,
     )
-    images = NumberedImages(folder / IMAGES, config.num_images, config.num_workers)
-    if config.format != "png" and accelerator.is_main_process:
+
+
+def draw_and_measure(
+    config: GenerationConfig, images: DrawnImages | ArchiveImages, network: nn.Module | None, accelerator: Accelerator
+) -> tuple[SetStatistics | None, dict[str, float]]:
+    """What is measured of the set, on the main process, and how fast this process was."""
+    start = time.perf_counter()
+    samples = None
+    if network is not None:
+        samples = measure_set(config, network, images, accelerator, "drawing and measuring")
+    else:
+        read_all(images, accelerator, config.micro_batch_size, config.batch_size)
+    seconds = time.perf_counter() - start
+    accelerator.wait_for_everyone()  # every process has written its files
+    if config.format != "png" and accelerator.is_main_process and isinstance(images, DrawnImages):
         blocks = images.read_blocks([range(index, index + 1) for index in range(config.num_images)])
-        write_npz(archive, (block[0] for block in blocks), config.num_images)
-    accelerator.wait_for_everyone()
-    return images, speed
+        write_npz(Path(config.output_dir) / ARCHIVE, (block[0] for block in blocks), config.num_images)
+    names = ("num_drawn", "seconds_drawing", "seconds_held_up")
+    return samples, {"seconds": seconds, **{name: getattr(images, name, 0) for name in names}}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -214,8 +232,17 @@ def exact_arithmetic(num_threads: int):
         torch.set_num_threads(before)
 
 
-def evaluate_generation(config: GenerationConfig, accelerator: Accelerator | None = None) -> dict[str, Any]:
+def evaluate_generation(
+    config: GenerationConfig,
+    accelerator: Accelerator | None = None,
+    known_references: dict[tuple, Reference] | None = None,
+) -> dict[str, Any]:
     """Draw, measure, write generation.json; returns its content, on every process.
+
+    Args:
+        config: of the command.
+        accelerator: of the processes; by default a new one.
+        known_references: for several runs, as `measure_reference` takes them.
 
     Raises:
         ValueError: in one line, for whatever cannot be used, before anything is drawn where that can be known.
@@ -223,13 +250,15 @@ def evaluate_generation(config: GenerationConfig, accelerator: Accelerator | Non
     """
     accelerator = patient_accelerator() if accelerator is None else accelerator
     with exact_arithmetic(config.num_threads):
-        record = _evaluate(config, accelerator)
+        record = _evaluate(config, accelerator, known_references)
     if accelerator.is_main_process:
         write_json(Path(config.output_dir) / RESULTS_FILE, record)
     return broadcast_object_list([record])[0]
 
 
-def _evaluate(config: GenerationConfig, accelerator: Accelerator) -> dict[str, Any] | None:
+def _evaluate(
+    config: GenerationConfig, accelerator: Accelerator, known_references: dict[tuple, Reference] | None
+) -> dict[str, Any] | None:
     device = accelerator.device
     network = make_network(config)
     pipeline = load_pipeline(config.pipeline)
@@ -246,11 +275,11 @@ def _evaluate(config: GenerationConfig, accelerator: Accelerator) -> dict[str, A
         network.check_size(*size)
         network.to(device)
     if config.reference is not None:
-        opened = open_reference(config, network, size, pipeline.transformer.config.num_classes)
-        reference = measure_reference(config, network, *opened, accelerator)
+        num_classes = pipeline.transformer.config.num_classes
+        reference = measure_reference(config, network, size, num_classes, accelerator, known_references)
 
-    images, speed = draw_set(config, pipeline, identity, accelerator)
-    samples = None if network is None else measure_set(config, network, images, accelerator, "samples")
+    images = image_set(config, pipeline, size, identity, accelerator)
+    samples, speed = draw_and_measure(config, images, network, accelerator)
     if config.format == "npz" and accelerator.is_main_process:
         shutil.rmtree(Path(config.output_dir) / IMAGES, ignore_errors=True)
     if not accelerator.is_main_process:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import datasets
 import numpy as np
@@ -27,9 +27,28 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+class ImageBlocks(Protocol):
+    """A set of images that is read in blocks of neighbours.
+
+    Attributes:
+        num_images: N.
+    """
+
+    num_images: int
+
+    def read_blocks(self, blocks: Sequence[range]) -> Iterator[np.ndarray]:
+        """The images of each block of indices, uint8 [B, height, width, 3]; the blocks rise."""
+
+
 def cut(num_images: int, block_size: int) -> list[range]:
     """Indices 0 to N - 1 in blocks, of which the last may be shorter."""
     return [range(start, min(start + block_size, num_images)) for start in range(0, num_images, block_size)]
+
+
+def in_batches(blocks: Sequence[range], batch_size: int) -> list[list[range]]:
+    """Blocks together, as many as hold `batch_size` indices at least."""
+    per_batch = -(-batch_size // max(len(blocks[0]), 1)) if blocks else 1
+    return [list(blocks[start : start + per_batch]) for start in range(0, len(blocks), per_batch)]
 
 
 def read_ahead(
@@ -67,15 +86,17 @@ class ImageSet:
     Attributes:
         name: for messages.
         num_images: N.
-        size: (height, width).
+        size: (height, width), by default of the first image.
     """
 
-    def __init__(self, name: str, num_images: int, crop: int | None, num_threads: int):
+    def __init__(
+        self, name: str, num_images: int, crop: int | None, num_threads: int, size: tuple[int, int] | None = None
+    ):
         if num_images == 0:
             raise ValueError(f"{name} holds no image; required: images.")
         self.name, self.num_images = name, num_images
         self.crop, self.num_threads = crop, num_threads
-        self.size = self._read(0).shape[:2]
+        self.size = self._read(0).shape[:2] if size is None else tuple(size)
 
     def image_name(self, index: int) -> str:
         raise NotImplementedError
@@ -139,9 +160,9 @@ class FolderImages(ImageSet):
 class NumberedImages(ImageSet):
     """The first `num_images` of 000000.png, 000001.png, ... in a folder."""
 
-    def __init__(self, folder: str | Path, num_images: int, num_threads: int = 4):
+    def __init__(self, folder: str | Path, num_images: int, num_threads: int = 4, size: tuple[int, int] | None = None):
         self.folder = Path(folder)
-        super().__init__(str(folder), num_images, None, num_threads)
+        super().__init__(str(folder), num_images, None, num_threads, size)
 
     def image_name(self, index: int) -> str:
         return str(self.folder / numbered_name(index))

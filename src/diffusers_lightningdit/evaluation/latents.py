@@ -22,14 +22,15 @@ import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
+from diffusers import ModelMixin
 
-from ..data.images import PREPROCESSINGS, ImageDataset
+from ..data.images import ImageDataset
 from ..data.latent_shards import partial_name, publish, weights_sha256, write_json
-from ..data.latents import latents_size, load_frozen_vae
 from ..foundation_models import IMAGE_NORMALIZATIONS, FoundationModel
-from ..models import AutoencoderVAVAE
 from ..settings import check_at_least, check_choice, check_output_dir, one_line_errors
 from .alignment import distance_matrix_gap, linear_cka
+from .autoencoders import HELP as AUTOENCODER_HELP
+from .autoencoders import AutoencoderConfig, decode, load_autoencoder, mean_latents
 from .command_help import parse_command
 from .generation import exact_arithmetic
 from .interpolation import interpolation_distance
@@ -46,56 +47,31 @@ PLOT_FILE, POINTS_FILE = "tsne.png", "tsne.csv"
 SIGNIFICANT_DIGITS = 6
 
 HELP = {
-    "vae": "folder or Hub id of an AutoencoderVAVAE",
-    "data": "folder or Hub id of images, for `datasets.load_dataset`",
-    "output_dir": "new or empty",
-    "split": "of the data set",
-    "image_column": "of the data set",
+    **AUTOENCODER_HELP,
     "label_column": "of the data set, for the linear probe; null for images without labels",
     "num_images": "so many, drawn at random by the seed; default: all. Their latents and features are kept in memory",
-    "resolution": "side of the squares that images become",
-    "preprocessing": "how they do: original, or plain, one bicubic step",
     "features": "folder or Hub id of a vision transformer, for alignment and the interpolation distance",
-    "feature_normalization": "minus_one_to_one, or model: by its preprocessor_config.json",
     "perplexity": "of the t-SNE",
     "seed": "of the choice of images, the t-SNE and the linear probe",
-    "micro_batch_size": "images that the networks take at a time; another one changes the last digits",
     "num_threads": "of each process's networks on a CPU, and of the t-SNE; another number changes the last digits",
-    "num_workers": "processes that read images, for each process that computes",
 }
 
 
 @dataclasses.dataclass(kw_only=True)
-class LatentsConfig:
+class LatentsConfig(AutoencoderConfig):
     """Settings of `evaluate latents`; `HELP` says what each is.
 
     Raises:
         ValueError: for a value that cannot be measured with.
     """
 
-    vae: str
-    data: str
-    output_dir: str
-    split: str = "train"
-    image_column: str = "image"
     label_column: str | None = "label"
-    num_images: int | None = None
-    resolution: int = 256
-    preprocessing: str = "original"
-    features: str | None = None
-    feature_normalization: str = "minus_one_to_one"
     perplexity: float = 30.0
     seed: int = 0
-    micro_batch_size: int = 16
-    num_threads: int = 1
-    num_workers: int = 0
 
     def __post_init__(self):
-        for name in ("resolution", "micro_batch_size", "num_threads"):
-            check_at_least(name, getattr(self, name), 1)
-        for name in ("seed", "num_workers"):
-            check_at_least(name, getattr(self, name), 0)
-        check_choice("preprocessing", self.preprocessing, PREPROCESSINGS)
+        super().__post_init__()
+        check_at_least("seed", self.seed, 0)
         check_choice("feature_normalization", self.feature_normalization, IMAGE_NORMALIZATIONS)
 
 
@@ -112,14 +88,14 @@ class LatentMeasures:
         foundation_model: or None.
     """
 
-    def __init__(self, vae: AutoencoderVAVAE, foundation_model: FoundationModel | None):
+    def __init__(self, vae: ModelMixin, foundation_model: FoundationModel | None):
         self.vae, self.foundation_model = vae, foundation_model
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`latents` [B, C, h, w]; `features` [B, F, h, w] and `labels` [B], as far as there are."""
         pixels = batch["pixel_values"].to(self.vae.device)
-        values = {"latents": self.vae.encode(pixels).latent_dist.mode()}
+        values = {"latents": mean_latents(self.vae, pixels)}
         if self.foundation_model is not None:
             values["features"] = self.foundation_model(pixels, tuple(values["latents"].shape[2:]))
         if "class_labels" in batch:
@@ -129,16 +105,14 @@ class LatentMeasures:
     @torch.no_grad()
     def features_of(self, latents: torch.Tensor) -> torch.Tensor:
         """Features, averaged over positions, of the images that are decoded: [B, C, h, w] -> [B, F]."""
-        pixels = self.vae.decode(latents.to(self.vae.device)).sample.clamp(-1, 1)
+        pixels = decode(self.vae, latents.to(self.vae.device)).clamp(-1, 1)
         return self.foundation_model(pixels, tuple(latents.shape[2:])).mean((2, 3)).cpu()
 
 
 def chosen_images(num_images: int | None, available: int, seed: int) -> list[int]:
-    """Indices of images drawn without replacement, rising; raises ValueError if there are too few."""
+    """Indices of images drawn without replacement, rising; all if no number is given."""
     if num_images is None:
         return list(range(available))
-    if num_images > available:
-        raise ValueError(f"`num_images` is {num_images}; required: at most {available}, which `data` has.")
     return sorted(np.random.default_rng(seed).permutation(available)[:num_images].tolist())
 
 
@@ -213,8 +187,7 @@ def evaluate_latents(config: LatentsConfig, accelerator: Accelerator) -> dict[st
 
 
 def _evaluate(config: LatentsConfig, accelerator: Accelerator) -> dict[str, Any]:
-    vae = load_frozen_vae(config.vae, with_statistics=False)
-    latents_size(config.resolution, vae)
+    vae = load_autoencoder(config.vae, config.resolution)
     foundation_model, weights = None, {"vae": weights_sha256(vae)}
     if config.features is not None:
         foundation_model = FoundationModel.from_pretrained(config.features, config.feature_normalization)
@@ -223,6 +196,7 @@ def _evaluate(config: LatentsConfig, accelerator: Accelerator) -> dict[str, Any]
     dataset = ImageDataset(
         config.data, config.resolution, config.split, config.image_column, config.label_column, config.preprocessing
     )
+    config.check_num_images(len(dataset))
     indices = chosen_images(config.num_images, len(dataset), config.seed)
     if not 0 < config.perplexity < len(indices):
         raise ValueError(f"`perplexity` is {config.perplexity:g}; required: above 0, below the {len(indices)} images.")

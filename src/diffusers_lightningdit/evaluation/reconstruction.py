@@ -25,14 +25,15 @@ from typing import Any, TextIO
 import datasets
 import torch
 from accelerate import Accelerator
+from diffusers import ModelMixin
 
-from ..data.images import PREPROCESSINGS, ImageDataset
+from ..data.images import ImageDataset
 from ..data.latent_shards import DTYPES, partial_name, publish, weights_sha256, write_json
-from ..data.latents import latents_size, load_frozen_vae
-from ..models import AutoencoderVAVAE
 from ..original.files import resolve_file
-from ..settings import check_at_least, check_choice, check_output_dir, one_line_errors
+from ..settings import check_choice, check_output_dir, one_line_errors
 from ..vae_losses import LPIPS
+from .autoencoders import HELP as AUTOENCODER_HELP
+from .autoencoders import AutoencoderConfig, decode, load_autoencoder, mean_latents
 from .command_help import parse_command
 from .frechet import FeatureStatistics, frechet_distance
 from .generation import exact_arithmetic, make_network
@@ -48,61 +49,33 @@ DISTANCE_DIGITS = 6  # significant
 
 
 HELP = {
-    "vae": "folder or Hub id of an AutoencoderVAVAE",
-    "data": "folder or Hub id of images, for `datasets.load_dataset`",
-    "output_dir": "new or empty",
-    "split": "of the data set",
-    "image_column": "of the data set",
+    **AUTOENCODER_HELP,
     "num_images": "the first so many; default: all",
-    "resolution": "side of the squares that images become",
-    "preprocessing": "how they do: original, or plain, one bicubic step",
     "lpips": "safetensors file of the weights of LPIPS, or user/repo:file on the Hub",
     "features": "folder or Hub id of a vision transformer, for the Fréchet distance rfd",
-    "feature_normalization": "minus_one_to_one, or model: by its preprocessor_config.json",
     "feature_size": "side in pixels that its input is resized to; default: as it is",
     "inception": "file of torch-fidelity's Inception weights, for rfid",
     "inception_sha256": "of that file, or how it begins",
     "vae_dtype": "that the autoencoder computes in: float32, bfloat16, float16",
-    "micro_batch_size": "images that the networks take at a time; another one changes the last digits",
-    "num_threads": "of each process's networks on a CPU; another number changes the last digits",
-    "num_workers": "processes that read images, for each process that computes",
 }
 
 
 @dataclasses.dataclass(kw_only=True)
-class ReconstructionConfig:
+class ReconstructionConfig(AutoencoderConfig):
     """Settings of `evaluate reconstruction`; `HELP` says what each is.
 
     Raises:
         ValueError: for a value that cannot be measured with.
     """
 
-    vae: str
-    data: str
-    output_dir: str
-    split: str = "train"
-    image_column: str = "image"
-    num_images: int | None = None
-    resolution: int = 256
-    preprocessing: str = "original"
     lpips: str | None = None
-    features: str | None = None
-    feature_normalization: str = "minus_one_to_one"
     feature_size: int | None = None
     inception: str | None = None
     inception_sha256: str = PUBLISHED_SHA256
     vae_dtype: str = "float32"
-    micro_batch_size: int = 16
-    num_threads: int = 1
-    num_workers: int = 0
 
     def __post_init__(self):
-        for name in ("resolution", "micro_batch_size", "num_threads"):
-            check_at_least(name, getattr(self, name), 1)
-        check_at_least("num_workers", self.num_workers, 0)
-        if self.num_images is not None:
-            check_at_least("num_images", self.num_images, 1)
-        check_choice("preprocessing", self.preprocessing, PREPROCESSINGS)
+        super().__post_init__()
         check_choice("vae_dtype", self.vae_dtype, DTYPES)
         if self.features is not None and self.inception is not None:
             raise ValueError("`features` and `inception` are both given; required: one of them, or neither.")
@@ -132,15 +105,15 @@ class ReconstructionMeasures:
         features: a network as in `features.py`, or None.
     """
 
-    def __init__(self, vae: AutoencoderVAVAE, lpips: LPIPS | None, features: torch.nn.Module | None):
+    def __init__(self, vae: ModelMixin, lpips: LPIPS | None, features: torch.nn.Module | None):
         self.vae, self.lpips, self.features = vae, lpips, features
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`psnr_db`, `ssim`, `lpips`: [B]; `real`, `reconstructed`: features [B, D]; as far as there are networks."""
         originals = to_8_bits(batch["pixel_values"].to(self.vae.device))
-        latents = self.vae.encode(from_8_bits(originals).to(self.vae.dtype)).latent_dist.mode()
-        reconstructions = to_8_bits(self.vae.decode(latents).sample)
+        latents = mean_latents(self.vae, from_8_bits(originals).to(self.vae.dtype))
+        reconstructions = to_8_bits(decode(self.vae, latents))
         x, y = from_8_bits(originals), from_8_bits(reconstructions)
         ssim = structural_similarity(originals.double() / 255, reconstructions.double() / 255)
         values = {"psnr_db": peak_signal_to_noise_ratio(x, y), "ssim": ssim}
@@ -215,8 +188,7 @@ def evaluate_reconstruction(config: ReconstructionConfig, accelerator: Accelerat
 
 
 def _evaluate(config: ReconstructionConfig, accelerator: Accelerator) -> dict[str, Any]:
-    vae = load_frozen_vae(config.vae, with_statistics=False)
-    latents_size(config.resolution, vae)
+    vae = load_autoencoder(config.vae, config.resolution)
     weights = {"vae": weights_sha256(vae)}
     features = make_network(config)
     if features is not None:
@@ -229,7 +201,8 @@ def _evaluate(config: ReconstructionConfig, accelerator: Accelerator) -> dict[st
     dataset = ImageDataset(
         config.data, config.resolution, config.split, config.image_column, None, config.preprocessing
     )
-    indices = first_indices(config.num_images, len(dataset))
+    config.check_num_images(len(dataset))
+    indices = range(config.num_images or len(dataset))
     if features is not None and len(indices) < 2:
         raise ValueError("there is 1 image; required: at least 2 for a Fréchet distance.")
     if config.vae_dtype != "float32":
@@ -268,13 +241,6 @@ def _evaluate(config: ReconstructionConfig, accelerator: Accelerator) -> dict[st
     record |= {"warnings": messages, "features": None if features is None else features.description}
     write_json(path.with_name(METRICS_FILE), record)
     return record
-
-
-def first_indices(num_images: int | None, available: int) -> range:
-    """Of the images to take; raises ValueError if there are too few."""
-    if num_images is not None and num_images > available:
-        raise ValueError(f"`num_images` is {num_images}; required: at most {available}, which `data` has.")
-    return range(available if num_images is None else num_images)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,10 +11,27 @@ from torch import nn
 
 from .generation_config import GenerationConfig
 from .image_archive import ARRAY
-from .image_sets import ArchiveImages, ImageSet, open_images
+from .image_sets import ArchiveImages, ImageBlocks, ImageSet, open_images
 from .inception import InceptionFeatures
 from .reference_statistics import archive_names, read_statistics
 from .set_statistics import SetStatistics, measure_images
+
+# Settings that a measured reference depends on, beside the size of the images.
+REFERENCE_SETTINGS = (
+    "reference",
+    "reference_split",
+    "reference_image_column",
+    "reference_label_column",
+    "reference_crop",
+    "features",
+    "feature_normalization",
+    "feature_size",
+    "inception",
+    "inception_sha256",
+    "precision_recall",
+    "micro_batch_size",
+    "num_threads",
+)
 
 
 @dataclass
@@ -91,22 +108,35 @@ def open_reference(
 def measure_reference(
     config: GenerationConfig,
     network: nn.Module,
-    statistics: dict[str, tuple[torch.Tensor, torch.Tensor]],
-    images: ImageSet | ArchiveImages | None,
+    size: tuple[int, int],
+    num_classes: int,
     accelerator: Accelerator,
+    known: dict[tuple, Reference] | None = None,
 ) -> Reference:
-    """Measure the images, unless the statistics are all that is needed."""
-    description: dict[str, Any] = {"reference": config.reference, "published_statistics": sorted(statistics)}
-    measured = None
-    if images is not None and (config.precision_recall or not statistics):
-        measured = measure_set(config, network, images, accelerator, "reference")
-    if measured is not None:
-        description |= {"num_images": measured.num_images, "pixels_sha256": measured.pixels_sha256}
-    return Reference(statistics, measured, getattr(images, "labels", None), description)
+    """Open the reference, and measure its images, unless the statistics are all that is needed.
+
+    Args:
+        known: what earlier runs measured, which spares measuring it again; this one is added.
+
+    Raises:
+        ValueError: as `open_reference`, or for an image that cannot be read.
+    """
+    statistics, images = open_reference(config, network, size, num_classes)
+    key = (tuple(size), *(getattr(config, name) for name in REFERENCE_SETTINGS))
+    known = {} if known is None else known
+    if key not in known:
+        description: dict[str, Any] = {"reference": config.reference, "published_statistics": sorted(statistics)}
+        measured = None
+        if images is not None and (config.precision_recall or not statistics):
+            measured = measure_set(config, network, images, accelerator, "reference")
+        if measured is not None:
+            description |= {"num_images": measured.num_images, "pixels_sha256": measured.pixels_sha256}
+        known[key] = Reference(statistics, measured, getattr(images, "labels", None), description)
+    return known[key]
 
 
 def measure_set(
-    config: GenerationConfig, network: nn.Module, images: ImageSet | ArchiveImages, accelerator: Accelerator, title: str
+    config: GenerationConfig, network: nn.Module, images: ImageBlocks, accelerator: Accelerator, title: str
 ) -> SetStatistics | None:
     keep, block_size = config.precision_recall and config.reference is not None, config.micro_batch_size
-    return measure_images(images, network, accelerator, block_size, config.num_splits, keep, title)
+    return measure_images(images, network, accelerator, block_size, config.batch_size, config.num_splits, keep, title)

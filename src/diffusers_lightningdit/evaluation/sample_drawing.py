@@ -7,19 +7,19 @@ the end of the set. A set of fewer images is thus the beginning of a larger one.
 """
 
 import inspect
-from collections.abc import Iterator
+import itertools
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
-from accelerate import Accelerator
 from diffusers import DiffusionPipeline, SchedulerMixin
-from tqdm.auto import tqdm
 
 from ..keyed_random import random_key
-from .image_sets import cut, numbered_name
+from .image_sets import NumberedImages, numbered_name
 from .image_writer import ImageWriter
 
 LABELS = ("balanced", "random")
@@ -143,68 +143,85 @@ def noise_generator(seed: int, index: int) -> torch.Generator:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def missing_blocks(folder: Path, num_images: int, block_size: int) -> list[range]:
-    """Blocks of indices of which an image isn't there yet."""
-    present = {path.name for path in folder.iterdir()}
-    blocks = cut(num_images, block_size)
-    return [block for block in blocks if not all(numbered_name(index) in present for index in block)]
-
-
-def draw_blocks(
-    pipeline: DiffusionPipeline,
-    blocks: list[range],
-    labels: str,
-    seed: int,
-    sampling: dict[str, Any],
-    block_size: int,
-) -> Iterator[tuple[int, np.ndarray]]:
-    """(index, uint8 [height, width, 3]) of each image of the blocks, which begin at multiples of `block_size`."""
+def draw_block(
+    pipeline: DiffusionPipeline, block: range, labels: str, seed: int, sampling: dict[str, Any], block_size: int
+) -> np.ndarray:
+    """Images of a block of indices, which begins at a multiple of `block_size`: uint8 [B, height, width, 3]."""
     num_classes = pipeline.transformer.config.num_classes
-    for block in blocks:
-        indices = range(block.start, block.start + block_size)
-        images = pipeline(
-            [class_label(labels, index, num_classes, seed) for index in indices],
-            generator=[noise_generator(seed, index) for index in indices],
-            **sampling,
-        ).images
-        for index in block:
-            yield index, np.asarray(images[index - block.start])
+    indices = range(block.start, block.start + block_size)
+    images = pipeline(
+        [class_label(labels, index, num_classes, seed) for index in indices],
+        generator=[noise_generator(seed, index) for index in indices],
+        **sampling,
+    ).images
+    return np.stack([np.asarray(image) for image in images[: len(block)]])
 
 
-def draw_images(
-    pipeline: DiffusionPipeline,
-    folder: Path,
-    num_images: int,
-    labels: str,
-    seed: int,
-    sampling: dict[str, Any],
-    block_size: int,
-    batch_size: int,
-    num_threads: int,
-    accelerator: Accelerator,
-) -> dict[str, float]:
-    """Write the images that `folder` lacks of 000000.png, ..., sharing the work among the processes.
+class DrawnImages(NumberedImages):
+    """The images of a pipeline as a set: whatever of a block isn't in the folder yet is drawn when it is read.
+
+    Files that are there stay as they are, and it is they that are read. Several processes may share a folder if each
+    reads other blocks.
 
     Args:
+        pipeline: that draws.
+        folder: of 000000.png, ..., which exists.
+        num_images: N.
+        size: (height, width) that the pipeline draws.
+        labels, seed, sampling: as in `evaluate generation`.
         block_size: images that the networks take at a time.
-        batch_size: images that a process takes in hand at a time, made up of whole blocks.
-        num_threads: that write.
+        num_threads: that write files, and that read them.
+        max_waiting: images drawn and not yet written, at most.
 
-    Returns:
-        Of this process: how many images it drew, seconds that took, and seconds that writing held it up.
+    Attributes:
+        num_drawn: images so far.
+        seconds_drawing: that it took to draw them.
+        seconds_held_up: that drawing had to wait for writing.
     """
-    missing = missing_blocks(folder, num_images, block_size)
-    accelerator.wait_for_everyone()  # all have looked before one writes
-    per_batch = -(-batch_size // block_size)
-    batches = [missing[start : start + per_batch] for start in range(0, len(missing), per_batch)]
-    own = [block for batch in batches[accelerator.process_index :: accelerator.num_processes] for block in batch]
-    total = sum(map(len, own))
-    with (
-        ImageWriter(num_threads, max_waiting=4 * batch_size) as writer,
-        tqdm(total=total, desc="drawing", disable=not accelerator.is_local_main_process) as bar,
+
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        folder: Path,
+        num_images: int,
+        size: tuple[int, int],
+        labels: str,
+        seed: int,
+        sampling: dict[str, Any],
+        block_size: int,
+        num_threads: int = 4,
+        max_waiting: int = 256,
     ):
-        for index, image in draw_blocks(pipeline, own, labels, seed, sampling, block_size):
-            writer.write(folder / numbered_name(index), image)
-            bar.update()
-    accelerator.wait_for_everyone()
-    return {"num_drawn": total, "seconds": bar.format_dict["elapsed"], "seconds_held_up": writer.seconds_waited}
+        super().__init__(folder, num_images, num_threads, size)
+        self.pipeline, self.labels, self.seed, self.sampling = pipeline, labels, seed, sampling
+        self.block_size, self.max_waiting = block_size, max_waiting
+        self.num_drawn, self.seconds_drawing, self.seconds_held_up = 0, 0.0, 0.0
+
+    def read_blocks(self, blocks: Sequence[range]) -> Iterator[np.ndarray]:
+        """As `ImageSet.read_blocks`; all files are whole when the iterator ends.
+
+        Raises:
+            ValueError: naming a file that cannot be read.
+            OSError: if one cannot be written.
+        """
+        present = {path.name for path in self.folder.iterdir()}
+        with ImageWriter(self.num_threads, self.max_waiting) as writer:
+            is_complete = lambda block: all(numbered_name(index) in present for index in block)  # noqa: E731
+            for are_complete, group in itertools.groupby(blocks, is_complete):
+                if are_complete:
+                    yield from super().read_blocks(list(group))
+                    continue
+                for block in group:
+                    missing = {index for index in block if numbered_name(index) not in present}
+                    drawn = self._draw(block, len(missing))
+                    for index in missing:
+                        writer.write(self.folder / numbered_name(index), drawn[index - block.start])
+                    self.seconds_held_up = writer.seconds_waited
+                    yield np.stack([drawn[i - block.start] if i in missing else self[i] for i in block])
+
+    def _draw(self, block: range, num_missing: int) -> np.ndarray:
+        start = time.perf_counter()
+        drawn = draw_block(self.pipeline, block, self.labels, self.seed, self.sampling, self.block_size)
+        self.seconds_drawing += time.perf_counter() - start
+        self.num_drawn += num_missing
+        return drawn

@@ -6,6 +6,8 @@ together, blocks of fixed size in the order of the set, and sums are formed in t
 """
 
 import hashlib
+import itertools
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,9 +20,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .frechet import FeatureStatistics
-from .image_sets import ArchiveImages, ImageSet, cut
+from .image_sets import ImageBlocks, cut, in_batches, read_ahead
 from .inception_score import InceptionScore
 
+BLOCKS_IN_HAND = 2  # that the network has, or waits for, while the next are read or drawn
 ROWS_OF_AN_UPDATE = 1024  # of the statistics, which cost as much for a few images as for these
 
 
@@ -99,24 +102,28 @@ class _Collector:
         return SetStatistics(self.count, self.statistics, score, self.features, self.digest.hexdigest())
 
 
-@torch.no_grad()
 def measure_images(
-    images: ImageSet | ArchiveImages,
+    images: ImageBlocks,
     network: nn.Module,
     accelerator: Accelerator,
     block_size: int = 16,
+    batch_size: int = 64,
     num_splits: int = 10,
     keep_features: bool = False,
     title: str = "measuring",
 ) -> SetStatistics | None:
     """Run the network over all images.
 
+    Four things go on at once: the network is given a block by a thread of its own while the next ones are read, or
+    drawn, and sums are formed by another.
+
     Args:
-        images: the set.
+        images: the set. Where `read_blocks` computes, it does so in the calling thread.
         network: of `features.py` or `inception.py`, on the accelerator's device.
         accelerator: processes that share the work.
         block_size: images that the network takes at a time; the last block is filled up with its last image. Another
             block size changes features by rounding.
+        batch_size: images that a process takes in hand at a time, made up of whole blocks.
         num_splits: of the Inception Score; there are at most as many as images.
         keep_features: for precision and recall; otherwise memory does not grow with the set.
         title: of the progress bar.
@@ -127,34 +134,57 @@ def measure_images(
     Raises:
         ValueError: on all processes, naming the image that cannot be read.
     """
-    blocks = cut(images.num_images, block_size)
+    batches = in_batches(cut(images.num_images, block_size), batch_size)
+    own_blocks = blocks_of_process(batches, accelerator)
     rank, num_processes = accelerator.process_index, accelerator.num_processes
-    own = _outputs(images, blocks[rank::num_processes], network, accelerator.device, block_size)
     collector = None
     if accelerator.is_main_process:
         collector = _Collector(images.num_images, min(num_splits, images.num_images), keep_features)
-    with tqdm(total=images.num_images, desc=title, disable=not accelerator.is_local_main_process) as bar:
-        for start in range(0, len(blocks), num_processes):
+    total, is_silent = sum(map(len, own_blocks)), not accelerator.is_local_main_process
+    with tqdm(total=total, desc=title, unit=" images", disable=is_silent) as bar:
+        own = _outputs(images, own_blocks, network, accelerator.device, block_size, bar)
+        for start in range(0, len(batches), num_processes):
+            batch = batches[start + rank] if start + rank < len(batches) else []
             try:
-                result = next(own, None)
+                result = list(itertools.islice(own, len(batch)))
             except ValueError as error:
                 result = error
-            # the same round of blocks from all processes, in the order of the set
-            for output in gather_object([result]):
-                if isinstance(output, ValueError):
-                    raise output
-                if output is not None and collector is not None:
-                    collector.add({name: torch.from_numpy(rows) for name, rows in output[0].items()}, output[1])
-            bar.update(sum(len(block) for block in blocks[start : start + num_processes]))
+            # the same round of batches from all processes, in the order of the set
+            for outputs in gather_object([result]):
+                if isinstance(outputs, ValueError):
+                    raise outputs
+                for features, digests in outputs if collector is not None else ():
+                    collector.add({name: torch.from_numpy(rows) for name, rows in features.items()}, digests)
+    deque(own, maxlen=0)  # whatever the set does behind its last block
     return None if collector is None else collector.finish()
 
 
+def blocks_of_process(batches: list[list[range]], accelerator: Accelerator) -> list[range]:
+    """Of the batches, which are dealt out in turn, those of this process."""
+    return list(itertools.chain(*batches[accelerator.process_index :: accelerator.num_processes]))
+
+
+def read_all(images: ImageBlocks, accelerator: Accelerator, block_size: int = 16, batch_size: int = 64) -> None:
+    """Read the blocks of this process, as `measure_images` does, for sets that are made by being read."""
+    blocks = blocks_of_process(in_batches(cut(images.num_images, block_size), batch_size), accelerator)
+    is_silent = not accelerator.is_local_main_process
+    with tqdm(total=sum(map(len, blocks)), desc="drawing", unit=" images", disable=is_silent) as bar:
+        for pixels in images.read_blocks(blocks):
+            bar.update(len(pixels))
+
+
 def _outputs(
-    images: ImageSet | ArchiveImages, blocks: list[range], network: nn.Module, device: torch.device, block_size: int
+    images: ImageBlocks, blocks: list[range], network: nn.Module, device: torch.device, block_size: int, bar: tqdm
 ) -> Iterator[tuple[dict[str, np.ndarray], list[bytes]]]:
     """Features of each block, and a hash of each image's pixels."""
-    for pixels in images.read_blocks(blocks):
+
+    @torch.no_grad()
+    def measure(pixels: np.ndarray) -> tuple[dict[str, np.ndarray], list[bytes]]:
         digests = [hashlib.sha256(image).digest() for image in pixels]
         filled = np.concatenate([pixels, pixels[-1:].repeat(block_size - len(pixels), axis=0)])
         outputs = network(torch.from_numpy(filled).to(device).permute(0, 3, 1, 2))
-        yield {name: rows[: len(pixels)].float().cpu().numpy() for name, rows in outputs.items()}, digests
+        return {name: rows[: len(pixels)].float().cpu().numpy() for name, rows in outputs.items()}, digests
+
+    for outputs, digests in read_ahead(measure, images.read_blocks(blocks), 1, BLOCKS_IN_HAND):
+        bar.update(len(digests))
+        yield outputs, digests

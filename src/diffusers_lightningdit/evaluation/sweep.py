@@ -193,12 +193,12 @@ def run_sweep(config: SweepConfig, accelerator: Accelerator) -> list[dict[str, A
         set_scheduler(pipeline, name)
     del pipeline
     accelerator.wait_for_everyone()  # all have looked before one writes
-    rows = []
+    rows, references = [], {}
     for number, (combination, settings) in enumerate(runs.items(), start=1):
         record = records[combination]
         if record is None:
             accelerator.print(f"{number} of {len(runs)}: {combination.name}")
-            record = evaluate_generation(settings, accelerator)
+            record = evaluate_generation(settings, accelerator, references)
         if accelerator.is_main_process and not config.keep_images:
             shutil.rmtree(Path(settings.output_dir) / IMAGES, ignore_errors=True)
             (Path(settings.output_dir) / ARCHIVE).unlink(missing_ok=True)
