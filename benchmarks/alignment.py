@@ -5,7 +5,8 @@
 
 On the handwritten digits, the same autoencoder is trained with and without the VF loss, at few and at many latent
 channels, then the same transformer on its latents, for equal numbers of steps, by the training scripts as they are.
-Measured: PSNR of reconstructions (dB, higher is better); part of the generated images that a support-vector classifier
+Measured: linear CKA of the latents with the features that they are aligned to (1: the same but for rotation and scale);
+PSNR of reconstructions (dB, higher is better); part of the generated images that a support-vector classifier
 takes for the requested digit; Fréchet distance of generated and real images (lower is better) in the features of a
 second encoder, which has another seed than the one that is aligned to. Writes `results.json`, `table.md` and
 `alignment.png`; run again, it goes on where it was.
@@ -66,8 +67,9 @@ TRANSFORMER = {
 }
 SHARED = {"mixed_precision": "bf16", "checkpointing_steps": None}
 VF_WEIGHT = 0.5  # of the released model's first stage
-MEASURES = {"psnr_db": "PSNR (dB)", "linear_probe_accuracy": "linear probe", "accuracy": "accuracy",
+MEASURES = {"linear_cka": "linear CKA", "psnr_db": "PSNR (dB)", "accuracy": "accuracy",
             "frechet_distance": "Fréchet distance"}  # fmt: skip
+DIGITS = {"linear_cka": 2, "psnr_db": 1, "accuracy": 3, "frechet_distance": 2}  # behind the point
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -182,19 +184,18 @@ def rows_of(results: list[dict]) -> list[dict]:
 
 def table(rows: list[dict]) -> str:
     """In Markdown: mean ± standard deviation over the seeds."""
-    digits = {"psnr_db": 2, "linear_probe_accuracy": 3, "accuracy": 3, "frechet_distance": 2}
     lines = [
         "| Latent channels | VF loss | " + " | ".join(MEASURES.values()) + " |",
         "|---|---|" + "---|" * len(MEASURES),
     ]
     for row in rows:
-        cells = [f"{row[name][0]:.{digits[name]}f} ± {row[name][1]:.{digits[name]}f}" for name in MEASURES]
+        cells = [f"{row[name][0]:.{DIGITS[name]}f} ± {row[name][1]:.{DIGITS[name]}f}" for name in MEASURES]
         lines.append(f"| {row['latent_channels']} | {'yes' if row['is_aligned'] else 'no'} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def plot(rows: list[dict], file: Path) -> None:
-    """A panel for each measure: bars of the means, a dot for each seed."""
+    """A panel for each measure: bars of the means, with their values, and a dot for each seed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -210,12 +211,13 @@ def plot(rows: list[dict], file: Path) -> None:
             panel.bar(place, row[name][0], width=0.36, color=color, alpha=0.6,
                       label=label if row["latent_channels"] == channels[0] else None)  # fmt: skip
             panel.plot([place] * len(row[name][2]), row[name][2], "k.", markersize=5)
-        values = [value for row in rows for value in row[name][2]]
-        margin = 0.15 * (max(values) - min(values)) or 1e-3
-        panel.set_ylim(max(0, min(values) - margin), max(values) + margin)
+            top = max(row[name][2])
+            panel.annotate(f"{row[name][0]:.{DIGITS[name]}f}", (place, top), (0, 4), textcoords="offset points",
+                           ha="center", fontsize=9)  # fmt: skip
+        panel.set_ylim(0, 1.12 * max(value for row in rows for value in row[name][2]))
         panel.set_xticks(range(len(channels)), [f"{number} channels" for number in channels])
         panel.set_title(title)
-    panels[0].legend(loc="lower right")
+    panels[0].legend(loc="upper left")
     figure.savefig(file, dpi=110)
 
 

@@ -32,8 +32,8 @@ def results() -> list[dict]:
 def test_mean_and_standard_deviation_over_the_seeds(alignment, results):
     lines = alignment.table(alignment.rows_of(results)).splitlines()
     assert lines[2:] == [
-        "| 4 | no | 25.50 ± 0.71 | 0.900 ± 0.000 | 0.600 ± 0.141 | 1.00 ± 0.00 |",
-        "| 32 | yes | 27.00 ± 0.00 | 0.900 ± 0.000 | 0.800 ± 0.000 | 1.00 ± 0.00 |",
+        "| 4 | no | 0.50 ± 0.00 | 25.5 ± 0.7 | 0.600 ± 0.141 | 1.00 ± 0.00 |",
+        "| 32 | yes | 0.50 ± 0.00 | 27.0 ± 0.0 | 0.800 ± 0.000 | 1.00 ± 0.00 |",
     ]
 
 
@@ -49,6 +49,6 @@ def test_finished_cells_are_kept(alignment, results, tmp_path, monkeypatch):
     arguments = ["--output_dir", str(tmp_path), "--seeds", "0", "--latent_channels", "4"]
     assert alignment.main(arguments) == finished
     assert json.loads((tmp_path / "results.json").read_text()) == finished
-    assert "| 4 | yes | 26.00 ± 0.00 |" in (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "| 4 | yes | 0.50 ± 0.00 | 26.0 ± 0.0 |" in (tmp_path / "table.md").read_text(encoding="utf-8")
     with Image.open(tmp_path / "alignment.png") as image:
         assert image.width > image.height > 200

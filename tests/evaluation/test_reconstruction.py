@@ -20,8 +20,6 @@ from diffusers_lightningdit.evaluation.image_similarity import structural_simila
 from diffusers_lightningdit.evaluation.reconstruction import (
     ReconstructionConfig,
     ReconstructionTotals,
-    from_8_bits,
-    to_8_bits,
 )
 from diffusers_lightningdit.vae_losses import LPIPS
 
@@ -111,12 +109,6 @@ def test_without_networks_and_with_few_images(arguments, tmp_path, capsys):
     assert set(record["results"]) == {"num_images", "psnr_db", "ssim"}
     assert record["features"] is None
     assert "wrote" in capsys.readouterr().out
-
-
-def test_8_bits_and_back():
-    images = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_8_bits(from_8_bits(images)), images)
-    assert to_8_bits(torch.tensor([-3.0, -1, 0, 1, 3])).tolist() == [0, 0, 128, 255, 255]
 
 
 def test_an_image_that_is_given_back_exactly(tmp_path):

@@ -25,6 +25,16 @@ class UnusableImage(ValueError):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def from_8_bits(images: torch.Tensor) -> torch.Tensor:
+    """uint8 -> pixels in [-1, 1], float32, as the original's data sets do."""
+    return (images.float() / 255 - 0.5) / 0.5
+
+
+def to_8_bits(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels in [-1, 1] -> uint8, by truncation of clamp(127.5 x + 128, 0, 255), as the original does."""
+    return (127.5 * pixels.float() + 128).clamp(0, 255).to(torch.uint8)
+
+
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """The centre square of an image, as [size, size] (the pre-processing of ADM, arXiv 2105.05233).
 
@@ -68,7 +78,7 @@ def image_to_pixels(image: Image.Image, size: int, preprocessing: str = "origina
         )
     square = PREPROCESSINGS[preprocessing](image.convert("RGB"), size)
     pixels = torch.from_numpy(np.array(square))  # uint8 [size, size, 3]
-    return (pixels.permute(2, 0, 1).float() / 255 - 0.5) / 0.5
+    return from_8_bits(pixels.permute(2, 0, 1))
 
 
 def read_pixels(encoded: dict | None, size: int, preprocessing: str = "original") -> torch.Tensor:

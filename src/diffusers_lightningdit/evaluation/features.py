@@ -8,6 +8,7 @@ Each takes images, uint8 [B, 3, height, width], and returns float32 tensors by n
 import torch
 from torch import nn
 
+from ..data.images import from_8_bits
 from ..data.latent_shards import weights_sha256
 from ..foundation_models import FoundationModel
 
@@ -57,5 +58,4 @@ class VisionFeatures(nn.Module):
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Images, uint8 [B, 3, height, width] -> {"features": float32 [B, D]}."""
         grid_size = None if self.size is None else tuple(self.size // side for side in self.network.patch_size)
-        pixels = (images.float() / 255 - 0.5) / 0.5
-        return {"features": self.network(pixels, grid_size).mean((2, 3))}
+        return {"features": self.network(from_8_bits(images), grid_size).mean((2, 3))}

@@ -31,6 +31,13 @@ class FeatureStatistics:
         self.mean = torch.zeros(num_features, dtype=torch.float64)
         self.scatter = torch.zeros(num_features, num_features, dtype=torch.float64)
 
+    @classmethod
+    def of(cls, features: torch.Tensor) -> "FeatureStatistics":
+        """Of features [N, D] that are there all at once."""
+        statistics = cls(features.shape[-1])
+        statistics.update(features)
+        return statistics
+
     def update(self, features: torch.Tensor) -> None:
         """Take in features [B, D], of any floating-point type and device.
 
@@ -67,6 +74,10 @@ class FeatureStatistics:
                 stacklevel=2,
             )
         return self.scatter / (self.count - 1)
+
+    def distance_to(self, other: "FeatureStatistics") -> float:
+        """`frechet_distance` of the two sets; warnings and errors as `covariance`."""
+        return frechet_distance(self.mean, self.covariance, other.mean, other.covariance)
 
 
 def frechet_distance(

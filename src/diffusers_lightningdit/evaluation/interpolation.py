@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from .frechet import FeatureStatistics, frechet_distance
+from .frechet import FeatureStatistics
 
 
 def nearest_by_angle(
@@ -90,8 +90,7 @@ def interpolation_distance(
         raise ValueError(f"`weight` is {weight}; required: a number from 0 to 1.")
     others = latents if candidates is None else candidates
     neighbours = nearest_by_angle(latents, candidates)
-    real, between = (FeatureStatistics(image_features.shape[1]) for _ in range(2))
-    real.update(image_features)
+    between = FeatureStatistics(image_features.shape[1])
     for part, indices in zip(latents.split(batch_size), neighbours.split(batch_size), strict=True):
         between.update(features_of(spherical_interpolation(part, others[indices], weight)))
-    return frechet_distance(real.mean, real.covariance, between.mean, between.covariance)
+    return FeatureStatistics.of(image_features).distance_to(between)

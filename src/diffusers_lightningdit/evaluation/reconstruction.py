@@ -27,7 +27,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import ModelMixin
 
-from ..data.images import ImageDataset
+from ..data.images import ImageDataset, from_8_bits, to_8_bits
 from ..data.latent_shards import DTYPES, partial_name, publish, weights_sha256, write_json
 from ..original.files import resolve_file
 from ..settings import check_choice, check_output_dir, one_line_errors
@@ -35,7 +35,7 @@ from ..vae_losses import LPIPS
 from .autoencoders import HELP as AUTOENCODER_HELP
 from .autoencoders import AutoencoderConfig, decode, load_autoencoder, mean_latents
 from .command_help import parse_command
-from .frechet import FeatureStatistics, frechet_distance
+from .frechet import FeatureStatistics
 from .generation import exact_arithmetic, make_network
 from .image_similarity import peak_signal_to_noise_ratio, structural_similarity
 from .inception import PUBLISHED_SHA256
@@ -84,16 +84,6 @@ class ReconstructionConfig(AutoencoderConfig):
 # ---------------------------------------------------------------------------------------------------------------------
 # One batch
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def to_8_bits(pixels: torch.Tensor) -> torch.Tensor:
-    """Pixels in [-1, 1] -> uint8, by truncation of clamp(127.5 x + 128, 0, 255), as the original does."""
-    return (127.5 * pixels.float() + 128).clamp(0, 255).to(torch.uint8)
-
-
-def from_8_bits(images: torch.Tensor) -> torch.Tensor:
-    """uint8 -> pixels in [-1, 1], as the original's data sets do."""
-    return (images.float() / 255 - 0.5) / 0.5
 
 
 class ReconstructionMeasures:
@@ -163,8 +153,7 @@ class ReconstructionTotals:
         means = {name: math.fsum(values) / num_images for name, values in self._values.items()}
         results = {"num_images": num_images, **{name: round(mean, DECIMALS[name]) for name, mean in means.items()}}
         if self._statistics:
-            real, reconstructed = self._statistics["real"], self._statistics["reconstructed"]
-            distance = frechet_distance(real.mean, real.covariance, reconstructed.mean, reconstructed.covariance)
+            distance = self._statistics["real"].distance_to(self._statistics["reconstructed"])
             results["frechet_distance"] = float(f"{distance:.{DISTANCE_DIGITS}g}")
         return results
 

@@ -11,8 +11,8 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
-from ..data.images import ImageDataset
-from ..evaluation.frechet import FeatureStatistics, frechet_distance
+from ..data.images import ImageDataset, to_8_bits
+from ..evaluation.frechet import FeatureStatistics
 from ..evaluation.image_similarity import WINDOW_SIZE, peak_signal_to_noise_ratio, structural_similarity
 from ..evaluation.interpolation import interpolation_distance
 from ..evaluation.latent_quality import latent_quality
@@ -63,7 +63,7 @@ class AutoencoderValidation:
         }
         if "features" in values:
             real, fake = values["features"].mean((2, 3)), values["reconstructed_features"].mean((2, 3))
-            measures["validation_rfd"] = distance_of_features(real, fake)
+            measures["validation_rfd"] = FeatureStatistics.of(real).distance_to(FeatureStatistics.of(fake))
             measures["latents_interpolation_fd"] = interpolation_distance(
                 values["latents"], real, lambda latents: self._features_between(vae, latents)
             )
@@ -92,20 +92,11 @@ class AutoencoderValidation:
         return values
 
 
-def distance_of_features(real: torch.Tensor, fake: torch.Tensor) -> float:
-    """Fréchet distance of two sets of features, [N, D] each."""
-    statistics = [FeatureStatistics(real.shape[1]) for _ in range(2)]
-    for part, features in zip(statistics, (real, fake), strict=True):
-        part.update(features)
-    return frechet_distance(*(value for part in statistics for value in (part.mean, part.covariance)))
-
-
 @torch.no_grad()
 def reconstructions_grid(vae: AutoencoderVAVAE, dataset: ImageDataset, num_images: int) -> Image.Image:
     """Two rows: the first images of the data set, and what the autoencoder makes of the means of their posteriors."""
     pixels = torch.stack([dataset[index]["pixel_values"] for index in range(min(num_images, len(dataset)))])
     latents = vae.encode(pixels.to(vae.device)).latent_dist.mode()
     rows = torch.cat([pixels, vae.decode(latents).sample.cpu()])
-    # to 8 bits as the original does, by truncation
-    array = (127.5 * rows + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    array = to_8_bits(rows).permute(0, 2, 3, 1).numpy()
     return make_image_grid([Image.fromarray(image) for image in array], rows=2, cols=len(pixels))
