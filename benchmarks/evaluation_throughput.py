@@ -3,9 +3,10 @@
 
     python benchmarks/evaluation_throughput.py --pipeline P --features F [--num_images 512] [--num_workers 4]
 
-Each part is measured alone: drawing, writing PNG files, reading them, the network of the features, the sums of the
-Fréchet distance, precision and recall; then drawing, writing, the network and the sums together, as the evaluation does
-it. Prints a table, how long that took beside the parts one after another, and the seconds that writing held up drawing.
+Each part is measured alone: drawing, writing PNG files, reading them, encoding and decoding by the pipeline's VAE, the
+network of the features, the sums of the Fréchet distance, precision and recall; then drawing, writing, the network and
+the sums together, as the evaluation does it. Prints a table, how long that took beside the parts one after another, and
+the seconds that writing held up drawing.
 """
 
 import argparse
@@ -18,6 +19,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from diffusers_lightningdit.data.images import from_8_bits
+from diffusers_lightningdit.evaluation.autoencoders import decode, mean_latents
 from diffusers_lightningdit.evaluation.frechet import FeatureStatistics
 from diffusers_lightningdit.evaluation.generation import exact_arithmetic, make_network
 from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
@@ -77,6 +80,12 @@ def measure(config: GenerationConfig, folder: Path) -> tuple[dict[str, float], D
     seconds["writing"], _ = seconds_of(lambda: write_all(folder / "alone", images, config.num_workers), device)
     written = NumberedImages(folder / "alone", config.num_images, config.num_workers)
     seconds["reading"], arrays = seconds_of(lambda: list(written.read_blocks(blocks)), device)
+    vae, pixels = pipeline.vae, [from_8_bits(torch.from_numpy(block)).permute(0, 3, 1, 2) for block in arrays]
+    with torch.no_grad():
+        seconds["encoding"], latents = seconds_of(
+            lambda: [mean_latents(vae, block.to(device, vae.dtype)) for block in pixels], device
+        )
+        seconds["decoding"], _ = seconds_of(lambda: [decode(vae, block) for block in latents], device)
     features_of(network, arrays[:1], device)
     seconds["features"], features = seconds_of(lambda: features_of(network, arrays, device), device)
     seconds["sums"], _ = seconds_of(lambda: sum_up(features), device)

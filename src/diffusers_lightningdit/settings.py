@@ -155,10 +155,11 @@ def check_model_arguments(name: str, arguments: dict[str, Any], model_class: typ
 RESULT_FILES = ("model_index.json", "config.json", "pytorch_lora_weights.safetensors")
 
 
-def check_output_dir(output_dir: str, resuming: bool = False) -> None:
+def check_output_dir(output_dir: str, resuming: bool = False, leftovers: Sequence[str] = ()) -> None:
     """Raise ValueError if `output_dir` is something that a result would overwrite.
 
     Where training is `resuming`, the folder may hold checkpoints, logs and samples, but no finished result.
+    `leftovers` are names of files that a killed run may have left half written.
     """
     path = Path(output_dir)
     if resuming and (path.is_dir() or not path.exists()):
@@ -168,7 +169,7 @@ def check_output_dir(output_dir: str, resuming: bool = False) -> None:
                     f"`output_dir` is {output_dir!r}, which holds a finished result; required: another folder, "
                     f"with `resume_from_checkpoint` one of {output_dir}/checkpoint-*."
                 )
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+    elif path.exists() and (not path.is_dir() or any(file.name not in leftovers for file in path.iterdir())):
         raise ValueError(f"`output_dir` is {output_dir!r}, which exists; required: a new or an empty folder.")
 
 

@@ -5,11 +5,9 @@ All images of a set have the same size. They are read block by block, a few bloc
 """
 
 import itertools
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import datasets
 import numpy as np
@@ -19,12 +17,10 @@ from PIL import Image
 
 from ..data.images import EIGHT_BIT_MODES, center_crop, image_name, load_rows
 from .image_archive import ImageArchive
+from .read_ahead import read_ahead
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 BLOCKS_AHEAD = 4
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class ImageBlocks(Protocol):
@@ -49,23 +45,6 @@ def in_batches(blocks: Sequence[range], batch_size: int) -> list[list[range]]:
     """Blocks together, as many as hold `batch_size` indices at least."""
     per_batch = -(-batch_size // max(len(blocks[0]), 1)) if blocks else 1
     return [list(blocks[start : start + per_batch]) for start in range(0, len(blocks), per_batch)]
-
-
-def read_ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], num_threads: int, num_ahead: int
-) -> Iterator[Result]:
-    """`map`, by threads that are up to `num_ahead` items ahead."""
-    items = iter(items)
-    with ThreadPoolExecutor(num_threads) as threads:
-        waiting = deque(threads.submit(function, item) for item in itertools.islice(items, num_ahead))
-        try:
-            while waiting:
-                result = waiting.popleft().result()
-                waiting.extend(threads.submit(function, item) for item in itertools.islice(items, 1))
-                yield result
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def to_array(image: Image.Image, name: str, crop: int | None) -> np.ndarray:

@@ -44,6 +44,7 @@ from .uniformity import point_density, principal_plane, uniformity
 
 METRICS_FILE = "metrics.json"
 PLOT_FILE, POINTS_FILE = "tsne.png", "tsne.csv"
+LEFTOVERS = tuple(partial_name(Path(name)).name for name in (METRICS_FILE, PLOT_FILE, POINTS_FILE))
 SIGNIFICANT_DIGITS = 6
 
 HELP = {
@@ -179,7 +180,7 @@ def evaluate_latents(config: LatentsConfig, accelerator: Accelerator) -> dict[st
             that cannot be read.
         ImportError: without scikit-learn, scipy or matplotlib.
     """
-    check_output_dir(config.output_dir)
+    check_output_dir(config.output_dir, leftovers=LEFTOVERS)
     check_scikit_learn()
     check_matplotlib()
     with exact_arithmetic(config.num_threads):

@@ -17,6 +17,8 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from .read_ahead import read_ahead
+
 
 def patient_accelerator() -> Accelerator:
     """One whose processes wait for the slowest of them, or for what the main process does alone.
@@ -46,7 +48,7 @@ def ordered_batches(
     """What `measure` returns for each batch, in order, on the main process; the others get nothing.
 
     Every process has to exhaust the iterator. A round of one batch for each process is gathered at a time, so that
-    memory does not grow with the data.
+    memory does not grow with the data. A thread measures while the calling one reads, and uses what was measured.
 
     Args:
         dataset: of dictionaries, which torch's default collation makes batches of.
@@ -60,12 +62,17 @@ def ordered_batches(
     indices = range(len(dataset)) if indices is None else indices
     batches = [list(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]
     rank, num_processes = accelerator.process_index, accelerator.num_processes
-    mine = iter(DataLoader(dataset, batch_sampler=batches[rank::num_processes], num_workers=num_workers))
+    mine = DataLoader(dataset, batch_sampler=batches[rank::num_processes], num_workers=num_workers)
+
+    def on_the_cpu(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        return {name: tensor.cpu() for name, tensor in measure(batch).items()}
+
+    own = read_ahead(on_the_cpu, mine, num_threads=1, num_ahead=2)
     with tqdm(total=len(indices), desc=description, unit=" images", disable=not accelerator.is_main_process) as bar:
         for first in range(0, len(batches), num_processes):
             measured = []
             if first + rank < len(batches):
-                measured.append({name: tensor.cpu() for name, tensor in measure(next(mine)).items()})
+                measured.append(next(own))
             gathered = gather_object(measured)  # of the processes in order
             if accelerator.is_main_process:
                 yield from gathered

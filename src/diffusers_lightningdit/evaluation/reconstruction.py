@@ -44,6 +44,7 @@ from .records import measurement_record
 
 METRICS_FILE = "metrics.json"
 IMAGES_FILE = "images.csv"
+LEFTOVERS = tuple(partial_name(Path(name)).name for name in (METRICS_FILE, IMAGES_FILE))
 DECIMALS = {"psnr_db": 4, "ssim": 6, "lpips": 6}
 DISTANCE_DIGITS = 6  # significant
 
@@ -171,7 +172,7 @@ def evaluate_reconstruction(config: ReconstructionConfig, accelerator: Accelerat
             that cannot be read.
         ImportError: for `inception`, without torch-fidelity.
     """
-    check_output_dir(config.output_dir)
+    check_output_dir(config.output_dir, leftovers=LEFTOVERS)
     with exact_arithmetic(config.num_threads):
         return _evaluate(config, accelerator)
 

@@ -20,8 +20,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .frechet import FeatureStatistics
-from .image_sets import ImageBlocks, cut, in_batches, read_ahead
+from .image_sets import ImageBlocks, cut, in_batches
 from .inception_score import InceptionScore
+from .read_ahead import read_ahead
 
 BLOCKS_IN_HAND = 2  # that the network has, or waits for, while the next are read or drawn
 ROWS_OF_AN_UPDATE = 1024  # of the statistics, which cost as much for a few images as for these
