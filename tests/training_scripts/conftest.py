@@ -1,5 +1,7 @@
 """A data set, an autoencoder and recipes so small that a whole training stage runs in seconds."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,6 +26,24 @@ def fresh_accelerate_state():
     """Accelerate keeps mixed precision and more for the life of a process; every run of a script is a new one."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def run_and_be_killed():
+    """run_and_be_killed("vavae", "checkpoint-2", "optimizer", ...): ends by SIGKILL while it writes that checkpoint."""
+
+    def run(script: str, checkpoint: str, file: str, *arguments: str, launch=(), **environment) -> str:
+        command = [sys.executable, *launch, str(Path(__file__).with_name("run_and_be_killed.py"))]
+        killed = subprocess.run(
+            [*command, script, checkpoint, file, *arguments],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        assert killed.returncode != 0
+        return killed.stderr
+
+    return run
 
 
 @pytest.fixture(scope="session")

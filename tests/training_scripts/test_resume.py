@@ -4,7 +4,6 @@ import json
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,33 +46,12 @@ def uninterrupted(tmp_path_factory, data, trained_vae, transformer_recipe) -> Pa
     return folder
 
 
-# Killed for good (SIGKILL) when it has written part of the second checkpoint.
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[1])
-import train_lightningdit
-from diffusers_lightningdit.training import run_state
-
-write_tensors = run_state.RunState._write_tensors
-
-def write_or_die(tensors, file):
-    if "checkpoint-4" in str(file) and "optimizer" in file.name:
-        os.kill(os.getpid(), signal.SIGKILL)
-    write_tensors(tensors, file)
-
-run_state.RunState._write_tensors = staticmethod(write_or_die)
-train_lightningdit.main(sys.argv[2:])
-"""
-
-
-def test_kill_and_resume(uninterrupted, tmp_path, data, trained_vae, transformer_recipe, capsys):
+def test_kill_and_resume(run_and_be_killed, uninterrupted, tmp_path, data, trained_vae, transformer_recipe, capsys):
     folder = tmp_path / "run"
     arguments = ["--config", transformer_recipe, f"data={data}", f"vae={trained_vae}", f"output_dir={folder}", *STEPS]
-    scripts = Path(train_lightningdit.__file__).parent
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(scripts), *arguments], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    said = run_and_be_killed("lightningdit", "checkpoint-4", "optimizer", *arguments)
     left = sorted(path.name for path in folder.iterdir())
-    assert left == [".checkpoint-4.partial", "checkpoint-2"]
+    assert left == [".checkpoint-4.partial", "checkpoint-2"], said
     torch.manual_seed(99)
     train_lightningdit.main([*arguments, "--resume_from_checkpoint", "latest"])
     assert f"resumed from {folder}/checkpoint-2, step 2" in capsys.readouterr().out

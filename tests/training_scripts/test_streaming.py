@@ -1,9 +1,6 @@
 """Runs whose data is a stream: the same as ever, in another order."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import cache_latents
@@ -110,38 +107,17 @@ def test_a_run_that_breaks_off_in_a_checkpoint(
     assert_identical(tmp_path / "run", uninterrupted)
 
 
-# Killed for good (SIGKILL) when the first of the processes has written part of the last checkpoint.
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[1])
-import train_lightningdit
-from diffusers_lightningdit.training import run_state
-
-write_tensors = run_state.RunState._write_tensors
-
-def write_or_die(tensors, file):
-    if "checkpoint-5" in str(file) and "optimizer" in file.name:
-        os.kill(os.getpid(), signal.SIGKILL)
-    write_tensors(tensors, file)
-
-run_state.RunState._write_tensors = staticmethod(write_or_die)
-train_lightningdit.main(sys.argv[2:])
-"""
-
-
 def test_two_processes_share_a_stream_are_killed_and_resumed_on_one(
-    uninterrupted, tmp_path, files, trained_vae, transformer_recipe
+    run_and_be_killed, uninterrupted, tmp_path, files, trained_vae, transformer_recipe
 ):
-    folder, script = tmp_path / "run", tmp_path / "killed.py"
-    script.write_text(KILLED)
+    folder = tmp_path / "run"
     settings = arguments(transformer_recipe, files, folder, f"vae={trained_vae}", FLIPPED)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    scripts = str(Path(train_lightningdit.__file__).parent)
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run([*launch, scripts, *settings], capture_output=True, text=True, env=environment)
-    assert killed.returncode != 0
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    said = run_and_be_killed(
+        "lightningdit", "checkpoint-5", "optimizer", *settings, launch=launch, ACCELERATE_USE_CPU="true"
+    )
     left = sorted(path.name for path in folder.glob("*checkpoint*"))
-    assert left == [".checkpoint-5.partial", "checkpoint-2", "checkpoint-4"], killed.stderr
+    assert left == [".checkpoint-5.partial", "checkpoint-2", "checkpoint-4"], said
     assert json.loads((folder / "checkpoint-4" / "state.json").read_text())["num_processes"] == 2
     train_lightningdit.main([*settings, "resume_from_checkpoint=latest"])
     assert_close(folder, uninterrupted)

@@ -1,6 +1,5 @@
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -217,32 +216,12 @@ def test_weights_of_other_networks(trained_vae, data, vae_recipe, tmp_path, caps
     assert not (tmp_path / "vae").exists()
 
 
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[1])
-import train_vavae
-from diffusers_lightningdit.training import run_state
-
-write_tensors = run_state.RunState._write_tensors
-
-def write_or_die(tensors, file):
-    if "checkpoint-2" in str(file) and "discriminator.optimizer" in file.name:
-        os.kill(os.getpid(), signal.SIGKILL)
-    write_tensors(tensors, file)
-
-run_state.RunState._write_tensors = staticmethod(write_or_die)
-train_vavae.main(sys.argv[2:])
-"""
-
-
-def test_kill_and_resume(trained_vae, data, vae_recipe, tmp_path):
+def test_kill_and_resume(run_and_be_killed, trained_vae, data, vae_recipe, tmp_path):
     """With both optimisers, killed for good when it has written part of the second checkpoint."""
     folder = tmp_path / "vae"
     arguments = ["--config", vae_recipe, f"data={data}", f"output_dir={folder}", "checkpointing_steps=1"]
-    scripts = str(Path(train_vavae.__file__).parent)
-    killed = subprocess.run([sys.executable, "-c", KILLED, scripts, *arguments], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert sorted(path.name for path in folder.iterdir()) == [".checkpoint-2.partial", "checkpoint-1"]
+    said = run_and_be_killed("vavae", "checkpoint-2", "discriminator.optimizer", *arguments)
+    assert sorted(path.name for path in folder.iterdir()) == [".checkpoint-2.partial", "checkpoint-1"], said
     run(vae_recipe, data, folder, "checkpointing_steps=1", "resume_from_checkpoint=latest")
     assert_identical(folder, trained_vae)
 
