@@ -3,6 +3,10 @@ import importlib
 import pytest
 
 from diffusers_lightningdit import evaluate
+from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
+from diffusers_lightningdit.evaluation.latents import LatentsConfig
+from diffusers_lightningdit.evaluation.reconstruction import ReconstructionConfig
+from diffusers_lightningdit.evaluation.sweep import SweepConfig
 
 
 @pytest.mark.parametrize("command", evaluate.COMMANDS)
@@ -12,6 +16,22 @@ def test_every_command_says_what_it_takes(command, capsys):
         evaluate.main([command, "--help"])
     assert exit_.value.code == 0
     assert module.__doc__.splitlines()[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        ("generation", GenerationConfig),
+        ("reconstruction", ReconstructionConfig),
+        ("latents", LatentsConfig),
+        ("sweep", SweepConfig),
+    ],
+)
+def test_the_help_names_every_setting(command, settings, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main([command, "--help"])
+    text = capsys.readouterr().out
+    assert all(f"  {name} " in text for name in settings.__dataclass_fields__)
 
 
 def test_help_lists_the_commands(capsys):

@@ -7,12 +7,27 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from diffusers_lightningdit.evaluate import main
+
 
 @pytest.fixture
 def fresh_accelerate_state():
     """Every run of a command is a new one."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def error_line(capsys):
+    """error_line(words of a command): the line that it ends with, behind "error: "."""
+
+    def run(*words: str) -> str:
+        with pytest.raises(SystemExit) as exit:
+            main(list(words))
+        assert exit.value.code == 2
+        return capsys.readouterr().err.strip().splitlines()[-1].removeprefix("error: ")
+
+    return run
 
 
 @pytest.fixture(scope="session")

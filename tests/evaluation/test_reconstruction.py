@@ -18,7 +18,6 @@ from diffusers_lightningdit.evaluation.features import VisionFeatures
 from diffusers_lightningdit.evaluation.frechet import FeatureStatistics, frechet_distance
 from diffusers_lightningdit.evaluation.image_similarity import structural_similarity
 from diffusers_lightningdit.evaluation.reconstruction import (
-    ReconstructionConfig,
     ReconstructionTotals,
 )
 from diffusers_lightningdit.vae_losses import LPIPS
@@ -139,28 +138,16 @@ def test_an_image_that_is_given_back_exactly(tmp_path):
         (["batch=3"], "`batch` is no key of ReconstructionConfig"),
     ],
 )
-def test_bad_input_is_one_line(arguments, digits_pipeline, tmp_path, capsys, settings, message):
+def test_bad_input_is_one_line(error_line, arguments, digits_pipeline, tmp_path, settings, message):
     transformer = f"{digits_pipeline}/transformer"
     settings, message = (
         [word.format(transformer=transformer) for word in settings],
         message.format(transformer=transformer),
     )
-    with pytest.raises(SystemExit) as exit:
-        main([*arguments, f"output_dir={tmp_path / 'new'}", *settings])
-    assert exit.value.code == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith(f"error: {message}"), error
+    assert error_line(*arguments, f"output_dir={tmp_path / 'new'}", *settings).startswith(message)
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_with_something_in_it(arguments, folder, capsys):
-    with pytest.raises(SystemExit):
-        main([*arguments, "--output_dir", str(folder)])
-    assert "which exists; required: a new or an empty folder" in capsys.readouterr().err
-
-
-def test_the_help_names_every_setting(capsys):
-    with pytest.raises(SystemExit):
-        main(["reconstruction", "--help"])
-    text = capsys.readouterr().out
-    assert all(f"  {name} " in text for name in ReconstructionConfig.__dataclass_fields__)
+def test_a_folder_with_something_in_it(error_line, arguments, folder):
+    error = error_line(*arguments, "--output_dir", str(folder))
+    assert "which exists; required: a new or an empty folder" in error

@@ -138,23 +138,17 @@ def test_what_is_plotted(monkeypatch):
         (["generation.sampling={guidance_scale: 2}"], "`generation.sampling.guidance_scale` is 2, and is swept over;"),
     ],
 )
-def test_bad_input_is_one_line(arguments, tmp_path, capsys, settings, message):
-    with pytest.raises(SystemExit) as exit:
-        main([*arguments, f"output_dir={tmp_path / 'new'}", *settings])
-    assert exit.value.code == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith(f"error: {message}"), error
+def test_bad_input_is_one_line(error_line, arguments, tmp_path, settings, message):
+    assert error_line(*arguments, f"output_dir={tmp_path / 'new'}", *settings).startswith(message)
     assert not (tmp_path / "new").exists()
 
 
-def test_a_run_with_other_settings(arguments, folder, capsys):
-    with pytest.raises(SystemExit):
-        main([*arguments, "generation.seed=1", "--output_dir", str(folder)])
-    assert "generation.json was measured with `seed` 0, now it is 1; required: the same, or" in capsys.readouterr().err
+def test_a_run_with_other_settings(error_line, arguments, folder):
+    error = error_line(*arguments, "generation.seed=1", "--output_dir", str(folder))
+    assert "generation.json was measured with `seed` 0, now it is 1; required: the same, or" in error
 
 
-def test_a_folder_of_something_else(arguments, tmp_path, capsys):
+def test_a_folder_of_something_else(error_line, arguments, tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(SystemExit):
-        main([*arguments, "--output_dir", str(tmp_path)])
-    assert "no sweep; required: a new or an empty folder" in capsys.readouterr().err
+    error = error_line(*arguments, "--output_dir", str(tmp_path))
+    assert "no sweep; required: a new or an empty folder" in error

@@ -47,13 +47,10 @@ def test_a_grid_shows_each_class_from_its_own_noise(digits_pipeline, tmp_path):
         (["grid", "--pipeline", "PIPELINE", "--output", "new.png", "sampling.step=3"], "`sampling.step` is no setting"),
     ],
 )
-def test_bad_input_is_one_line(digits_pipeline, arguments, message, tmp_path, capsys, monkeypatch):
+def test_bad_input_is_one_line(error_line, digits_pipeline, arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as exit:
-        main(["tools", *(digits_pipeline if word == "PIPELINE" else word for word in arguments)])
-    assert exit.value.code == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith(f"error: {message}"), error
+    error = error_line("tools", *(digits_pipeline if word == "PIPELINE" else word for word in arguments))
+    assert error.startswith(message), error
     assert not list(tmp_path.iterdir())
 
 
