@@ -18,13 +18,21 @@ def score_of(probabilities: torch.Tensor, num_splits: int, batch_size: int = 100
 @pytest.mark.parametrize("num_splits", [1, 3, 10])
 def test_the_definition_split_by_split(num_splits, batch_size):
     probabilities = torch.randn(53, 6).mul(2).softmax(1)
-    edges, scores = np.ceil(np.linspace(0, 53, num_splits + 1)).astype(int), []
+    edges, scores = [split * 53 // num_splits for split in range(num_splits + 1)], []
     assert np.ptp(np.diff(edges)) <= 1
     for start, end in itertools.pairwise(edges):
         p = probabilities[start:end].double().numpy()
         divergences = (p * (np.log(p) - np.log(p.mean(0)))).sum(1)
         scores.append(np.exp(divergences.mean()))
     assert score_of(probabilities, num_splits, batch_size) == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-9)
+
+
+def test_torch_fidelity_says_the_same():
+    metric = pytest.importorskip("torch_fidelity.metric_isc", exc_type=ImportError)
+    logits = torch.randn(203, 12).mul(2)
+    theirs = metric.isc_features_to_metric(logits, splits=10, shuffle=False)
+    expected = theirs["inception_score_mean"], theirs["inception_score_std"]
+    assert score_of(logits.softmax(1), 10) == pytest.approx(expected, rel=1e-5)
 
 
 def test_certain_and_balanced_classes_score_their_number():

@@ -7,8 +7,8 @@ import torch
 class InceptionScore:
     """exp(mean over x of KL(p(y|x) || p(y))) of each split, in float64; only sums are kept.
 
-    The images are split in their order into parts whose sizes differ by at most one. With 50,000 images and 10 splits
-    these are the 5,000 each of ADM's evaluation.
+    The images are split in their order into parts whose sizes differ by at most one, part s from image s N // splits
+    on, as torch-fidelity does. With 50,000 images and 10 splits these are the 5,000 each of ADM's evaluation.
 
     Args:
         num_images: how many will come.
@@ -38,7 +38,8 @@ class InceptionScore:
             raise ValueError("`probabilities` has rows that do not sum to 1; required: probabilities of classes.")
         if self.count + len(p) > self.num_images:
             raise ValueError(f"{self.count + len(p)} images came; required: {self.num_images}, as announced.")
-        splits = torch.arange(self.count, self.count + len(p)) * self.num_splits // self.num_images
+        next_indices = torch.arange(self.count + 1, self.count + 1 + len(p))
+        splits = (next_indices * self.num_splits - 1) // self.num_images
         if self._probabilities is None:
             self._probabilities = torch.zeros(self.num_splits, p.shape[1], dtype=torch.float64)
         self._sizes.index_add_(0, splits, torch.ones(len(p), dtype=torch.float64))
