@@ -6,9 +6,10 @@
 On the handwritten digits, the same autoencoder is trained with and without the VF loss, at few and at many latent
 channels, then the same transformer on its latents, for equal numbers of steps, by the training scripts as they are.
 Measured: linear CKA of the latents with the features that they are aligned to (1: the same but for rotation and scale);
-PSNR of reconstructions (dB, higher is better); part of the generated images that a support-vector classifier
-takes for the requested digit; Fréchet distance of generated and real images (lower is better) in the features of a
-second encoder, which has another seed than the one that is aligned to. Writes `results.json`, `table.md` and
+PSNR of reconstructions (dB, higher is better); accuracy, the part of the generated images that a classifier takes for
+the requested digit; Fréchet distance of generated and real images (lower is better) in the classifier's features. The
+classifier is a second encoder, of another seed than the one that is aligned to, with a logistic regression; beside it,
+`pixel_accuracy` is that of a support-vector machine, which sees pixels. Writes `results.json`, `table.md` and
 `alignment.png`; run again, it goes on where it was.
 """
 
@@ -77,13 +78,17 @@ DIGITS = {"linear_cka": 2, "psnr_db": 1, "accuracy": 3, "frechet_distance": 2}  
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class Failed(Exception):
+    """In one line, for the command line to say."""
+
+
 def run_script(name: str, *arguments: str, log: Path) -> None:
     """A script of training_scripts/, in a process of its own; its output goes to `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as file:
         command = [sys.executable, str(SCRIPTS / f"{name}.py"), *arguments]
         if subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ).returncode != 0:
-            raise SystemExit(f"error: {name}.py failed, see {log}")
+            raise Failed(f"{name}.py failed, see {log}")
 
 
 def settings(*parts: dict) -> list[str]:
@@ -136,7 +141,8 @@ def measure(folder: Path, cell: Path, num_images: int) -> dict[str, float]:
     from judge_digits import classifier_features, fit_classifier, generate, real_images, reconstruct
 
     import diffusers_lightningdit  # noqa: F401  (makes the pipeline's classes loadable)
-    from diffusers_lightningdit.evaluation.frechet import FeatureStatistics, frechet_distance
+    from diffusers_lightningdit.evaluation.class_accuracy import class_accuracy
+    from diffusers_lightningdit.evaluation.frechet import FeatureStatistics
     from diffusers_lightningdit.evaluation.image_similarity import peak_signal_to_noise_ratio
     from diffusers_lightningdit.foundation_models import FoundationModel
 
@@ -144,21 +150,21 @@ def measure(folder: Path, cell: Path, num_images: int) -> dict[str, float]:
     real, real_labels, id2label = real_images(str(folder / "data"), 32)
     labels = torch.arange(len(id2label)).repeat(num_images // len(id2label))
     generated = generate(pipeline, labels, seed=0, batch_size=100)
-    taken_for = torch.from_numpy(fit_classifier(real, real_labels)[0].predict(classifier_features(generated)))
+    by_pixels = torch.from_numpy(fit_classifier(real, real_labels)[0].predict(classifier_features(generated)))
     encoder = FoundationModel.from_pretrained(str(folder / "encoder1"))
-    moments = []
-    for pixels in (real, generated):
-        features = FeatureStatistics(encoder.num_channels)
-        for batch in pixels.split(100):
-            features.update(encoder(2 * batch - 1).mean((2, 3)))
-        moments += [features.mean, features.covariance]
+    with torch.no_grad():
+        features = [
+            torch.cat([encoder(2 * batch - 1).mean((2, 3)) for batch in pixels.split(100)])
+            for pixels in (generated, real)
+        ]
     psnr = peak_signal_to_noise_ratio(real, reconstruct(pipeline.vae, real, 100), value_range=1)
     records = [json.loads(line) for line in (cell / "vae" / "metrics.jsonl").read_text("utf-8").splitlines()]
     validation = next(record for record in reversed(records) if "latents_linear_probe_accuracy" in record)
     return {
         "psnr_db": psnr.mean().item(),
-        "accuracy": (taken_for == labels).double().mean().item(),
-        "frechet_distance": frechet_distance(*moments),
+        "accuracy": class_accuracy(features[0], labels, features[1], real_labels),
+        "pixel_accuracy": (by_pixels == labels).double().mean().item(),
+        "frechet_distance": FeatureStatistics.of(features[0]).distance_to(FeatureStatistics.of(features[1])),
         "linear_probe_accuracy": validation["latents_linear_probe_accuracy"],
         "linear_cka": validation["latents_linear_cka"],
     }
@@ -237,23 +243,55 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--num_images", type=int, default=500, help="generated for each cell")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
     arguments = parser.parse_args(argv)
+    try:
+        return run(arguments)
+    except Failed as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def check_settings(folder: Path, arguments: argparse.Namespace) -> None:
+    """Raise Failed if the cells of the folder were made with other numbers of steps or images."""
+    now = {name: getattr(arguments, name) for name in ("vae_steps", "transformer_steps", "encoder_steps", "num_images")}
+    file = folder / "settings.json"
+    if file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if before != now:
+            raise Failed(f"--output_dir is {folder}, with cells of {before}; required: the same, not {now}.")
+    elif folder.exists() and any(folder.iterdir()):
+        raise Failed(f"--output_dir is {folder}, which holds something else; required: a new or an empty folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(now) + "\n", encoding="utf-8")
+
+
+def make_once(folder: Path, last_file: str, name: str, *arguments: str, log: Path) -> None:
+    """Run a script that makes `folder`, unless its last file is there; what an interrupted run left is removed."""
+    if not (folder / last_file).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        run_script(name, *arguments, log=log)
+
+
+def run(arguments: argparse.Namespace) -> list[dict]:
     folder = arguments.output_dir
-    if not (folder / "data").exists():
-        run_script("prepare_digits", "--output_dir", str(folder / "data"), log=folder / "log.txt")
+    check_settings(folder, arguments)
+    log, data = folder / "log.txt", folder / "data"
+    make_once(data, "train.parquet", "prepare_digits", "--output_dir", str(data), log=log)
     for seed in (0, 1):  # the one to align to, and the one to measure with
         encoder = folder / f"encoder{seed}"
-        if not encoder.exists():
-            encoder_settings = {"data": str(folder / "data"), "output_dir": str(encoder), "seed": seed,
-                                "num_train_steps": arguments.encoder_steps}  # fmt: skip
-            run_script("train_digits_encoder", *settings(encoder_settings), log=folder / "log.txt")
+        words = settings({"data": str(data), "output_dir": str(encoder), "seed": seed,
+                          "num_train_steps": arguments.encoder_steps})  # fmt: skip
+        make_once(encoder, "model.safetensors", "train_digits_encoder", *words, log=log)
     cells = list(itertools.product(arguments.seeds, arguments.latent_channels, (False, True)))
     results = []
     with ThreadPoolExecutor(arguments.jobs) as pool:
         futures = [pool.submit(measure_cell, folder, channels, is_aligned, seed, arguments)
                    for seed, channels, is_aligned in cells]  # fmt: skip
-        for future in futures:
-            results.append(future.result())
-            print(json.dumps(results[-1]))
+        try:
+            for future in futures:
+                results.append(future.result())
+                print(json.dumps(results[-1]))
+        except Failed:
+            pool.shutdown(cancel_futures=True)
+            raise
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     rows = rows_of(results)
     (folder / "table.md").write_text(table(rows), encoding="utf-8")

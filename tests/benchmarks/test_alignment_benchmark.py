@@ -37,18 +37,53 @@ def test_mean_and_standard_deviation_over_the_seeds(alignment, results):
     ]
 
 
-def test_finished_cells_are_kept(alignment, results, tmp_path, monkeypatch):
-    """With all cells there, nothing is trained: table and plot are made of them."""
-    for folder in ("data", "encoder0", "encoder1"):
-        (tmp_path / folder).mkdir()
-    monkeypatch.setattr(alignment, "run_script", lambda *arguments, **log: pytest.fail(f"runs {arguments}"))
-    finished = [cell(4, is_aligned, 0, 25 + is_aligned, 0.5) for is_aligned in (False, True)]
-    for name, values in zip(("plain", "aligned"), finished, strict=True):
+@pytest.fixture
+def folder(tmp_path):
+    """What a run leaves whose cells are all finished."""
+    for name in ("data/train.parquet", "encoder0/model.safetensors", "encoder1/model.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for name, values in zip(("plain", "aligned"), FINISHED, strict=True):
         (tmp_path / f"channels4-{name}-seed0").mkdir()
         (tmp_path / f"channels4-{name}-seed0" / "result.json").write_text(json.dumps(values))
-    arguments = ["--output_dir", str(tmp_path), "--seeds", "0", "--latent_channels", "4"]
-    assert alignment.main(arguments) == finished
-    assert json.loads((tmp_path / "results.json").read_text()) == finished
-    assert "| 4 | yes | 0.50 ± 0.00 | 26.0 ± 0.0 |" in (tmp_path / "table.md").read_text(encoding="utf-8")
-    with Image.open(tmp_path / "alignment.png") as image:
+    steps = {"vae_steps": 300, "transformer_steps": 600, "encoder_steps": 900, "num_images": 500}
+    (tmp_path / "settings.json").write_text(json.dumps(steps))
+    return tmp_path
+
+
+FINISHED = [cell(4, is_aligned, 0, 25 + is_aligned, 0.5) for is_aligned in (False, True)]
+ONE_SEED = ["--seeds", "0", "--latent_channels", "4"]
+
+
+def test_finished_cells_are_kept(alignment, folder, monkeypatch):
+    """With all cells there, nothing is trained: table and plot are made of them."""
+    monkeypatch.setattr(alignment, "run_script", lambda *arguments, **log: pytest.fail(f"runs {arguments}"))
+    assert alignment.main(["--output_dir", str(folder), *ONE_SEED]) == FINISHED
+    assert json.loads((folder / "results.json").read_text()) == FINISHED
+    assert "| 4 | yes | 0.50 ± 0.00 | 26.0 ± 0.0 |" in (folder / "table.md").read_text(encoding="utf-8")
+    with Image.open(folder / "alignment.png") as image:
         assert image.width > image.height > 200
+
+
+def test_cells_of_other_settings_are_refused(alignment, folder):
+    with pytest.raises(
+        SystemExit, match=r"with cells of .*'vae_steps': 300.*; required: the same, not .*'vae_steps': 7"
+    ):
+        alignment.main(["--output_dir", str(folder), *ONE_SEED, "--vae_steps", "7"])
+
+
+def test_what_an_interrupted_run_left_is_made_again(alignment, folder, monkeypatch):
+    (folder / "encoder1" / "model.safetensors").rename(folder / "encoder1" / ".result.partial")
+    (folder / "channels4-plain-seed0" / "result.json").unlink()
+    made = []
+
+    def fail(name, *arguments, log):
+        made.append(name)
+        if name != "train_digits_encoder":
+            raise alignment.Failed(f"{name}.py failed, see {log}")
+
+    monkeypatch.setattr(alignment, "run_script", fail)
+    with pytest.raises(SystemExit, match=r"error: train_vavae\.py failed, see .*channels4-plain-seed0"):
+        alignment.main(["--output_dir", str(folder), *ONE_SEED])
+    assert made == ["train_digits_encoder", "train_vavae"]
+    assert not (folder / "encoder1").exists()
