@@ -125,6 +125,31 @@ def test_the_encoder_of_a_larger_model(whole_class, config, tmp_path, pixels):
     torch.testing.assert_close(features, FoundationModel(whole.vit)(pixels))
 
 
+@pytest.mark.parametrize(
+    ("config_class", "model_class", "num_others"),
+    [(transformers.SiglipConfig, transformers.SiglipModel, 0), (transformers.CLIPConfig, transformers.CLIPModel, 1)],
+)
+def test_the_half_of_images_of_a_model_of_images_and_text(
+    config_class, model_class, num_others, tmp_path, pixels, capsys
+):
+    text = {**TINY, "vocab_size": 9, "max_position_embeddings": 4}
+    model = model_class(config_class(vision_config=TINY, text_config=text)).eval()
+    model.save_pretrained(tmp_path)
+    features = FoundationModel.from_pretrained(str(tmp_path))(pixels)
+    tokens = model.vision_model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
+    torch.testing.assert_close(features.flatten(2).transpose(1, 2), tokens[:, num_others:])
+    assert "UNEXPECTED" not in capsys.readouterr().err
+
+
+def test_class_tokens(dinov2, tmp_path, pixels):
+    model = FoundationModel.from_pretrained(dinov2)
+    expected = model.model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]
+    torch.testing.assert_close(model.class_tokens(pixels), expected)
+    without = FoundationModel.from_pretrained(save(tmp_path, *MODELS["siglip"][:2]))
+    with pytest.raises(ValueError, match="the foundation model has no class token; required: one that has"):
+        without.class_tokens(pixels)
+
+
 def test_the_image_is_resized_and_not_the_features(dinov2, pixels):
     foundation_model = FoundationModel.from_pretrained(dinov2)
     larger = F.interpolate(pixels, (48, 24), mode="bilinear")
@@ -173,7 +198,14 @@ def test_no_model(tmp_path):
 def test_a_model_of_text(tmp_path):
     config = transformers.BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
     transformers.BertModel(config).save_pretrained(tmp_path)
-    assert "'bert'; required: a vision transformer" in refusal(tmp_path)
+    assert "which takes 'input_ids'; required: a model of images" in refusal(tmp_path)
+
+
+def test_a_model_without_patches(tmp_path):
+    config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1], layer_type="basic")
+    transformers.ResNetModel(config).save_pretrained(tmp_path)
+    message = refusal(tmp_path, argument="features")
+    assert message.startswith("`features` is ") and "'resnet'; required: a vision transformer" in message
 
 
 def test_a_model_of_sound(tmp_path):
