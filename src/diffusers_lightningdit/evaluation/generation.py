@@ -8,11 +8,9 @@
 with the numbers and everything they depend on. Run again after an interruption, it goes on where it was.
 """
 
-import contextlib
 import json
 import re
 import shutil
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -29,16 +27,15 @@ from ..data.latent_shards import partial_name, weights_sha256, write_json
 from ..settings import one_line_errors
 from .class_accuracy import class_accuracy
 from .command_help import parse_command
-from .features import VisionFeatures
 from .frechet import frechet_distance
 from .generation_config import HELP, GenerationConfig
 from .image_archive import ARRAY, write_npz
 from .image_sets import ArchiveImages
-from .inception import InceptionFeatures
 from .linear_probe import can_be_split, linear_probe_accuracy
+from .networks import exact_arithmetic, make_network
 from .ordered_batches import patient_accelerator
 from .precision_recall import precision_and_recall
-from .records import measurement_record
+from .records import collected_warnings, measurement_record
 from .reference import Reference, measure_reference, measure_set
 from .sample_drawing import DrawnImages, check_sampling, class_label, load_pipeline, set_scheduler, try_pipeline
 from .set_statistics import SetStatistics, read_all
@@ -211,27 +208,6 @@ def not_computed(config: GenerationConfig, reference: Reference) -> list[str]:
     return lines
 
 
-def make_network(config: GenerationConfig) -> nn.Module | None:
-    """The network whose features are compared; None where nothing is."""
-    if config.inception is not None:
-        return InceptionFeatures(config.inception, config.inception_sha256)
-    if config.features is not None:
-        return VisionFeatures(config.features, config.feature_normalization, config.feature_size)
-    return None
-
-
-@contextlib.contextmanager
-def exact_arithmetic(num_threads: int):
-    """The same sums every time: full float32 and fixed algorithms on a GPU, a fixed number of threads on a CPU."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def evaluate_generation(
     config: GenerationConfig,
     accelerator: Accelerator | None = None,
@@ -285,14 +261,11 @@ def _evaluate(
     if not accelerator.is_main_process:
         return None
     num_classes = pipeline.transformer.config.num_classes
-    with warnings.catch_warnings(record=True) as caught:  # of covariances of too few images
-        warnings.simplefilter("always")
+    with collected_warnings() as messages:
+        if reference is not None:
+            for line in not_computed(config, reference):
+                warnings.warn(line, stacklevel=1)
         results = {} if samples is None else compare(config, samples, reference, num_classes, device)
-    messages = sorted({str(warning.message) for warning in caught})
-    if reference is not None:
-        messages += not_computed(config, reference)
-    for message in messages:
-        print(f"warning: {message}", file=sys.stderr)
     weights = {**identity["weights_sha256"]} | ({} if network is None else {"features": network.description["sha256"]})
     return {
         **measurement_record("generation", results, config, weights, accelerator),

@@ -32,10 +32,10 @@ from .alignment import distance_matrix_gap, linear_cka
 from .autoencoders import HELP as AUTOENCODER_HELP
 from .autoencoders import AutoencoderConfig, decode, load_autoencoder, mean_latents
 from .command_help import parse_command
-from .generation import exact_arithmetic
 from .interpolation import interpolation_distance
 from .latent_quality import channel_statistics
 from .linear_probe import can_be_split, linear_probe_accuracy
+from .networks import exact_arithmetic
 from .ordered_batches import ordered_batches, patient_accelerator
 from .plots import check_matplotlib, plot_density
 from .records import measurement_record

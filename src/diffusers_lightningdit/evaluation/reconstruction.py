@@ -36,9 +36,9 @@ from .autoencoders import HELP as AUTOENCODER_HELP
 from .autoencoders import AutoencoderConfig, decode, load_autoencoder, mean_latents
 from .command_help import parse_command
 from .frechet import FeatureStatistics
-from .generation import exact_arithmetic, make_network
 from .image_similarity import peak_signal_to_noise_ratio, structural_similarity
 from .inception import PUBLISHED_SHA256
+from .networks import exact_arithmetic, make_network
 from .ordered_batches import ordered_batches, patient_accelerator
 from .records import measurement_record
 

@@ -1,9 +1,13 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """What a number depends on, to be stored beside it."""
 
+import contextlib
 import dataclasses
 import math
 import platform
+import sys
+import warnings
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -46,6 +50,24 @@ def measurement_record(
         "num_threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), **installed_versions()},
     }
+
+
+@contextlib.contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """Warnings within the context are printed at its end, once and in one line each, to stderr.
+
+    Yields:
+        A list that holds these lines after the context, in the order in which they came first, for the JSON file.
+    """
+    messages: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield messages
+        finally:
+            messages.extend(dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught))
+            for message in messages:
+                print(f"warning: {message}", file=sys.stderr)
 
 
 def installed_versions() -> dict[str, str]:

@@ -1,0 +1,21 @@
+import warnings
+
+import pytest
+
+from diffusers_lightningdit.evaluation.records import collected_warnings
+
+
+def test_warnings_are_told_once_in_one_line_and_kept(capsys):
+    with collected_warnings() as messages:
+        for text in ("few\nsamples", "no sfid", "few\nsamples"):
+            warnings.warn(text, stacklevel=1)
+        assert capsys.readouterr().err == ""
+    assert messages == ["few samples", "no sfid"]
+    assert capsys.readouterr().err == "warning: few samples\nwarning: no sfid\n"
+
+
+def test_an_error_hides_no_warning(capsys):
+    with pytest.raises(ValueError, match="broken"), collected_warnings():
+        warnings.warn("few samples", stacklevel=1)
+        raise ValueError("broken")
+    assert capsys.readouterr().err == "warning: few samples\n"
