@@ -11,21 +11,20 @@ discriminator, for training on.
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import DataLoader, Subset
-from tqdm.auto import tqdm
 
 from diffusers_lightningdit.data.images import ImageDataset
-from diffusers_lightningdit.data.latents import LatentsStatistics, encode_moments, latents_size, sample_latents
+from diffusers_lightningdit.data.latents import latents_size
 from diffusers_lightningdit.data.streamed_rows import FirstRows, StreamedImages
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
 from diffusers_lightningdit.training.data import DATA_ERRORS, RandomlyFlipped
+from diffusers_lightningdit.training.latents_pass import measure_latents
 from diffusers_lightningdit.training.loop import (
     accumulating,
     clip_gradients,
@@ -310,15 +309,6 @@ def trained_parts(config: VAVAETrainingConfig, state: RunState) -> VAVAEParts:
     return parts
 
 
-def batches_to_measure(config: VAVAETrainingConfig, dataset: ImageDataset | StreamedImages, sampler) -> Iterable[dict]:
-    """All images, or `statistics_samples` of them: spread evenly, or the first ones of a stream's order."""
-    if config.streaming:
-        return sampler.first_epoch(64, config.statistics_samples)
-    count = min(config.statistics_samples or len(dataset), len(dataset))
-    images = Subset(dataset, [number * len(dataset) // count for number in range(count)])
-    return DataLoader(images, batch_size=64, num_workers=config.num_workers)
-
-
 def save(
     config: VAVAETrainingConfig,
     accelerator: Accelerator,
@@ -328,14 +318,9 @@ def save(
 ) -> None:
     """The result, with the statistics of its latents over the data."""
     parts = trained_parts(config, state)
+    statistics = measure_latents(config, parts.vae.to(accelerator.device), dataset, sampler, accelerator)
     if accelerator.is_main_process:
-        vae = parts.vae.to(accelerator.device)
-        statistics = LatentsStatistics(vae.config.latent_channels)
-        generator = torch.Generator(accelerator.device).manual_seed(config.seed)
-        for batch in tqdm(batches_to_measure(config, dataset, sampler), desc="latents statistics"):
-            # of samples, not of means: what the transformer is trained on
-            statistics.update(sample_latents(encode_moments(vae, batch["pixel_values"]), generator))
-        vae.set_latents_statistics(statistics.mean, statistics.std)
+        parts.vae.set_latents_statistics(statistics.mean, statistics.std)
         write_result(config.output_dir, lambda folder: save_parts(parts, folder))
         print(f"wrote {config.output_dir}")
     accelerator.wait_for_everyone()

@@ -83,6 +83,11 @@ def test_the_first_epoch_once(data):
     assert values == [int(value) for value in read(data, NUM_IMAGES)]  # none is mirrored
     batches = make_stream(data).first_epoch(4, num_samples=6)
     assert [numbers([batch]) for batch in batches] == [values[:4], values[4:6]]
+    shares = [list(make_stream(data).first_epoch(2, 9, rank, 2)) for rank in range(2)]
+    assert [numbers(share) for share in shares] == [
+        [*values[0:2], *values[4:6], *values[8:9]],
+        [*values[2:4], *values[6:8]],
+    ]
 
 
 def test_batches(data):

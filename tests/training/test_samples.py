@@ -4,7 +4,7 @@ from accelerate import Accelerator
 
 from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from diffusers_lightningdit.training.data import TransformerData
-from diffusers_lightningdit.training.samples import VALIDATION_TIMES, check_share, validation_losses
+from diffusers_lightningdit.training.samples import VALIDATION_TIMES, check_share, spread, validation_losses
 
 
 class Latents:
@@ -53,3 +53,18 @@ def test_samples_that_cannot_be_shared(num_samples, available, processes):
     with pytest.raises(ValueError, match=f"`num_validation_samples` is {num_samples}; required: a multiple of the"):
         check_share(num_samples, available, processes)
     check_share(8, 8, 2)
+
+
+@pytest.mark.parametrize(("length", "count"), [(10, 10), (10, 3), (1000, 32)])
+def test_numbers_that_are_spread(length, count):
+    numbers = spread(length, count)
+    edges = [place * length // count for place in range(count + 1)]
+    assert len(numbers) == count  # one of each stretch
+    assert all(first <= number < end for number, first, end in zip(numbers, edges[:-1], edges[1:], strict=True))
+    assert numbers == spread(length, count)
+
+
+def test_spread_numbers_are_of_all_classes_however_these_lie():
+    numbers = spread(1000, 40)
+    assert {number // 100 for number in numbers} == set(range(10))  # sorted
+    assert {number % 5 for number in numbers} == set(range(5))  # in turns: 40 is a multiple of 5

@@ -111,8 +111,10 @@ def test_gradient_checkpointing_changes_memory_only(data, vae_recipe, tmp_path):
             assert saving[name] == pytest.approx(plain[name], rel=1e-5), name
 
 
-def test_two_processes_weigh_the_losses_as_one_does(data, vae_recipe, tmp_path):
-    settings = ["disc_weight=0", "vf_weight=0.5", "max_train_steps=2", "logging_steps=1", "checkpointing_steps=null"]
+def test_two_processes_weigh_the_losses_and_measure_the_latents_as_one_does(data, vae_recipe, tmp_path):
+    """The learning rate is so small that the weights whose latents are measured are the same, but for rounding."""
+    settings = ["disc_weight=0", "vf_weight=0.5", "max_train_steps=2", "logging_steps=1", "checkpointing_steps=null",
+                "learning_rate=1e-12"]  # fmt: skip
     run(vae_recipe, data, tmp_path / "one", *settings)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", train_vavae.__file__]
     arguments = ["--config", vae_recipe, f"data={data}", f"output_dir={tmp_path / 'two'}", *settings]
@@ -122,6 +124,16 @@ def test_two_processes_weigh_the_losses_as_one_does(data, vae_recipe, tmp_path):
     for one, two in zip(records(tmp_path / "one"), records(tmp_path / "two"), strict=True):
         for name in ("total_loss", "vf_loss", "vf_weight", "grad_norm"):
             assert two[name] == pytest.approx(one[name], rel=1e-4), name
+    one, two = (AutoencoderVAVAE.load_config(tmp_path / name) for name in ("one", "two"))
+    for name in ("latents_mean", "latents_std"):
+        assert two[name] == pytest.approx(one[name], rel=1e-4), name
+
+
+def test_processes_that_do_not_know_of_each_other(data, vae_recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # by torchrun, without ACCELERATE_USE_CPU
+    with pytest.raises(SystemExit):
+        run(vae_recipe, data, tmp_path / "vae")
+    assert "error: 2 processes were started which do not know of each other" in capsys.readouterr().err
 
 
 def test_averaged_weights_are_saved(data, vae_recipe, tmp_path):

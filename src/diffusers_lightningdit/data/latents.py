@@ -8,7 +8,6 @@ import math
 from fractions import Fraction
 
 import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
@@ -61,11 +60,6 @@ def latents_size(resolution: int, vae: AutoencoderVAVAE) -> int:
 def encode_moments(vae: AutoencoderVAVAE, pixels: torch.Tensor) -> torch.Tensor:
     """Mean and log-variance of the raw latents' posterior: [B, 3, height, width] -> [B, 2 C, height/f, width/f]."""
     return vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.parameters
-
-
-def sample_latents(moments: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """m + exp(l / 2) e, e ~ N(0, 1): a draw of raw latents, [B, 2 C, height, width] -> [B, C, height, width]."""
-    return DiagonalGaussianDistribution(moments).sample(generator)
 
 
 class MomentsDataset(TensorDataset):

@@ -107,12 +107,21 @@ class RowStream:
         mirrored = may_flip and self.source.random_flip and is_flipped(self.seed, block["epoch"], index)
         return self.source.sample(row, f"sample {index} of epoch {block['epoch']} of the stream", mirrored)
 
-    def first_epoch(self, batch_size: int, num_samples: int | None = None) -> Iterator[dict]:
-        """Batches of the first samples, or of all, each once, in the order of the first epoch and not mirrored."""
+    def first_epoch(
+        self, batch_size: int, num_samples: int | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[dict]:
+        """Batches of the first samples, or of all, each once, in the order of the first epoch and not mirrored.
+
+        Of these batches only every `world_size`-th from the `rank`-th on, which is decoded; all rows are read.
+        """
         chosen = itertools.islice(self._places(BEGINNING, 0, [0]), num_samples)
         with ThreadPoolExecutor(NUM_THREADS) as threads:
-            while places := list(itertools.islice(chosen, batch_size)):
-                yield default_collate(list(threads.map(partial(self._sample, may_flip=False), places)))
+            for number in itertools.count():
+                places = list(itertools.islice(chosen, batch_size))
+                if not places:
+                    return
+                if number % world_size == rank:
+                    yield default_collate(list(threads.map(partial(self._sample, may_flip=False), places)))
 
     # -- order --
 

@@ -2,6 +2,7 @@
 """The parts of a training loop that know nothing of the model."""
 
 import contextlib
+import datetime
 import itertools
 import os
 import shutil
@@ -10,7 +11,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AORecipeKwargs, DistributedDataParallelKwargs, is_torchao_available, send_to_device
+from accelerate.utils import (
+    AORecipeKwargs,
+    DistributedDataParallelKwargs,
+    KwargsHandler,
+    is_torchao_available,
+    send_to_device,
+)
 from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -23,8 +30,13 @@ from ..data.global_batches import GlobalBatchSampler, part_size
 from ..data.row_stream import RowStream
 from ..data.streamed_rows import StreamedRows
 from ..keyed_random import KeyedRandom, seed_process
+from ..processes import SeparateProcesses, patient_accelerator
 from ..settings import RESULT_FILES
 from .config import TrainingConfig
+
+# What the main process does alone (a checkpoint, pictures, a linear probe, an upload) may take its time; but a process
+# that hangs should not keep the others' GPUs for longer.
+PATIENCE = datetime.timedelta(hours=3)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Set-up
@@ -32,20 +44,28 @@ from .config import TrainingConfig
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
-    """The accelerator of a run; raises ValueError where it cannot compute in `mixed_precision`."""
-    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    """The accelerator of a run.
+
+    Raises:
+        ValueError: in one line, where it cannot compute in `mixed_precision`, or several processes were started which
+            do not know of each other.
+    """
+    handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     if config.mixed_precision == "fp8" and is_torchao_available():
         from torchao.float8 import Float8LinearConfig
 
         # weights stay plain tensors, which Accelerate's default, made for FSDP, wraps
         handlers.append(AORecipeKwargs(config=Float8LinearConfig(pad_inner_dim=True)))
     try:
-        accelerator = Accelerator(
+        accelerator = patient_accelerator(
+            PATIENCE,
+            handlers,
             mixed_precision=config.mixed_precision,
             log_with=config.trackers or None,
             project_dir=config.output_dir,
-            kwargs_handlers=handlers,
         )
+    except SeparateProcesses:
+        raise
     except (ImportError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(

@@ -88,6 +88,16 @@ def save_grid(image: Image.Image, output_dir: str, step: int, accelerator: Accel
     return path
 
 
+def spread(length: int, count: int) -> list[int]:
+    """`count` of the numbers below `length`, rising: one at random out of each of as many equal stretches.
+
+    Of data that is sorted by class these are of all classes, and of data in which classes take turns, too. They are the
+    same in every run.
+    """
+    edges = [number * length // count for number in range(count + 1)]
+    return np.random.default_rng(0).integers(edges[:-1], edges[1:]).tolist()
+
+
 def check_share(num_samples: int, available: int, num_processes: int) -> None:
     """Raise ValueError if the samples to validate with are not there, or cannot be shared equally."""
     if num_samples > available or num_samples % num_processes:

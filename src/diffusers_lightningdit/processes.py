@@ -1,0 +1,40 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Processes that work together, and how long they wait for each other."""
+
+import datetime
+import os
+from collections.abc import Sequence
+
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, KwargsHandler
+
+# the slowest process of a measurement, or what the main one does alone with all that was measured
+MEASURING = datetime.timedelta(days=7)
+
+
+class SeparateProcesses(ValueError):
+    """Several processes were started, each of which takes itself for the only one; the message is one line."""
+
+
+def patient_accelerator(
+    patience: datetime.timedelta = MEASURING, handlers: Sequence[KwargsHandler] = (), **arguments
+) -> Accelerator:
+    """An accelerator whose processes wait for the slowest of them, or for what the main process does alone.
+
+    Args:
+        patience: after which a process that waits for another one fails. torch's default is 10 minutes on GPUs, 30 on
+            CPUs.
+        handlers, arguments: for `Accelerator`.
+
+    Raises:
+        SeparateProcesses: if several processes were started which do not know of each other.
+        ValueError, ImportError: of `Accelerator`.
+    """
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=patience), *handlers], **arguments)
+    num_started = int(os.environ.get("WORLD_SIZE", "1"))
+    if num_started != accelerator.num_processes:
+        raise SeparateProcesses(
+            f"{num_started} processes were started which do not know of each other; required on CPUs: the environment "
+            "variable ACCELERATE_USE_CPU=true."
+        )
+    return accelerator
