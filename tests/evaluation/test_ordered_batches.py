@@ -1,9 +1,13 @@
+from pathlib import Path
+
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, debug_launcher
 from torch.utils.data import Dataset
 
-from diffusers_lightningdit.evaluation.ordered_batches import ordered_batches, patient_accelerator
+from diffusers_lightningdit.evaluation.ordered_batches import ordered_batches, results_in_order
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 
 
 class Numbers(Dataset):
@@ -22,8 +26,43 @@ def test_each_item_once_and_in_order(indices):
     assert [len(batch["number"]) for batch in measured[:-1]] == [3] * (len(measured) - 1)
 
 
-def test_processes_that_do_not_know_of_each_other(monkeypatch):
-    accelerator = Accelerator(cpu=True)  # its state is shared by those that are made after it
-    monkeypatch.setenv("WORLD_SIZE", str(accelerator.num_processes + 1))
-    with pytest.raises(ValueError, match="2 processes were started which do not know of each other; required on CPUs"):
-        patient_accelerator()
+def square_in_turn(folder: Path, error: Exception | None, place: str) -> None:
+    """Each process writes what it gets for 11 batches, two at a turn, or the error that it ends with.
+
+    The process whose part is batch 6 meets with the error there, or when it comes to its end.
+    """
+    accelerator = Accelerator(cpu=True)
+
+    def read(own: list[range]):
+        for batch in own:
+            if place == "reading" and batch.start == 6:
+                raise error
+            yield batch
+        if place == "the end" and range(6, 7) in own:
+            raise error
+
+    def measure(batch: range) -> list[int]:
+        if place == "measuring" and batch.start == 6:
+            raise error
+        return [accelerator.process_index, batch.start**2]
+
+    try:
+        batches = [range(number, number + 1) for number in range(11)]
+        text = str(list(results_in_order(batches, read, measure, accelerator, batches_per_turn=2)))
+    except (ValueError, OSError) as met:
+        text = repr(met)
+    (folder / f"{accelerator.process_index}.txt").write_text(text)
+
+
+def test_two_processes_take_turns(tmp_path):
+    debug_launcher(square_in_turn, (tmp_path, None, "nowhere"), num_processes=2)  # by fork, which spares all imports
+    squares = [[number // 2 % 2, number**2] for number in range(11)]
+    assert (tmp_path / "0.txt").read_text() == str(squares)
+    assert (tmp_path / "1.txt").read_text() == "[]"
+
+
+@pytest.mark.parametrize("place", ["reading", "measuring", "the end"])
+@pytest.mark.parametrize("error", [ValueError("6.png cannot be read"), OSError(28, "No space left on device", "6.png")])
+def test_an_error_of_one_process_ends_all_of_them(place, error, tmp_path):
+    debug_launcher(square_in_turn, (tmp_path, error, place), num_processes=2)
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == [repr(error)] * 2

@@ -41,12 +41,6 @@ def cut(num_images: int, block_size: int) -> list[range]:
     return [range(start, min(start + block_size, num_images)) for start in range(0, num_images, block_size)]
 
 
-def in_batches(blocks: Sequence[range], batch_size: int) -> list[list[range]]:
-    """Blocks together, as many as hold `batch_size` indices at least."""
-    per_batch = -(-batch_size // max(len(blocks[0]), 1)) if blocks else 1
-    return [list(blocks[start : start + per_batch]) for start in range(0, len(blocks), per_batch)]
-
-
 def to_array(image: Image.Image, name: str, crop: int | None) -> np.ndarray:
     """An image of any 8-bit mode as uint8 [height, width, 3], cropped by `center_crop` if a size is given.
 

@@ -27,6 +27,7 @@ from diffusers import ModelMixin
 from ..data.images import ImageDataset
 from ..data.latent_shards import partial_name, publish, weights_sha256, write_json
 from ..foundation_models import IMAGE_NORMALIZATIONS, FoundationModel
+from ..processes import patient_accelerator
 from ..settings import check_at_least, check_choice, check_output_dir, one_line_errors
 from .alignment import distance_matrix_gap, linear_cka
 from .autoencoders import HELP as AUTOENCODER_HELP
@@ -36,7 +37,7 @@ from .interpolation import interpolation_distance
 from .latent_quality import channel_statistics
 from .linear_probe import can_be_split, linear_probe_accuracy
 from .networks import exact_arithmetic
-from .ordered_batches import ordered_batches, patient_accelerator
+from .ordered_batches import ordered_batches
 from .plots import check_matplotlib, plot_density
 from .records import measurement_record
 from .tsne import check_scikit_learn, tsne_plane

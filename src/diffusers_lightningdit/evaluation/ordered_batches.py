@@ -6,34 +6,75 @@ batch, by float32 rounding in the last bits, which moves single pixels of an 8-b
 measured twice.
 """
 
-import datetime
-import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, gather_object
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ..processes import patient_accelerator as patient_accelerator
 from .read_ahead import read_ahead
 
+Read = TypeVar("Read")
+Result = TypeVar("Result")
 
-def patient_accelerator() -> Accelerator:
-    """One whose processes wait for the slowest of them, or for what the main process does alone.
+BATCHES_IN_HAND = 2  # that `measure` has, or that wait for it, while the next are read
+SHARED_ERRORS = (ValueError, OSError)  # of an image that is damaged, a file that cannot be written
+
+
+def results_in_order(
+    batches: Sequence[Sequence[int]],
+    read: Callable[[list[Sequence[int]]], Iterable[Read]],
+    measure: Callable[[Read], Result],
+    accelerator: Accelerator,
+    batches_per_turn: int = 1,
+    description: str = "measuring",
+) -> Iterator[Result]:
+    """What `measure` returns for each batch, in order, on the main process; the others get nothing.
+
+    Every process has to exhaust the iterator. The processes take turns in the order of the batches; a round of one turn
+    of each is gathered at a time, so that memory does not grow with the data. A thread measures while the calling one
+    reads, and uses what was measured.
+
+    Args:
+        batches: of indices, rising.
+        read: the batches of this process -> what `measure` takes of each, in the same order, in the calling thread.
+        measure: what was read -> an object that can be pickled.
+        accelerator: of the run.
+        batches_per_turn: that a process takes in hand at a time.
+        description: of the progress bar, which shows the part of the process.
 
     Raises:
-        ValueError: if several processes were started, each of which takes itself for the only one.
+        ValueError, OSError: of `read` or `measure`, on all processes if one meets with it.
     """
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(days=7))])
-    num_started = int(os.environ.get("WORLD_SIZE", "1"))
-    if num_started != accelerator.num_processes:
-        raise ValueError(
-            f"{num_started} processes were started which do not know of each other; required on CPUs: the environment "
-            "variable ACCELERATE_USE_CPU=true."
-        )
-    return accelerator
+    turns = [batches[first : first + batches_per_turn] for first in range(0, len(batches), batches_per_turn)]
+    rank, num_processes = accelerator.process_index, accelerator.num_processes
+    own_turns = turns[rank::num_processes]
+    own = list(itertools.chain(*own_turns))
+    is_silent = not accelerator.is_local_main_process
+    with tqdm(total=sum(map(len, own)), desc=description, unit=" images", disable=is_silent) as bar:
+
+        def measured() -> Iterator[Result]:
+            for result, batch in zip(read_ahead(measure, read(own), 1, BATCHES_IN_HAND), own, strict=True):
+                bar.update(len(batch))
+                yield result
+
+        results = measured()
+        # One round more, in which each comes to the end: reading may end with work of its own, as waiting for files.
+        for number in range(-(-len(turns) // num_processes) + 1):
+            try:
+                share = list(itertools.islice(results, len(own_turns[number]) if number < len(own_turns) else None))
+            except SHARED_ERRORS as error:
+                share = error
+            for part in gather_object([share]):  # of the processes in order
+                if isinstance(part, Exception):
+                    raise part
+                if accelerator.is_main_process:
+                    yield from part
 
 
 def ordered_batches(
@@ -45,10 +86,7 @@ def ordered_batches(
     indices: Sequence[int] | None = None,
     description: str = "measuring",
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """What `measure` returns for each batch, in order, on the main process; the others get nothing.
-
-    Every process has to exhaust the iterator. A round of one batch for each process is gathered at a time, so that
-    memory does not grow with the data. A thread measures while the calling one reads, and uses what was measured.
+    """`results_in_order` for a data set of torch.
 
     Args:
         dataset: of dictionaries, which torch's default collation makes batches of.
@@ -58,22 +96,17 @@ def ordered_batches(
         num_workers: processes that read, for each of these.
         indices: items to take, in this order; all by default.
         description: of the progress bar.
+
+    Raises:
+        ValueError, OSError: of an item, or of `measure`, on all processes.
     """
     indices = range(len(dataset)) if indices is None else indices
     batches = [list(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]
-    rank, num_processes = accelerator.process_index, accelerator.num_processes
-    mine = DataLoader(dataset, batch_sampler=batches[rank::num_processes], num_workers=num_workers)
+
+    def read(own: list[list[int]]) -> DataLoader:
+        return DataLoader(dataset, batch_sampler=own, num_workers=num_workers)
 
     def on_the_cpu(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         return {name: tensor.cpu() for name, tensor in measure(batch).items()}
 
-    own = read_ahead(on_the_cpu, mine, num_threads=1, num_ahead=2)
-    with tqdm(total=len(indices), desc=description, unit=" images", disable=not accelerator.is_main_process) as bar:
-        for first in range(0, len(batches), num_processes):
-            measured = []
-            if first + rank < len(batches):
-                measured.append(next(own))
-            gathered = gather_object(measured)  # of the processes in order
-            if accelerator.is_main_process:
-                yield from gathered
-            bar.update(sum(map(len, batches[first : first + num_processes])))
+    return results_in_order(batches, read, on_the_cpu, accelerator, description=description)

@@ -30,6 +30,7 @@ from diffusers import ModelMixin
 from ..data.images import ImageDataset, from_8_bits, to_8_bits
 from ..data.latent_shards import DTYPES, partial_name, publish, weights_sha256, write_json
 from ..original.files import resolve_file
+from ..processes import patient_accelerator
 from ..settings import check_choice, check_output_dir, one_line_errors
 from ..vae_losses import LPIPS
 from .autoencoders import HELP as AUTOENCODER_HELP
@@ -39,7 +40,7 @@ from .frechet import FeatureStatistics
 from .image_similarity import peak_signal_to_noise_ratio, structural_similarity
 from .inception import PUBLISHED_SHA256
 from .networks import exact_arithmetic, make_network
-from .ordered_batches import ordered_batches, patient_accelerator
+from .ordered_batches import ordered_batches
 from .records import measurement_record
 
 METRICS_FILE = "metrics.json"

@@ -6,25 +6,20 @@ together, blocks of fixed size in the order of the set, and sums are formed in t
 """
 
 import hashlib
-import itertools
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import nn
-from tqdm.auto import tqdm
 
 from .frechet import FeatureStatistics
-from .image_sets import ImageBlocks, cut, in_batches
+from .image_sets import ImageBlocks, cut
 from .inception_score import InceptionScore
-from .read_ahead import read_ahead
+from .ordered_batches import results_in_order
 
-BLOCKS_IN_HAND = 2  # that the network has, or waits for, while the next are read or drawn
 ROWS_OF_AN_UPDATE = 1024  # of the statistics, which cost as much for a few images as for these
 
 
@@ -134,58 +129,26 @@ def measure_images(
 
     Raises:
         ValueError: on all processes, naming the image that cannot be read.
+        OSError: on all processes, if an image that is drawn cannot be written.
     """
-    batches = in_batches(cut(images.num_images, block_size), batch_size)
-    own_blocks = blocks_of_process(batches, accelerator)
-    rank, num_processes = accelerator.process_index, accelerator.num_processes
-    collector = None
-    if accelerator.is_main_process:
-        collector = _Collector(images.num_images, min(num_splits, images.num_images), keep_features)
-    total, is_silent = sum(map(len, own_blocks)), not accelerator.is_local_main_process
-    with tqdm(total=total, desc=title, unit=" images", disable=is_silent) as bar:
-        own = _outputs(images, own_blocks, network, accelerator.device, block_size, bar)
-        for start in range(0, len(batches), num_processes):
-            batch = batches[start + rank] if start + rank < len(batches) else []
-            try:
-                result = list(itertools.islice(own, len(batch)))
-            except ValueError as error:
-                result = error
-            # the same round of batches from all processes, in the order of the set
-            for outputs in gather_object([result]):
-                if isinstance(outputs, ValueError):
-                    raise outputs
-                for features, digests in outputs if collector is not None else ():
-                    collector.add({name: torch.from_numpy(rows) for name, rows in features.items()}, digests)
-    deque(own, maxlen=0)  # whatever the set does behind its last block
-    return None if collector is None else collector.finish()
-
-
-def blocks_of_process(batches: list[list[range]], accelerator: Accelerator) -> list[range]:
-    """Of the batches, which are dealt out in turn, those of this process."""
-    return list(itertools.chain(*batches[accelerator.process_index :: accelerator.num_processes]))
-
-
-def read_all(images: ImageBlocks, accelerator: Accelerator, block_size: int = 16, batch_size: int = 64) -> None:
-    """Read the blocks of this process, as `measure_images` does, for sets that are made by being read."""
-    blocks = blocks_of_process(in_batches(cut(images.num_images, block_size), batch_size), accelerator)
-    is_silent = not accelerator.is_local_main_process
-    with tqdm(total=sum(map(len, blocks)), desc="drawing", unit=" images", disable=is_silent) as bar:
-        for pixels in images.read_blocks(blocks):
-            bar.update(len(pixels))
-
-
-def _outputs(
-    images: ImageBlocks, blocks: list[range], network: nn.Module, device: torch.device, block_size: int, bar: tqdm
-) -> Iterator[tuple[dict[str, np.ndarray], list[bytes]]]:
-    """Features of each block, and a hash of each image's pixels."""
 
     @torch.no_grad()
     def measure(pixels: np.ndarray) -> tuple[dict[str, np.ndarray], list[bytes]]:
+        """Features of a block, and a hash of each image's pixels."""
         digests = [hashlib.sha256(image).digest() for image in pixels]
         filled = np.concatenate([pixels, pixels[-1:].repeat(block_size - len(pixels), axis=0)])
-        outputs = network(torch.from_numpy(filled).to(device).permute(0, 3, 1, 2))
+        outputs = network(torch.from_numpy(filled).to(accelerator.device).permute(0, 3, 1, 2))
         return {name: rows[: len(pixels)].float().cpu().numpy() for name, rows in outputs.items()}, digests
 
-    for outputs, digests in read_ahead(measure, images.read_blocks(blocks), 1, BLOCKS_IN_HAND):
-        bar.update(len(digests))
-        yield outputs, digests
+    collector = _Collector(images.num_images, min(num_splits, images.num_images), keep_features)
+    blocks, per_turn = cut(images.num_images, block_size), -(-batch_size // block_size)
+    for outputs, digests in results_in_order(blocks, images.read_blocks, measure, accelerator, per_turn, title):
+        collector.add({name: torch.from_numpy(rows) for name, rows in outputs.items()}, digests)
+    return collector.finish() if accelerator.is_main_process else None
+
+
+def read_all(images: ImageBlocks, accelerator: Accelerator, block_size: int = 16, batch_size: int = 64) -> None:
+    """Read the blocks of each process, as `measure_images` does, for sets that are made by being read."""
+    blocks, per_turn = cut(images.num_images, block_size), -(-batch_size // block_size)
+    nothing = results_in_order(blocks, images.read_blocks, lambda pixels: None, accelerator, per_turn, "drawing")
+    deque(nothing, maxlen=0)
