@@ -72,11 +72,45 @@ def write(folder, name: str, **options) -> None:
     Image.new(options.get("mode", "RGB"), options.get("size", (7, 9))).save(folder / name)
 
 
-def test_a_foreign_file(tmp_path):
-    write(tmp_path, "a.png")
-    (tmp_path / "notes.txt").write_text("seen")
-    with pytest.raises(ValueError, match=r"holds notes\.txt; required: images only"):
+@pytest.mark.parametrize("foreign", ["notes.txt", "train.parquet"])
+def test_a_foreign_file(foreign, tmp_path):
+    for name in ("a.png", "b.png"):
+        write(tmp_path, name)
+    (tmp_path / foreign).write_text("seen")
+    with pytest.raises(ValueError, match=rf"holds {foreign}; required: images only"):
         open_images(str(tmp_path))
+
+
+@pytest.mark.parametrize("classes", ["", "cat"])
+def test_splits_in_folders_of_their_own(classes, tmp_path):
+    for split, count in (("train", 3), ("test", 2)):
+        (tmp_path / split / classes).mkdir(parents=True)
+        for number in range(count):
+            write(tmp_path / split / classes, f"{number}.png")
+    assert [open_images(str(tmp_path), split=split).num_images for split in ("train", "test")] == [3, 2]
+    with pytest.raises(ValueError, match=r"`reference` is .*, split 'nonsense'; required: .*"):
+        open_images(str(tmp_path), split="nonsense")
+
+
+def test_a_split_of_a_folder_that_has_none(tmp_path):
+    write(tmp_path, "a.png")
+    with pytest.raises(ValueError, match=r"split 'test'; required: .* \(Unknown split \"test\""):
+        open_images(str(tmp_path), split="test")
+
+
+def test_images_with_metadata(tmp_path):
+    """Of a picture that the table does not name, `datasets` knows nothing."""
+    for name in ("a.png", "b.png", "c.png"):
+        write(tmp_path, name)
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,one\nb.png,two\n")
+    assert open_images(str(tmp_path)).num_images == 2
+
+
+def test_a_preview_beside_a_table(arrays, tmp_path):
+    rows = {"image": [Image.fromarray(array) for array in arrays]}
+    Dataset.from_dict(rows, features=Features({"image": ImageFeature()})).to_parquet(tmp_path / "train.parquet")
+    write(tmp_path, "preview.png")
+    assert open_images(str(tmp_path)).num_images == 11
 
 
 def test_a_damaged_image(tmp_path):

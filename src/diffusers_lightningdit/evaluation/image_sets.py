@@ -20,6 +20,11 @@ from .image_archive import ImageArchive
 from .read_ahead import read_ahead
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+DEFAULT_SPLIT = "train"
+# What `datasets` goes by in a folder: names of files, names of folders that are splits, files that hold many images.
+DATA_SET_FILES = ("README.md", "metadata.csv", "metadata.jsonl", "metadata.parquet")
+SPLIT_FOLDERS = ("train", "training", "validation", "valid", "dev", "val", "test", "testing", "eval", "evaluation")
+DATA_SUFFIXES = (".parquet", ".arrow", ".tar", ".zip")
 BLOCKS_AHEAD = 4
 
 
@@ -224,9 +229,23 @@ class ArchiveImages:
         yield from read_ahead(lambda block: block, read(), 1, 1)
 
 
+def is_folder_of_images(folder: Path) -> bool:
+    """Whether the files of a folder are read as they are, and not by `datasets`, as a data set with splits is.
+
+    It holds images, no folder named as a split, no metadata or card of a data set, and fewer files with data, for
+    `datasets` reads those that are more frequent, and passes over the others.
+    """
+    files = [path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()]
+    num_images = sum(file.suffix.lower() in IMAGE_SUFFIXES for file in files)
+    num_data = sum(file.suffix.lower() in DATA_SUFFIXES for file in files)
+    is_described = any(file.name in DATA_SET_FILES for file in files)
+    has_splits = any(part in SPLIT_FOLDERS for file in files for part in file.parts[:-1])
+    return num_images > num_data and not is_described and not has_splits
+
+
 def open_images(
     name: str,
-    split: str = "train",
+    split: str = DEFAULT_SPLIT,
     column: str = "image",
     crop: int | None = None,
     num_threads: int = 4,
@@ -235,8 +254,8 @@ def open_images(
     """A set of images by its name.
 
     Args:
-        name: an `.npz` file; a folder with image files and nothing else, also in subfolders; otherwise whatever
-            `datasets.load_dataset` reads, a folder or a Hub id.
+        name: an `.npz` file; a folder as in `is_folder_of_images`, of which every file then has to be an image, unless
+            another split is asked for; otherwise whatever `datasets.load_dataset` reads, a folder or a Hub id.
         split, column: of a data set.
         crop: side of the squares that images are cropped to by `center_crop`; None takes them as they are. An `.npz`
             file is never cropped.
@@ -251,6 +270,6 @@ def open_images(
         return DatasetImages(name, split, column, crop, num_threads, label_column)
     if path.suffix == ".npz":
         return ArchiveImages(path)
-    if path.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.rglob("*")):
+    if split == DEFAULT_SPLIT and path.is_dir() and is_folder_of_images(path):
         return FolderImages(path, crop, num_threads)
     return DatasetImages(name, split, column, crop, num_threads)
