@@ -1,7 +1,9 @@
 """Archives against numpy's own reader and writer."""
 
 import os
+import signal
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,7 +60,10 @@ def damage(path):
         (lambda folder: (folder / "9").mkdir(), r"holds 9; required: PNG files only"),
         (lambda folder: damage(folder / "3.png"), r"3\.png cannot be read .*required: a PNG file"),
         (lambda folder: Image.new("RGB", (4, 4)).save(folder / "4.png"), r"4\.png has 4x4 pixels, 0\.png 7x5"),
-        (lambda folder: Image.new("RGBA", (7, 5)).save(folder / "4.png"), r"4\.png has mode RGBA; required: RGB"),
+        (
+            lambda folder: Image.new("RGBA", (7, 5)).save(folder / "4.png"),
+            r"4\.png has mode 'RGBA'; required: one of L, RGB",
+        ),
     ],
 )
 def test_bad_folders_leave_no_file(folder, spoil, message, tmp_path):
@@ -113,6 +118,39 @@ def test_damaged_archives(images, tmp_path):
         list(ImageArchive(path))
 
 
+@pytest.mark.parametrize(("place", "message"), [(0.0, "cannot be read"), (0.5, "is damaged"), (0.999, "is damaged")])
+def test_damaged_compressed_archives(images, place, message, tmp_path):
+    path = tmp_path / "set.npz"
+    np.savez_compressed(path, np.random.default_rng(0).integers(0, 256, (20, 40, 40, 3), dtype=np.uint8))
+    content = bytearray(path.read_bytes())
+    start = 100 + int(place * (len(content) - 300))  # behind the header of the archive, before its directory
+    content[start : start + 20] = bytes(20)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"set\.npz {message} \("):
+        unpack_archive(path, tmp_path / "folder")
+    assert os.listdir(tmp_path) == ["set.npz"]
+
+
+def test_unpacks_all_images_or_none(images, tmp_path, monkeypatch):
+    np.savez(tmp_path / "set.npz", images)
+    folder = tmp_path / "folder"
+    (folder / "unpacking.partial").mkdir(parents=True)  # of a run that was killed
+    (folder / "unpacking.partial" / "000099.png").touch()
+    rename = Path.rename
+    interrupted_at = folder / "000007.png"
+    monkeypatch.setattr(
+        Path,
+        "rename",
+        lambda path, to: signal.raise_signal(signal.SIGINT) if to == interrupted_at else rename(path, to),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        unpack_archive(tmp_path / "set.npz", folder)
+    assert os.listdir(folder) == []
+    monkeypatch.undo()
+    unpack_archive(tmp_path / "set.npz", folder)
+    assert sorted(os.listdir(folder)) == [f"{number:06d}.png" for number in range(12)]
+
+
 def test_an_archive_that_says_more_images_than_it_has(images, tmp_path):
     with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive, archive.open("arr_0.npy", "w") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": (13, *images.shape[1:])}
@@ -120,6 +158,7 @@ def test_an_archive_that_says_more_images_than_it_has(images, tmp_path):
         file.write(images.tobytes())
     with pytest.raises(ValueError, match="ends in image 12; required: 13 images"):
         unpack_archive(tmp_path / "set.npz", tmp_path / "folder")
+    assert os.listdir(tmp_path) == ["set.npz"]
 
 
 @pytest.mark.parametrize("num_images", [11, 13])

@@ -5,8 +5,12 @@ The file holds the array `arr_0`, uint8 [N, height, width, 3]. Both ways one ima
 that was pickled is read.
 """
 
+import lzma
+import math
 import re
+import shutil
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -15,8 +19,12 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from ..data.latent_shards import partial_name, publish
+from .image_decoding import decode_rgb, one_line
 
 ARRAY = "arr_0"
+# of a file that is none or is damaged, encrypted, or compressed in an unknown way
+READ_ERRORS = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+UNPACKING = "unpacking.partial"  # folder in the output, while not all images are there
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -76,8 +84,8 @@ class ImageArchive:
                 shape, in_columns, dtype = _read_header(file)
         except KeyError as error:
             raise ValueError(f"{path} has no {ARRAY}; {required}.") from error
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} cannot be read ({_line(error)}); {required}.") from error
+        except READ_ERRORS as error:
+            raise ValueError(f"{path} cannot be read ({one_line(error)}); {required}.") from error
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape or in_columns:
             raise ValueError(f"{path} holds {ARRAY} of {dtype} and shape {list(shape)}; {required}.")
         self.num_images, self.image_shape = shape[0], shape[1:]
@@ -86,14 +94,14 @@ class ImageArchive:
         return self.num_images
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        size = int(np.prod(self.image_shape))
+        size = math.prod(self.image_shape)
         with zipfile.ZipFile(self.path) as archive, archive.open(f"{ARRAY}.npy") as file:
             _read_header(file)
             for index in range(self.num_images):
                 try:
                     content = file.read(size)
-                except (OSError, EOFError, zipfile.BadZipFile) as error:  # a checksum that fails, at the end
-                    raise ValueError(f"{self.path} is damaged ({_line(error)}); required: a whole file.") from error
+                except READ_ERRORS as error:  # a checksum fails only at the end
+                    raise ValueError(f"{self.path} is damaged ({one_line(error)}); required: a whole file.") from error
                 if len(content) < size:
                     raise ValueError(f"{self.path} ends in image {index}; required: {self.num_images} images.")
                 yield np.frombuffer(content, np.uint8).reshape(self.image_shape)
@@ -103,10 +111,6 @@ def _read_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, order and type of an array; reads nothing that was pickled."""
     read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
     return read(file)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -132,22 +136,20 @@ def png_files(folder: str | Path) -> list[Path]:
     return files
 
 
+def numbered_name(index: int) -> str:
+    """000000.png, 000001.png, ..."""
+    return f"{index:06d}.png"
+
+
 def read_png(path: Path) -> np.ndarray:
-    """An 8-bit RGB or gray PNG file as uint8 [height, width, 3].
+    """An RGB or gray PNG file of 8 bits as uint8 [height, width, 3].
+
+    Others would not come back from the archive as they were: conversion to RGB drops transparency.
 
     Raises:
         ValueError: naming the file, if it is damaged or of another kind.
     """
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            image.load()
-            mode = image.mode
-            pixels = np.asarray(image.convert("RGB"))
-    except Exception as error:  # Pillow's decoders raise anything
-        raise ValueError(f"{path} cannot be read ({_line(error)}); required: a PNG file.") from error
-    if mode not in ("L", "RGB"):
-        raise ValueError(f"{path} has mode {mode}; required: RGB or gray, of 8 bits.")
-    return pixels
+    return np.asarray(decode_rgb(str(path), lambda: Image.open(path, formats=["PNG"]), ("L", "RGB"), "a PNG file"))
 
 
 def pack_folder(folder: str | Path, path: str | Path) -> int:
@@ -180,12 +182,27 @@ def unpack_archive(path: str | Path, folder: str | Path) -> int:
     """Write the images of an `.npz` file as 000000.png, 000001.png, ...; returns their number.
 
     Raises:
-        ValueError: if the file is none of images, or `folder` exists and is not empty.
+        ValueError: if the file is none of images, or damaged, or `folder` exists and is not empty; no file is left
+            then. The next run clears away what a killed one leaves in `UNPACKING`.
+        OSError: if they cannot be written.
     """
     archive, folder = ImageArchive(path), Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    is_new, partial = not folder.exists(), folder / UNPACKING
+    if not is_new and (not folder.is_dir() or any(inside != partial for inside in folder.iterdir())):
         raise ValueError(f"`output` is {str(folder)!r}, which exists; required: a new or an empty folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(archive):
-        Image.fromarray(image).save(folder / f"{index:06d}.png")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for index, image in enumerate(archive):
+            Image.fromarray(image).save(partial / numbered_name(index))
+        for index in range(len(archive)):
+            (partial / numbered_name(index)).rename(folder / numbered_name(index))
+    except BaseException:  # also of an interruption: all images, or none
+        for index in range(len(archive)):
+            (folder / numbered_name(index)).unlink(missing_ok=True)
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
     return len(archive)

@@ -15,8 +15,9 @@ import pyarrow.compute
 import torch
 from PIL import Image
 
-from ..data.images import EIGHT_BIT_MODES, center_crop, image_name, load_rows
-from .image_archive import ImageArchive
+from ..data.images import center_crop, image_name, load_rows
+from .image_archive import ImageArchive, numbered_name
+from .image_decoding import decode_rgb
 from .read_ahead import read_ahead
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -46,18 +47,6 @@ def cut(num_images: int, block_size: int) -> list[range]:
     return [range(start, min(start + block_size, num_images)) for start in range(0, num_images, block_size)]
 
 
-def to_array(image: Image.Image, name: str, crop: int | None) -> np.ndarray:
-    """An image of any 8-bit mode as uint8 [height, width, 3], cropped by `center_crop` if a size is given.
-
-    Raises:
-        ValueError: naming the image, if it has more than 8 bits a channel.
-    """
-    if image.mode not in EIGHT_BIT_MODES:
-        raise ValueError(f"{name} has mode {image.mode!r}; required: one of {', '.join(EIGHT_BIT_MODES)}.")
-    image = image.convert("RGB")
-    return np.array(image if crop is None else center_crop(image, crop))
-
-
 class ImageSet:
     """A set that is read image by image, in any order.
 
@@ -84,14 +73,8 @@ class ImageSet:
         raise NotImplementedError
 
     def _read(self, index: int) -> np.ndarray:
-        name = self.image_name(index)
-        try:
-            image = self.open_image(index)
-            image.load()
-        except Exception as error:  # Pillow's decoders raise anything
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{name} cannot be read ({reason}); required: an undamaged image.") from error
-        return to_array(image, name, self.crop)
+        image = decode_rgb(self.image_name(index), lambda: self.open_image(index))
+        return np.array(image if self.crop is None else center_crop(image, self.crop))
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Image `index`, uint8 [height, width, 3]; raises ValueError naming it if it is damaged or of another size."""
@@ -147,11 +130,6 @@ class NumberedImages(ImageSet):
 
     def open_image(self, index: int) -> Image.Image:
         return Image.open(self.image_name(index))
-
-
-def numbered_name(index: int) -> str:
-    """000000.png, 000001.png, ..."""
-    return f"{index:06d}.png"
 
 
 class DatasetImages(ImageSet):
