@@ -41,6 +41,8 @@ from diffusers_lightningdit.training.run_state import RunState
 from diffusers_lightningdit.training.spike_guard import SpikeGuard, TrainingDiverged
 from diffusers_lightningdit.training.weight_init import initialize_weights, load_initial_transformer
 
+ADVICE = "a lower `learning_rate` or `max_grad_norm`, `transformer.use_qk_norm`"  # against divergence
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Beginning
 # ---------------------------------------------------------------------------------------------------------------------
@@ -93,7 +95,9 @@ def make_run(
         optimizers={NAME: optimizer},
         lr_schedulers={NAME: make_lr_scheduler(config, optimizer.optimizer)},
         averages={NAME: MovingAverages(model.parameters(), config.ema_decays, config.ema_warmup)},
-        guard=SpikeGuard(config.loss_spike_factor, config.grad_norm_spike_factor, patience=config.spike_patience),
+        guard=SpikeGuard(
+            config.loss_spike_factor, config.grad_norm_spike_factor, patience=config.spike_patience, advice=ADVICE
+        ),
         identity=sampler.identity(),
         architectures={NAME: architecture},
         settings=asdict(config),

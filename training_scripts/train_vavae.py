@@ -10,9 +10,9 @@ discriminator, for training on.
 """
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -27,13 +27,11 @@ from diffusers_lightningdit.training.data import DATA_ERRORS, RandomlyFlipped
 from diffusers_lightningdit.training.latents_pass import measure_latents
 from diffusers_lightningdit.training.loop import (
     accumulating,
-    clip_gradients,
     due,
-    global_mean,
+    finish_step,
     make_accelerator,
     make_batch_sampler,
     make_lr_scheduler,
-    skip_step,
     train_steps,
     write_result,
 )
@@ -45,7 +43,7 @@ from diffusers_lightningdit.training.spike_guard import SpikeGuard, TrainingDive
 from diffusers_lightningdit.training.vavae_config import VAVAETrainingConfig
 from diffusers_lightningdit.training.vavae_parts import Teachers, VAVAEParts, initial_parts, save_parts
 from diffusers_lightningdit.training.vavae_validation import AutoencoderValidation, reconstructions_grid
-from diffusers_lightningdit.vae_losses import autoencoder_losses, discriminator_losses
+from diffusers_lightningdit.vae_losses import VAELossSettings, autoencoder_losses, discriminator_losses
 
 VAE, DISCRIMINATOR = "vae", "discriminator"  # the models of the run, in checkpoints
 SHOWN = ("rec_loss", "kl_loss", "vf_loss", "g_loss", "disc_loss", "skipped")  # beside the progress bar
@@ -201,8 +199,10 @@ def train(
     with progress:
         while state.step < config.max_train_steps:
             stage = config.stage_at(state.step)
+            if stage.local_step(state.step) == 0:
+                state.guard.forget_history()
             taking_part = [VAE, DISCRIMINATOR] if stage.discriminator_trains(state.step) else [VAE]
-            scalars, micro_batches = [], next(steps)
+            parts, micro_batches = [], next(steps)
             for number, (batch, draws) in enumerate(micro_batches, start=1):
                 pixels, noise = batch["pixel_values"], draws.normal("posterior", latents_shape)
                 is_last = number == len(micro_batches)
@@ -214,25 +214,10 @@ def train(
                         loss, judged = discriminator_step(state, stage, pixels, reconstructions.detach())
                         accelerator.backward(loss / len(micro_batches))
                     values |= judged
-                scalars.append(torch.stack(list(values.values())))
-            grad_norm = clip_gradients(accelerator, state.models[VAE], config.max_grad_norm or math.inf)
-            means = global_mean(accelerator, torch.cat([torch.stack(scalars).mean(0), grad_norm[None]]))
-            metrics = dict(zip([*values, "grad_norm"], means, strict=True))
-
-            spike = state.guard.check(likelihood(stage, metrics), metrics["grad_norm"], accelerator.scaler is not None)
-            for name in taking_part:
-                if spike is None:
-                    state.optimizers[name].step()
-                    state.optimizers[name].zero_grad()
-                else:
-                    skip_step(accelerator, state.optimizers[name])
-            if spike is not None:
-                progress.report(f"step {state.step + 1} skipped: {spike} ({state.guard.num_skipped} skipped in all)")
-            elif VAE in state.averages and not accelerator.optimizer_step_was_skipped:
-                state.averages[VAE].step(state.models[VAE].parameters())
-            learning_rate = state.lr_schedulers[VAE].get_last_lr()[0]
-            state.advance()
-            metrics |= {"learning_rate": learning_rate, "skipped": state.guard.num_skipped}
+                parts.append(values)
+            scalars = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+            loss_of = partial(loss_of_fixed_weights, stage.losses)
+            metrics = finish_step(state, scalars, loss_of, config.max_grad_norm, taking_part)
             progress.update(state.step, metrics)
 
             if state.secure(config.checkpointing_steps, config.max_train_steps):
@@ -268,7 +253,7 @@ def autoencoder_step(
         reconstructions,
         mean,
         logvar,
-        step=state.step - stage.first_step,
+        step=stage.local_step(state.step),
         last_decoder_weight=vae.decoder.conv_out.weight,
         last_encoder_weight=vae.encoder.conv_out.weight,
         logits_fake=logits,
@@ -285,13 +270,12 @@ def discriminator_step(
     """(loss, scalars) of a batch of images and of their reconstructions by the weights before this step."""
     with state.accelerator.autocast():
         real, fake = state.models[DISCRIMINATOR](pixels, reconstructions)
-    return discriminator_losses(stage.losses, real.float(), fake.float(), step=state.step - stage.first_step)
+    return discriminator_losses(stage.losses, real.float(), fake.float(), step=stage.local_step(state.step))
 
 
-def likelihood(stage, metrics: dict[str, float]) -> float:
-    """What spikes are seen by: the part of the loss whose weights are fixed, and whether the other parts are finite."""
-    loss = metrics["nll_loss"] + stage.losses.kl_weight * metrics["kl_loss"]
-    return loss if all(map(math.isfinite, metrics.values())) or not math.isfinite(loss) else math.nan
+def loss_of_fixed_weights(settings: VAELossSettings, metrics: dict[str, float]) -> float:
+    """What spikes are seen by: the part of the loss whose weights are fixed."""
+    return metrics["nll_loss"] + settings.kl_weight * metrics["kl_loss"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,13 +4,17 @@ import os
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch.utils.data import Dataset
 
 from diffusers_lightningdit.training.config import TrainingConfig
 from diffusers_lightningdit.training.loop import (
+    clip_gradients,
     due,
+    make_accelerator,
     make_batch_sampler,
     make_lr_scheduler,
+    step_optimizers,
     train_steps,
     write_result,
 )
@@ -91,6 +95,78 @@ def test_a_batch_that_is_larger_than_the_data_set(tmp_path):
     config = example_config(tmp_path)
     with pytest.raises(ValueError, match="`global_batch_size` is 4; required: at most the 3 samples"):
         make_batch_sampler(config, Numbers(3), Accelerator(cpu=True))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two optimisers and one loss scaler (fp16), here on a CPU, where Accelerate has none
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    """Accelerate keeps the mixed precision for the life of a process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def scaled_run(with_scaler: bool) -> tuple[Accelerator, list, list]:
+    """(accelerator, models, optimisers) of two models."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True)
+    if with_scaler:
+        accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
+    torch.manual_seed(0)
+    models = [torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)]
+    pairs = [accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1)) for model in models]
+    return accelerator, [model for model, _ in pairs], [optimizer for _, optimizer in pairs]
+
+
+def backward(accelerator: Accelerator, models: list, factors: tuple[float, ...]) -> float:
+    for model, factor in zip(models, factors, strict=False):
+        accelerator.backward(factor * model(torch.ones(1, 3)).square().sum())
+    return clip_gradients(accelerator, models[0], 0.01).item()
+
+
+def test_two_optimisers_with_a_loss_scaler_step_as_without():
+    found = {}
+    for with_scaler in (True, False):
+        accelerator, models, optimizers = scaled_run(with_scaler)
+        norms = []
+        for number_taking_part in (1, 2, 2):  # as a discriminator, which begins later
+            norms.append(backward(accelerator, models[:number_taking_part], (1.0, 1.0)))
+            step_optimizers(accelerator, optimizers[:number_taking_part])
+        found[with_scaler] = [*norms, *(parameter.tolist() for model in models for parameter in model.parameters())]
+        assert not with_scaler or accelerator.scaler.get_scale() == 2.0**11  # grown once in three steps
+    for scaled, plain in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(torch.tensor(scaled), torch.tensor(plain), atol=1e-3, rtol=1e-3)
+
+
+def test_of_two_optimisers_only_the_one_whose_gradients_overflow_stays():
+    accelerator, models, optimizers = scaled_run(True)
+    before = [model.weight.clone() for model in models]
+    backward(accelerator, models, (1.0, 1e38))
+    step_optimizers(accelerator, optimizers)
+    assert [torch.equal(model.weight, weight) for model, weight in zip(models, before, strict=True)] == [False, True]
+    assert accelerator.scaler.get_scale() == 2.0**9
+
+
+def test_steps_can_be_skipped_in_a_row():
+    accelerator, models, optimizers = scaled_run(True)
+    before = [model.weight.clone() for model in models]
+    for _ in range(2):
+        backward(accelerator, models, (1.0, 1.0))
+        step_optimizers(accelerator, optimizers, skip=True)
+    assert all(torch.equal(model.weight, weight) for model, weight in zip(models, before, strict=True))
+    backward(accelerator, models, (1.0, 1.0))
+    step_optimizers(accelerator, optimizers)
+    assert not any(torch.equal(model.weight, weight) for model, weight in zip(models, before, strict=True))
+
+
+def test_half_precision_on_a_cpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(ValueError, match="`mixed_precision` is 'fp16'; required on a CPU: no or bf16"):
+        make_accelerator(example_config(tmp_path, mixed_precision="fp16"))
 
 
 def test_due():

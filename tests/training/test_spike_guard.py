@@ -52,6 +52,21 @@ def test_overflow_is_left_to_the_loss_scaler():
     assert guard.check(math.nan, math.inf, may_overflow=True) == "loss is nan"
 
 
+def test_other_numbers_have_to_be_finite():
+    guard = trained()
+    assert guard.check(1.0, 2.0, only_finite={"kl_loss": 1e9}) is None
+    assert guard.check(1.0, 2.0, only_finite={"kl_loss": 1e9, "vf_loss": math.nan}) == "vf_loss is nan"
+    assert guard.num_bad_in_a_row == 1
+
+
+def test_another_objective_begins_without_a_history():
+    guard = trained()
+    guard.check(100.0, 2.0)
+    guard.forget_history()
+    assert guard.check(100.0, 200.0) is None
+    assert guard.num_skipped == 1
+
+
 def test_roll_back_after_patience():
     guard = trained(patience=2)
     checkpoint = guard.state_dict()
@@ -65,11 +80,12 @@ def test_roll_back_after_patience():
 
 
 def test_the_same_checkpoint_is_not_gone_back_to_for_ever():
-    guard = trained(max_rollbacks=2)
+    guard = trained(max_rollbacks=2, advice="more luck")
     checkpoint = guard.state_dict()
     for step in (100, 100, 200, 200):
         guard.load_state_dict(guard.state_after_rollback(step, checkpoint))
-    with pytest.raises(TrainingDiverged, match="bad again after 2 returns to the checkpoint of step 200; required:"):
+    message = "bad again after 2 returns to the checkpoint of step 200; required: more luck, or an earlier checkpoint"
+    with pytest.raises(TrainingDiverged, match=message):
         guard.state_after_rollback(200, checkpoint)
 
 

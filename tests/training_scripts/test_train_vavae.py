@@ -92,6 +92,19 @@ def test_stages_in_a_row(data, vae_recipe, tmp_path):
     assert [step["vf_weight"] == pytest.approx(0.1) for step in steps] == [False] * 3 + [True] * 2
 
 
+def test_a_stage_with_a_larger_loss_is_no_spike(data, vae_recipe, tmp_path):
+    """Sums over pixels in place of means: 192 times the loss, which 50 steps of the first stage say nothing of."""
+    stages = "stages=[{num_steps: 51, reduction: mean}, {num_steps: 2, reduction: sum}]"
+    settings = [stages, "max_train_steps=null", "disc_weight=0", "logging_steps=1", "learning_rate=1e-6"]
+    run(vae_recipe, data, tmp_path / "whole", *settings, "checkpointing_steps=51")
+    steps = records(tmp_path / "whole")
+    assert steps[51]["nll_loss"] > 50 * steps[50]["nll_loss"]
+    assert steps[52]["skipped"] == 0
+    resumed = f"resume_from_checkpoint={tmp_path / 'whole' / 'checkpoint-51'}"
+    run(vae_recipe, data, tmp_path / "resumed", *settings, resumed)
+    assert_identical(tmp_path / "resumed", tmp_path / "whole")
+
+
 def test_accumulated_gradients_are_those_of_the_batch(data, vae_recipe, tmp_path):
     """Without the adaptive weights and batch norms, which see a part of the batch at a time."""
     settings = ["disc_weight=0", "adaptive_vf=false", "max_train_steps=1"]

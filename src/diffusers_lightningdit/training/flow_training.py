@@ -14,7 +14,7 @@ from ..keyed_random import KeyedRandom
 from ..models import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from .data import TransformerData, dataset_to_train_on, normalized_latents
 from .lightningdit_config import FlowTrainingConfig
-from .loop import accumulating, clip_gradients, due, global_mean, skip_step, train_steps
+from .loop import accumulating, due, finish_step, train_steps
 from .progress import TrainingProgress, forward_flops
 from .run_state import RunState
 from .samples import check_share, draw_grid, save_grid, validation_losses
@@ -107,8 +107,7 @@ def train(
         num_passes: forward passes that a step costs as much as; a backward pass for all weights costs two.
         sample_class_ids: classes to draw; all by default.
     """
-    model, optimizer, averages = state.models[NAME], state.optimizers[NAME], state.averages[NAME]
-    architecture = state.architectures[NAME]
+    model, architecture = state.models[NAME], state.architectures[NAME]
     micro_batch_size = config.global_batch_size // accelerator.num_processes // config.gradient_accumulation_steps
     dataset = dataset_to_train_on(config, data, vae, show_progress=accelerator.is_main_process)
     progress = TrainingProgress(config, accelerator, state.step, image_flops(architecture, num_passes))
@@ -128,22 +127,10 @@ def train(
                         )
                     accelerator.backward(loss / len(micro_batches))
                 losses.append(loss.detach())
-            grad_norm = clip_gradients(accelerator, model, config.max_grad_norm)
-            loss, grad_norm = global_mean(accelerator, torch.stack([torch.stack(losses).mean(), grad_norm]))
-
-            spike = state.guard.check(loss, grad_norm, may_overflow=accelerator.scaler is not None)
-            if spike is None:
-                optimizer.step()
-                optimizer.zero_grad()
-                if not accelerator.optimizer_step_was_skipped:  # by the loss scaler of fp16
-                    averages.step(model.parameters())
-            else:
-                skip_step(accelerator, optimizer)
-                progress.report(f"step {state.step + 1} skipped: {spike} ({state.guard.num_skipped} skipped in all)")
-            learning_rate = state.lr_schedulers[NAME].get_last_lr()[0]
-            state.advance()
-            metrics = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate}
-            progress.update(state.step, {**metrics, "skipped": state.guard.num_skipped})
+            metrics = finish_step(
+                state, {"loss": torch.stack(losses).mean()}, lambda means: means["loss"], config.max_grad_norm, [NAME]
+            )
+            progress.update(state.step, metrics)
 
             if state.secure(config.checkpointing_steps, config.max_train_steps):
                 continue  # back at an earlier step

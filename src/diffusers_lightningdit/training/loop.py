@@ -4,13 +4,15 @@
 import contextlib
 import datetime
 import itertools
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import (
     AORecipeKwargs,
     DistributedDataParallelKwargs,
@@ -33,6 +35,7 @@ from ..keyed_random import KeyedRandom, seed_process
 from ..processes import SeparateProcesses, patient_accelerator
 from ..settings import RESULT_FILES
 from .config import TrainingConfig
+from .run_state import RunState
 
 # What the main process does alone (a checkpoint, pictures, a linear probe, an upload) may take its time; but a process
 # that hangs should not keep the others' GPUs for longer.
@@ -71,6 +74,8 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         raise ValueError(
             f"`mixed_precision` is {config.mixed_precision!r}; required: what this machine computes in ({reason})."
         ) from error
+    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # where Accelerate would use float32
+        raise ValueError("`mixed_precision` is 'fp16'; required on a CPU: no or bf16.")
     if accelerator.is_fsdp2 and config.mixed_precision != "no":
         # Weights are gathered in 16 bits. Inputs stay float32, as under autocast alone: the policy of Accelerate would
         # round t, the noisy latents and the residual stream as well, and sum gradients in 16 bits.
@@ -170,7 +175,10 @@ def accumulating(accelerator: Accelerator, model: nn.Module, is_last: bool) -> I
 
 
 def clip_gradients(accelerator: Accelerator, model: nn.Module, max_norm: float) -> torch.Tensor:
-    """Scale the gradients to a norm of at most `max_norm`; returns the norm before, a scalar, also of shards."""
+    """Scale the gradients to a norm of at most `max_norm`; returns the norm before, a scalar, also of shards.
+
+    With a loss scaler (fp16), the gradients of all models are unscaled first.
+    """
     norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
@@ -180,11 +188,62 @@ def global_mean(accelerator: Accelerator, values: torch.Tensor) -> list[float]:
     return accelerator.reduce(values.detach().float(), reduction="mean").tolist()
 
 
-def skip_step(accelerator: Accelerator, optimizer: Optimizer) -> None:
-    """Forget the gradients of a step that the optimiser is not to take."""
-    optimizer.zero_grad()
-    if accelerator.scaler is not None:  # fp16: its gradients were unscaled, which it expects to be followed by this
+def step_optimizers(accelerator: Accelerator, optimizers: Sequence[AcceleratedOptimizer], skip: bool = False) -> None:
+    """Let the optimisers take a step with the gradients, which `clip_gradients` unscaled, and forget these.
+
+    With a loss scaler (fp16), one whose gradients overflowed stays where it is, and the scale changes once, after all:
+    the optimisers' own `step` would change it after each, and unscale the next one's gradients a second time.
+
+    Args:
+        accelerator: of the run, which prepared the optimisers.
+        optimizers: those that take part in this step.
+        skip: forget the gradients only.
+    """
+    for optimizer in optimizers:
+        if not skip and accelerator.scaler is None:
+            optimizer.step()
+        elif not skip:
+            accelerator.scaler.step(optimizer.optimizer)
+        optimizer.zero_grad()
+    if accelerator.scaler is not None:
         accelerator.scaler.update()
+
+
+def finish_step(
+    state: RunState,
+    scalars: dict[str, torch.Tensor],
+    loss_of: Callable[[dict[str, float]], float],
+    max_grad_norm: float | None,
+    names: Sequence[str],
+) -> dict[str, float]:
+    """Take the step that the gradients are there for, or skip it if it is bad, and count it.
+
+    Args:
+        state: of the run.
+        scalars: of this process's part of the global batch; a NaN among them makes the step a bad one.
+        loss_of: their means over the processes -> the loss that spikes are seen by.
+        max_grad_norm: to clip the gradients of the first model to; None only measures their norm, which is judged.
+        names: of the models that take part.
+
+    Returns:
+        means of the scalars over the processes, `grad_norm` before clipping, `learning_rate`, and `skipped`, how many
+        steps were so far.
+    """
+    accelerator, guard, first = state.accelerator, state.guard, names[0]
+    norm = clip_gradients(accelerator, state.models[first], math.inf if max_grad_norm is None else max_grad_norm)
+    *means, grad_norm = global_mean(accelerator, torch.stack([*scalars.values(), norm]))
+    metrics = dict(zip(scalars, means, strict=True))
+    spike = guard.check(loss_of(metrics), grad_norm, accelerator.scaler is not None, metrics)
+    step_optimizers(accelerator, [state.optimizers[name] for name in names], skip=spike is not None)
+    if spike is not None:
+        state.report(f"step {state.step + 1} skipped: {spike} ({guard.num_skipped} skipped in all)")
+    elif math.isfinite(grad_norm):  # else it overflowed, and the loss scaler kept the weights
+        for name in names:
+            if name in state.averages:
+                state.averages[name].step(state.models[name].parameters())
+    metrics |= {"grad_norm": grad_norm, "learning_rate": state.lr_schedulers[first].get_last_lr()[0]}
+    state.advance()
+    return metrics | {"skipped": guard.num_skipped}
 
 
 def due(step: int, interval: int | None, last: int) -> bool:

@@ -4,6 +4,7 @@
 import math
 import statistics
 from collections import deque
+from collections.abc import Mapping
 
 
 class TrainingDiverged(RuntimeError):
@@ -22,6 +23,7 @@ class SpikeGuard:
         window: good steps that are remembered, at least 4.
         patience: at least 1.
         max_rollbacks: from one checkpoint; one more raises `TrainingDiverged`.
+        advice: settings of the run that may help then, for that message.
     """
 
     def __init__(
@@ -31,12 +33,14 @@ class SpikeGuard:
         window: int = 200,
         patience: int = 10,
         max_rollbacks: int = 3,
+        advice: str = "a lower `learning_rate` or `max_grad_norm`",
     ):
         self.loss_factor = loss_factor
         self.grad_norm_factor = grad_norm_factor
         self.window = window
         self.patience = patience
         self.max_rollbacks = max_rollbacks
+        self.advice = advice
         self.losses: deque[float] = deque(maxlen=window)
         self.grad_norms: deque[float] = deque(maxlen=window)
         self.num_skipped = 0  # in all
@@ -44,14 +48,24 @@ class SpikeGuard:
         self.num_rollbacks = 0  # in all
         self.rollbacks_from = (-1, 0)  # step of a checkpoint, and how often it was gone back to
 
-    def check(self, loss: float, grad_norm: float, may_overflow: bool = False) -> str | None:
+    def check(
+        self,
+        loss: float,
+        grad_norm: float,
+        may_overflow: bool = False,
+        only_finite: Mapping[str, float] | None = None,
+    ) -> str | None:
         """What is wrong with a step, in words; None for a good one.
 
         Args:
             loss, grad_norm: of the step.
             may_overflow: infinite or NaN gradients of a finite loss are a loss scaler's business (fp16), not ours.
+            only_finite: other numbers of the step by name, which have no history.
         """
         reason = self._spike("loss", loss, self.losses, self.loss_factor)
+        for name, value in (only_finite or {}).items():
+            if reason is None and not math.isfinite(value):
+                reason = f"{name} is {value}"
         overflow = may_overflow and reason is None and not math.isfinite(grad_norm)
         if reason is None and not overflow:
             reason = self._spike("gradient norm", grad_norm, self.grad_norms, self.grad_norm_factor)
@@ -74,6 +88,11 @@ class SpikeGuard:
                 return f"{name} is {value:.4g}, over {factor:g} times its median of {median:.4g}"
         return None
 
+    def forget_history(self) -> None:
+        """Before the first step towards another objective, whose losses and gradients are of another size."""
+        self.losses.clear()
+        self.grad_norms.clear()
+
     @property
     def must_roll_back(self) -> bool:
         return self.num_bad_in_a_row >= self.patience
@@ -89,8 +108,7 @@ class SpikeGuard:
         if count > self.max_rollbacks:
             raise TrainingDiverged(
                 f"training went bad again after {self.max_rollbacks} returns to the checkpoint of step "
-                f"{checkpoint_step}; required: a lower `learning_rate` or `max_grad_norm`, `transformer.use_qk_norm`, "
-                "or an earlier checkpoint in `resume_from_checkpoint`."
+                f"{checkpoint_step}; required: {self.advice}, or an earlier checkpoint in `resume_from_checkpoint`."
             )
         return {
             **checkpoint_state,

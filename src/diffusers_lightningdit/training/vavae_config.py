@@ -29,13 +29,17 @@ class Stage:
     num_steps: int
     losses: VAELossSettings
 
+    def local_step(self, step: int) -> int:
+        """Steps of the stage before the one after `step` steps of the run."""
+        return step - self.first_step
+
     def discriminator_trains(self, step: int) -> bool:
         """Whether the discriminator takes the step after `step` steps of the run."""
-        return self.losses.disc_weight > 0 and self.losses.disc_factor(step - self.first_step) > 0
+        return self.losses.disc_weight > 0 and self.local_step(step) >= self.losses.disc_start
 
     def is_judged(self, step: int) -> bool:
-        """Whether the autoencoder is trained against the discriminator in that step: from the one after its first."""
-        return self.losses.disc_weight > 0 and self.losses.disc_factor(step - self.first_step - 1) > 0
+        """Whether the autoencoder is trained against the discriminator in that step: once that has taken one itself."""
+        return self.losses.disc_weight > 0 and self.local_step(step) > self.losses.disc_start
 
 
 @dataclass(kw_only=True)
