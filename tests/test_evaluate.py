@@ -1,4 +1,5 @@
 import importlib
+import signal
 
 import pytest
 
@@ -45,3 +46,13 @@ def test_an_unknown_command(capsys):
         evaluate.main(["generations"])
     assert exit_.value.code == 2
     assert capsys.readouterr().err.startswith("error: the command is 'generations'; required: one of generation")
+
+
+@pytest.mark.parametrize(("command", "then"), [("generation", "goes on where it was"), ("tools", "begins anew")])
+def test_an_interruption_is_one_line(command, then, monkeypatch, capsys):
+    module = importlib.import_module(f"diffusers_lightningdit.evaluation.{command}")
+    monkeypatch.setattr(module, "parse_command", lambda *arguments: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as exit_:
+        evaluate.main([command, "pack"])
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err == f"interrupted; run again, the command {then}.\n"

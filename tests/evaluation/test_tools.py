@@ -40,7 +40,12 @@ def test_a_grid_shows_each_class_from_its_own_noise(digits_pipeline, tmp_path):
         (["paint"], "the tool is 'paint'; required: one of pack, unpack, grid."),
         (["pack", "--images", "nowhere", "--output", "new.npz"], "`images` is 'nowhere'; required: a folder of PNG"),
         (["unpack", "--archive", "nowhere.npz", "--output", "new"], "nowhere.npz cannot be read"),
-        (["grid", "--pipeline", "nowhere", "--output", "new.jpg"], "`output` is 'new.jpg'; required: a new .png file."),
+        (
+            ["grid", "--pipeline", "nowhere", "--output", "new.jpg"],
+            "`output` is 'new.jpg'; required: a new .png file in",
+        ),
+        (["grid", "--pipeline", "nowhere", "--output", "no/new.png"], "`output` is 'no/new.png'; required: a new .png"),
+        (["pack", "--images", "nowhere", "--output", "no/new.npz"], "`output` is 'no/new.npz'; required: a new .npz"),
         (["grid", "--pipeline", "nowhere", "--output", "new.png"], "`pipeline` is 'nowhere'; required: a folder or"),
         (["grid", "--pipeline", "nowhere", "--output", "new.png", "zoom=0"], "`zoom` is 0; required: at least 1."),
         (["grid", "--pipeline", "PIPELINE", "--output", "new.png", "classes=[eleven]"], "`class_labels` has the unk"),

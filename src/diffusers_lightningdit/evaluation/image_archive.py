@@ -152,14 +152,20 @@ def read_png(path: Path) -> np.ndarray:
     return np.asarray(decode_rgb(str(path), lambda: Image.open(path, formats=["PNG"]), ("L", "RGB"), "a PNG file"))
 
 
+def check_new_file(output: str | Path, suffix: str) -> None:
+    """Raise ValueError if `output` exists, cannot exist, or has another suffix."""
+    path = Path(output)
+    if path.suffix != suffix or path.exists() or not path.parent.is_dir():
+        raise ValueError(f"`output` is {str(output)!r}; required: a new {suffix} file in an existing folder.")
+
+
 def pack_folder(folder: str | Path, path: str | Path) -> int:
     """Write the PNG files of a folder to one `.npz` file; returns their number.
 
     Raises:
         ValueError: as `png_files`, `read_png` and `write_npz`, naming the file that is to blame.
     """
-    if Path(path).suffix != ".npz" or Path(path).exists():
-        raise ValueError(f"`output` is {str(path)!r}; required: a new .npz file.")
+    check_new_file(path, ".npz")
     files, size = png_files(folder), None
 
     def read() -> Iterator[np.ndarray]:

@@ -13,16 +13,17 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from ..data.latent_shards import partial_name, publish
 from ..settings import check_at_least, one_line_errors
 from .command_help import parse_command
-from .image_archive import pack_folder, unpack_archive
+from .image_archive import check_new_file, pack_folder, unpack_archive
 from .labelled_grid import draw_images, labelled_grid
 from .sample_drawing import check_sampling, load_pipeline, set_scheduler
 
 HELP = {
     "images": "folder of PNG files and nothing else, which are packed in the order of their names",
     "archive": ".npz file with arr_0, uint8 [N, height, width, 3]",
-    "output": "what is written; it must not exist, or be an empty folder",
+    "output": "a new file in an existing folder; of unpack a new or an empty folder",
     "pipeline": "folder or Hub id of a class-conditional pipeline",
     "classes": "ids or names, a row for each; default: the first ten",
     "num_columns": "images of each class",
@@ -72,8 +73,7 @@ class GridConfig:
         for name in ("num_columns", "batch_size", "zoom"):
             check_at_least(name, getattr(self, name), 1)
         check_at_least("seed", self.seed, 0)
-        if Path(self.output).suffix != ".png" or Path(self.output).exists():
-            raise ValueError(f"`output` is {self.output!r}; required: a new .png file.")
+        check_new_file(self.output, ".png")
         if self.classes is not None and not self.classes:
             raise ValueError("`classes` is empty; required: at least one class.")
 
@@ -100,7 +100,9 @@ def draw_class_grid(config: GridConfig) -> tuple[int, int]:
     rows = [
         (title, images[row * config.num_columns : (row + 1) * config.num_columns]) for row, title in enumerate(titles)
     ]
-    labelled_grid(rows, zoom=config.zoom).save(config.output)
+    partial = partial_name(Path(config.output))
+    labelled_grid(rows, zoom=config.zoom).save(partial, format="PNG")
+    publish(partial, Path(config.output))
     return len(class_ids), config.num_columns
 
 
@@ -129,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__.strip())
         raise SystemExit(0)
-    with one_line_errors():
+    with one_line_errors((ValueError, OSError)):
         if argv[0] not in TOOLS:
             raise ValueError(f"the tool is {argv[0]!r}; required: one of {', '.join(TOOLS)}.")
         config_class, tool = TOOLS[argv[0]]
