@@ -194,9 +194,11 @@ def train(
     elif config.random_flip:
         images = RandomlyFlipped(dataset, config.seed)
     steps = train_steps(config, images, sampler, state.position, accelerator)
-    measure = validation and AutoencoderValidation(config, validation, teachers, accelerator)
+    measure = validation and AutoencoderValidation(config, validation, teachers, accelerator, progress.report)
 
     with progress:
+        if measure and state.step == 0:
+            progress.record(0, measure(trained_parts(config, state).vae))
         while state.step < config.max_train_steps:
             stage = config.stage_at(state.step)
             if stage.local_step(state.step) == 0:

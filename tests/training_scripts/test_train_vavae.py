@@ -180,7 +180,8 @@ def test_validation_and_pictures(data, vae_recipe, tmp_path):
     settings = ["resolution=16", "validation_split=train", "num_validation_samples=8", "label_column=label"]
     run(vae_recipe, data, tmp_path / "vae", *settings, "validation_steps=2", "sample_steps=3", "num_samples=5")
     validations = [record for record in records(tmp_path / "vae") if "validation_psnr_db" in record]
-    assert [record["step"] for record in validations] == [2, 3]
+    assert [record["step"] for record in validations] == [0, 2, 3]
+    assert validations[0]["validation_psnr_db"] < validations[-1]["validation_psnr_db"]
     vae = AutoencoderVAVAE.from_pretrained(tmp_path / "vae").eval()
     pixels = torch.stack([item["pixel_values"] for item in ImageDataset(data, 16)])
     with torch.no_grad():
@@ -272,13 +273,18 @@ def test_kill_and_resume(run_and_be_killed, trained_vae, data, vae_recipe, tmp_p
         ("foundation_model=/no/such/model", "`foundation_model` is '/no/such/model'"),
         ("foundation_model=null", "`vf_weight` is 0.1 without `foundation_model`"),
         ("discriminator.num_layers=3", "`resolution` is 8; required: at least 24"),
+        ("num_validation_samples=2", "`num_validation_samples` is 2; required: at least 3"),
+        (
+            "inception=/no/such/file validation_steps=1 validation_split=train num_validation_samples=8",
+            "`inception` is '/no/such/file'; required: a file of weights",
+        ),
         ("mixed_precision=half", "`mixed_precision` is 'half'; required: one of no, fp16, bf16, fp8"),
     ],
 )
 def test_bad_input_is_one_line_and_touches_nothing(data, vae_recipe, tmp_path, capsys, setting, message):
     output_dir = tmp_path / "vae"
     with pytest.raises(SystemExit) as stop:
-        train_vavae.main(["--config", vae_recipe, f"data={data}", f"output_dir={output_dir}", setting])
+        train_vavae.main(["--config", vae_recipe, f"data={data}", f"output_dir={output_dir}", *setting.split()])
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert stop.value.code == 2
     assert error.startswith("error: ")

@@ -34,12 +34,14 @@ def validation_losses(
 ) -> dict[str, float]:
     """Mean square loss at each of `VALIDATION_TIMES`, without dropped labels, and their mean.
 
-    Over the first `num_samples` samples, shared by the processes in equal parts, always with the same noise.
+    Over `num_samples` samples, spread over the data, which the processes share in equal parts; always with the same
+    noise.
     """
     share = num_samples // accelerator.num_processes
     first = accelerator.process_index * share
+    indices = spread(len(data.dataset), num_samples)[first : first + share]
     losses = torch.zeros(len(VALIDATION_TIMES), device=accelerator.device)
-    dataloader = DataLoader(Subset(data.dataset, range(first, first + share)), batch_size=batch_size)
+    dataloader = DataLoader(Subset(data.dataset, indices), batch_size=batch_size)
     for batch in dataloader:
         batch = {name: value.to(accelerator.device) for name, value in batch.items()}
         labels = batch["class_labels"]

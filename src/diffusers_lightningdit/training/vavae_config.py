@@ -5,6 +5,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
+from ..evaluation.inception import PUBLISHED_SHA256
 from ..foundation_models import IMAGE_NORMALIZATIONS
 from ..models import AutoencoderVAVAE
 from ..settings import check_at_least, check_choice, check_model_arguments, check_positive, make_config
@@ -12,6 +13,7 @@ from ..vae_losses import PatchGANDiscriminator
 from ..vae_losses.objective import VAELossSettings
 from .config import TrainingConfig
 
+MIN_VALIDATION_SAMPLES = 3  # that have a plane of principal components
 LOSS_SETTINGS = [entry.name for entry in dataclasses.fields(VAELossSettings)]
 
 
@@ -77,6 +79,8 @@ class VAVAETrainingConfig(VAELossSettings, TrainingConfig):
     validation_data: str | None = None  # by default another split of `data`
     validation_split: str = "validation"
     num_validation_samples: int = 512
+    inception: str | None = None  # file of torch-fidelity's Inception weights, for the rFID of the validation
+    inception_sha256: str = PUBLISHED_SHA256  # of that file, or how it begins
     sample_steps: int | None = None  # a picture of reconstructions every so many steps
     num_samples: int = 8
     # Result
@@ -102,8 +106,8 @@ class VAVAETrainingConfig(VAELossSettings, TrainingConfig):
         for name in ("validation_steps", "sample_steps", "statistics_samples"):
             if getattr(self, name) is not None:
                 check_at_least(name, getattr(self, name), 1)
-        for name in ("num_validation_samples", "num_samples"):
-            check_at_least(name, getattr(self, name), 1)
+        check_at_least("num_validation_samples", self.num_validation_samples, MIN_VALIDATION_SAMPLES)
+        check_at_least("num_samples", self.num_samples, 1)
         if self.max_grad_norm is not None:
             check_positive("max_grad_norm", self.max_grad_norm)
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..data.latents import latents_size, load_frozen_vae
+from ..evaluation.inception import InceptionFeatures
 from ..foundation_models import FoundationModel
 from ..models import AutoencoderVAVAE
 from ..original import CheckpointError, build_autoencoder, read_autoencoder
@@ -134,15 +135,23 @@ class Teachers:
     Args:
         config: says which there are.
         device: to compute on.
+
+    Raises:
+        ValueError: in one line, if one of them cannot be loaded.
     """
 
     def __init__(self, config: VAVAETrainingConfig, device: torch.device):
-        self.foundation, self.lpips = None, None
+        self.foundation, self.lpips, self.inception = None, None, None
         if config.foundation_model is not None:
             self.foundation = FoundationModel.from_pretrained(config.foundation_model, config.foundation_normalization)
             self.foundation.to(device)
         if config.lpips is not None:
             self.lpips = LPIPS.from_file(config.lpips, config.lpips_sha256).to(device)
+        if config.inception is not None and config.validation_steps is not None:
+            try:
+                self.inception = InceptionFeatures(config.inception, config.inception_sha256).to(device)
+            except ImportError as error:
+                raise ValueError(str(error)) from error
 
     def features(self, pixels: torch.Tensor, grid_size: int) -> torch.Tensor | None:
         return None if self.foundation is None else self.foundation(pixels, grid_size)
