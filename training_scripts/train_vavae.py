@@ -61,6 +61,7 @@ class AlignedAutoencoder(nn.Module):
         super().__init__()
         self.vae = parts.vae
         self.projection = parts.projection
+        self.logvar = parts.logvar
 
     def forward(self, pixels: torch.Tensor, noise: torch.Tensor, features: torch.Tensor | None) -> tuple:
         """(reconstructions, mean, logvar, features and latents as the projection makes them comparable, or None)."""
@@ -113,6 +114,8 @@ def make_run(config: VAVAETrainingConfig, accelerator: Accelerator, parts: VAVAE
         vae.decoder.compile()
     models: dict[str, nn.Module] = {VAE: AlignedAutoencoder(parts)}
     architectures = {VAE: {**vae.config, "projection": dict(parts.projection.config) if parts.projection else None}}
+    if parts.logvar:
+        architectures[VAE]["logvar"] = parts.logvar
     if parts.discriminator is not None:
         models[DISCRIMINATOR] = Judgement(parts.discriminator)
         architectures[DISCRIMINATOR] = dict(parts.discriminator.config)
@@ -262,6 +265,7 @@ def autoencoder_step(
         latents_for_vf=latents,
         features=features,
         perceptual=perceptual,
+        logvar_scalar=state.model(VAE).logvar,
     )
     return loss, reconstructions, scalars
 
@@ -289,7 +293,7 @@ def trained_parts(config: VAVAETrainingConfig, state: RunState) -> VAVAEParts:
     """Copies of the models as they are to be saved, on the CPU, with averaged weights where there are any."""
     discriminator = state.model(DISCRIMINATOR).discriminator if DISCRIMINATOR in state.models else None
     model = state.model(VAE)
-    parts = VAVAEParts(model.vae, model.projection, discriminator).copy()
+    parts = VAVAEParts(model.vae, model.projection, discriminator, model.logvar).copy()
     if config.ema_decay is not None:
         AlignedAutoencoder(parts).load_state_dict(state.average(VAE, config.ema_decay))
     return parts

@@ -69,6 +69,7 @@ def test_there_and_back(tmp_path, reverse, dtype, num_layers):
         model.save_pretrained(tmp_path / "training" / name)
         loaded = type(model).from_pretrained(tmp_path / "training" / name, torch_dtype=dtype)
         assert identical(loaded.state_dict(), model.state_dict())
+        assert type(model).from_config(dict(model.config)).config == model.config
     after = original_files(tmp_path)[0]["vavae.ckpt"]["state_dict"]
     assert identical(
         {key: value for key, value in after.items() if key in before},

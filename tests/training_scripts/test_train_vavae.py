@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from diffusers_lightningdit import AutoencoderVAVAE
 from diffusers_lightningdit.data.images import ImageDataset
 from diffusers_lightningdit.data.latents import encode_moments
 from diffusers_lightningdit.original import read_autoencoder
+from diffusers_lightningdit.training.vavae_parts import load_parts
 from diffusers_lightningdit.vae_losses import LPIPS, FoundationProjection, PatchGANDiscriminator
 
 
@@ -205,17 +207,22 @@ def test_fine_tuning_begins_with_all_three_networks(trained_vae, data, vae_recip
 
 
 def test_fine_tuning_of_an_original_checkpoint(golden, data, vae_recipe, tmp_path, capsys):
-    """Its autoencoder and discriminator are taken over; it has no projection here, which then is new."""
+    """Its autoencoder, discriminator and scale are taken over; it has no projection here, which then is new."""
     checkpoint = torch.load(golden("vae/vavae/vavae.ckpt"), weights_only=True)["state_dict"]
     discriminator = PatchGANDiscriminator(base_channels=4, num_layers=1).state_dict()
     checkpoint = {key: value for key, value in checkpoint.items() if not key.startswith(("loss.", "linear_proj."))}
     checkpoint |= {
         f"loss.discriminator.{key.replace('layers', 'main', 1)}": discriminator[key] for key in discriminator
     }
+    checkpoint["loss.logvar"] = torch.tensor(0.25)
     torch.save({"state_dict": checkpoint}, tmp_path / "original.ckpt")
     settings = [f"weight_init={tmp_path / 'original.ckpt'}", "vae={}", "resolution=32", "learning_rate=1e-12"]
     run(vae_recipe, data, tmp_path / "vae", *settings, "disc_start=0", "max_train_steps=1")
-    assert "original.ckpt has no complete projection: a new one is trained" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "original.ckpt has no complete projection: a new one is trained" in said
+    assert "original.ckpt has `loss.logvar` 0.25: it is kept" in said
+    assert [record["logvar"] for record in records(tmp_path / "vae")] == [0.25]
+    assert load_parts(str(tmp_path / "vae")).logvar == 0.25
     found = weights(tmp_path / "vae")
     for name, tensor in read_autoencoder(tmp_path / "original.ckpt").state_dict.items():
         torch.testing.assert_close(found[f"diffusion_pytorch_model.safetensors: {name}"], tensor)
@@ -240,6 +247,33 @@ def test_weights_of_other_networks(trained_vae, data, vae_recipe, tmp_path, caps
         run(vae_recipe, data, tmp_path / "vae", "vae={}", f"weight_init={trained_vae}", setting)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "vae").exists()
+
+
+DISCRIMINATOR = "training/discriminator/diffusion_pytorch_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (DISCRIMINATOR, b"{}", "is damaged or no checkpoint"),
+        (DISCRIMINATOR, {"proj.weight": torch.zeros(1)}, "key `proj.weight` is unknown; required: only `layers.*`"),
+        (DISCRIMINATOR, {"layers.0.weight": torch.zeros(4, 3, 4, 4)}, "holds no whole discriminator"),
+        ("training/loss.safetensors", {"loss.logvar": torch.zeros(2)}, "`loss.logvar` is [0.0, 0.0]; required: one"),
+        ("diffusion_pytorch_model.safetensors", b"{}", "is damaged or no safetensors file"),
+        ("config.json", b"{}", "holds a None; required: AutoencoderVAVAE"),
+    ],
+)
+def test_a_damaged_folder_to_begin_with(trained_vae, data, vae_recipe, tmp_path, capsys, file, content, message):
+    shutil.copytree(trained_vae, tmp_path / "damaged", ignore=shutil.ignore_patterns("checkpoint-*"))
+    if isinstance(content, bytes):
+        (tmp_path / "damaged" / file).write_bytes(content)
+    else:
+        save_file(content, tmp_path / "damaged" / file)
+    with pytest.raises(SystemExit) as stop:
+        run(vae_recipe, data, tmp_path / "vae", "vae={}", f"weight_init={tmp_path / 'damaged'}")
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stop.value.code == 2
+    assert error.startswith("error: `weight_init` is ") and message in error
 
 
 def test_kill_and_resume(run_and_be_killed, trained_vae, data, vae_recipe, tmp_path):

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import torch
-from diffusers import ModelMixin
 
 from ..vae_losses.adversarial import PatchGANDiscriminator
 from ..vae_losses.vision_foundation import FoundationProjection
@@ -13,6 +12,8 @@ from .files import CheckpointError, read_checkpoint
 # beside a converted autoencoder: a folder for each of these models, and a file for what is left
 TRAINING_FOLDER = "training"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+LOGVAR = "loss.logvar"  # log of the likelihood's scale, which the original never trains
+LOSS_FILE = "loss.safetensors"  # of it, and of whatever else of the original's `loss` makes no model
 # {folder: (prefix of the original's keys, prefix of ours)}
 PREFIXES = {"projection": ("linear_proj.", "proj."), "discriminator": ("loss.discriminator.main.", "layers.")}
 
@@ -31,11 +32,10 @@ def training_models(
         architecture or with weights missing.
     """
     models, left_over = {}, dict(training)
-    for name, config_of in (("projection", _projection), ("discriminator", _discriminator)):
-        theirs, ours = PREFIXES[name]
+    for name, (theirs, ours) in PREFIXES.items():
         weights = {ours + key.removeprefix(theirs): value for key, value in training.items() if key.startswith(theirs)}
-        model = config_of(weights)
-        if model is None or not _fits(model, weights):
+        model = _model_of(name, weights)
+        if model is None:
             continue
         model.load_state_dict(weights, assign=True)
         models[name] = model.eval()
@@ -47,7 +47,7 @@ def read_training_folder(folder: str | Path) -> dict[str, torch.Tensor]:
     """The training weights beside the autoencoder in `folder`, under the original's names; none if there are none.
 
     Raises:
-        CheckpointError: if a file is damaged or another model's.
+        CheckpointError: if a file is damaged or another model's, or a model lacks weights.
     """
     folder = Path(folder) / TRAINING_FOLDER
     training = {}
@@ -57,6 +57,8 @@ def read_training_folder(folder: str | Path) -> dict[str, torch.Tensor]:
             for key in weights:
                 if not key.startswith(ours):
                     raise CheckpointError(f"{folder / name}: key `{key}` is unknown; required: only `{ours}*`.")
+            if _model_of(name, weights) is None:
+                raise CheckpointError(f"{folder / name}: holds no whole {name}; required: all weights of one.")
             training |= {theirs + key.removeprefix(ours): value for key, value in weights.items()}
     for file in sorted(folder.glob("*.safetensors")):
         training |= read_checkpoint(file)
@@ -71,7 +73,8 @@ def _projection(weights: dict[str, torch.Tensor]) -> FoundationProjection | None
     reverse = "proj.bias" not in weights
     latent_channels, feature_channels = (of, to) if reverse else (to, of)
     with torch.device("meta"):
-        return FoundationProjection(latent_channels, feature_channels, reverse)
+        # by name: diffusers takes what comes by place for default values, and `from_config` leaves it out
+        return FoundationProjection(latent_channels=latent_channels, feature_channels=feature_channels, reverse=reverse)
 
 
 def _discriminator(weights: dict[str, torch.Tensor]) -> PatchGANDiscriminator | None:
@@ -87,6 +90,10 @@ def _discriminator(weights: dict[str, torch.Tensor]) -> PatchGANDiscriminator | 
         return PatchGANDiscriminator(in_channels=first.shape[1], base_channels=first.shape[0], num_layers=num_layers)
 
 
-def _fits(model: ModelMixin, weights: dict[str, torch.Tensor]) -> bool:
-    required = {key: value.shape for key, value in model.state_dict().items()}
-    return required == {key: value.shape for key, value in weights.items()}
+def _model_of(name: str, weights: dict[str, torch.Tensor]) -> FoundationProjection | PatchGANDiscriminator | None:
+    """The model, without values, that has exactly these weights, or None."""
+    model = {"projection": _projection, "discriminator": _discriminator}[name](weights)
+    shapes = {key: value.shape for key, value in weights.items()}
+    if model is None or {key: value.shape for key, value in model.state_dict().items()} != shapes:
+        return None
+    return model

@@ -7,32 +7,38 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from ..data.latents import latents_size, load_frozen_vae
 from ..evaluation.inception import InceptionFeatures
 from ..foundation_models import FoundationModel
 from ..models import AutoencoderVAVAE
 from ..original import CheckpointError, build_autoencoder, read_autoencoder
-from ..original.vae_training import TRAINING_FOLDER, training_models
+from ..original.vae_training import LOGVAR, LOSS_FILE, PREFIXES, TRAINING_FOLDER, training_models
 from ..vae_losses import LPIPS, FoundationProjection, PatchGANDiscriminator
 from ..vae_losses.perceptual import SMALLEST
 from .vavae_config import VAVAETrainingConfig
 
 CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
-TRAINED_BESIDE = {"projection": FoundationProjection, "discriminator": PatchGANDiscriminator}
 
 
 @dataclass
 class VAVAEParts:
-    """Autoencoder, projection between latents and features, discriminator; those that are not used are None."""
+    """Autoencoder, projection between latents and features, discriminator; those that are not used are None.
+
+    `logvar`, the log of the likelihood's scale, weighs reconstruction against the other losses. It is not trained; an
+    original checkpoint may bring another one than 0.
+    """
 
     vae: AutoencoderVAVAE
     projection: FoundationProjection | None = None
     discriminator: PatchGANDiscriminator | None = None
+    logvar: float = 0.0
 
     def copy(self) -> "VAVAEParts":
         """With weights of its own, on the CPU, for evaluation."""
-        return VAVAEParts(*(model and _copy(model) for model in (self.vae, self.projection, self.discriminator)))
+        models = (model and _copy(model) for model in (self.vae, self.projection, self.discriminator))
+        return VAVAEParts(*models, self.logvar)
 
 
 def _copy(model):
@@ -60,6 +66,8 @@ def initial_parts(
         for name, is_needed in (("projection", config.has_projection), ("discriminator", config.has_discriminator)):
             if is_needed and getattr(parts, name) is None:
                 report(f"{config.weight_init} has no complete {name}: a new one is trained")
+        if parts.logvar:
+            report(f"{config.weight_init} has `{LOGVAR}` {parts.logvar:g}: it is kept")
     if not config.has_projection:
         parts.projection = None
     elif parts.projection is None:
@@ -104,28 +112,35 @@ def load_parts(name: str) -> VAVAEParts:
     Raises:
         ValueError: in one line, if it is none of these or damaged.
     """
-    if Path(name).suffix in CHECKPOINT_SUFFIXES:
-        try:
+    try:
+        if Path(name).suffix in CHECKPOINT_SUFFIXES or Path(name).is_dir():
             original = read_autoencoder(name)
-            vae = build_autoencoder(original)
-        except CheckpointError as error:
-            raise ValueError(f"`weight_init` is {name!r}: {error}") from error
-        models, _ = training_models(original.training)
-    else:
-        vae = load_frozen_vae(name, with_statistics=False)
-        folders = {part: Path(name) / TRAINING_FOLDER / part for part in TRAINED_BESIDE}
-        models = {
-            part: TRAINED_BESIDE[part].from_pretrained(folder) for part, folder in folders.items() if folder.is_dir()
-        }
-    return VAVAEParts(vae.requires_grad_(True), **models)
+            vae, training = build_autoencoder(original), original.training
+        else:
+            vae, training = load_frozen_vae(name, with_statistics=False), {}
+        models, left_over = training_models(training)
+        logvar = left_over.get(LOGVAR, torch.zeros(()))
+        if logvar.numel() != 1 or not logvar.isfinite().all():
+            raise CheckpointError(f"`{LOGVAR}` is {logvar.tolist()}; required: one finite number.")
+    except ValueError as error:
+        raise ValueError(f"`weight_init` is {name!r}: {error}") from error
+    models = {part: model.float().train() for part, model in models.items()}
+    return VAVAEParts(vae.float().requires_grad_(True), **models, logvar=logvar.item())
 
 
 def save_parts(parts: VAVAEParts, folder: str | Path) -> None:
-    """The autoencoder as a model folder of diffusers, the others in `training/` within it."""
-    for attribute in TRAINED_BESIDE:
-        model = getattr(parts, attribute)
+    """The autoencoder as a model folder of diffusers, what only training needs in `training/` within it.
+
+    It has the layout of convert_vavae_to_diffusers.py.
+    """
+    training = Path(folder) / TRAINING_FOLDER
+    for name in PREFIXES:
+        model = getattr(parts, name)
         if model is not None:
-            model.save_pretrained(Path(folder) / TRAINING_FOLDER / attribute)
+            model.save_pretrained(training / name)
+    if parts.logvar:
+        training.mkdir(parents=True, exist_ok=True)
+        save_file({LOGVAR: torch.tensor(parts.logvar)}, training / LOSS_FILE)
     parts.vae.save_pretrained(folder)
 
 
