@@ -104,7 +104,10 @@ def test_what_they_depend_on_lies_beside_them(first_run):
     assert set(record["weights_sha256"]) == {"transformer", "vae", "features"}
     assert {"torch", "diffusers", "python"} <= set(record["versions"])
     assert (record["num_processes"], record["reference"]["num_images"]) == (1, 60)
-    assert record["warnings"] == []
+    assert record["warnings"] == [
+        "accuracy takes the classes of the reference for those of the pipeline by their numbers, since their names "
+        "differ: class 0, '0', is 'zero' there."
+    ]
 
 
 def test_another_batch_size(arguments, first_run, tmp_path):
@@ -156,7 +159,7 @@ def test_settings_change_the_numbers(arguments, first_run, tmp_path):
     changed = ["--seed", "1", "--labels", "random", "--sampling.guidance_scale", "3", "--num_images", "12"]
     record = run(arguments, tmp_path / "out", *changed, "--feature_size", "16")
     assert record["results"]["frechet_distance"] != first_run[1]["results"]["frechet_distance"]
-    assert record["warnings"] == [
+    assert record["warnings"][1:] == [
         "a covariance of 12 features from 12 samples has rank 11 at most; a Fréchet distance of it is biased. More "
         "than 12 samples are needed."
     ]
@@ -206,6 +209,41 @@ def test_published_statistics_of_inception():
     results = generation.compare(config, samples, reference, 10, torch.device("cpu"))
     assert list(results) == ["fid", "inception_score", "inception_score_std", "precision", "recall"]
     assert generation.not_computed(config, reference) == ["sfid is not computed: r.npz holds no mu_s and sigma_s."]
+
+
+@pytest.mark.parametrize(("num_images", "is_computed"), [(19, False), (20, True)])
+def test_inception_scores_of_too_few_images_for_the_splits(num_images, is_computed):
+    """Of an image alone it would be 1 by construction."""
+    config = GenerationConfig(pipeline="p", output_dir="o", inception="w.pth", num_images=num_images, num_splits=10)
+    samples = SetStatistics(num_images, {}, (2.5, 0.1), None, "")
+    results = generation.compare(config, samples, None, 10, torch.device("cpu"))
+    lines = generation.not_computed(config, None)
+    assert list(results) == (["inception_score", "inception_score_std"] if is_computed else [])
+    assert lines == (
+        []
+        if is_computed
+        else [
+            "inception_score is not computed: 19 images are too few for 10 splits; required: 2 for each, at least, or "
+            "another `num_splits`."
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "arrays", "names"),
+    [
+        ({"features": "f"}, ["arr_0"], ["frechet_distance", "precision", "recall"]),
+        ({"features": "f", "precision_recall": False}, ["arr_0"], ["frechet_distance"]),
+        ({"inception": "w"}, ["mu", "sigma"], ["fid", "inception_score", "inception_score_std"]),
+        ({"inception": "w", "num_splits": 50}, ["mu", "sigma", "mu_s", "sigma_s"], ["fid", "sfid"]),
+    ],
+)
+def test_the_names_of_the_numbers_are_known_before(tmp_path, settings, arrays, names):
+    np.savez(tmp_path / "r.npz", **{name: np.zeros(1) for name in arrays})
+    config = GenerationConfig(
+        pipeline="p", output_dir="o", reference=str(tmp_path / "r.npz"), num_images=50, **settings
+    )
+    assert generation.result_names(config) == names
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -309,6 +347,45 @@ def test_a_damaged_image_among_them(arguments, copy_of_first_run, capsys):
     file.write_bytes(file.read_bytes()[:-40])
     error = error_of(arguments, copy_of_first_run, {}, capsys)
     assert "000007.png cannot be read" in error
+
+
+def test_an_image_that_was_replaced(arguments, copy_of_first_run, capsys):
+    """By another of the set, which is read as well as the one that was drawn."""
+    shutil.copy(copy_of_first_run / "images" / "000003.png", copy_of_first_run / "images" / "000002.png")
+    error = error_of(arguments, copy_of_first_run, {}, capsys)
+    assert "whose images are not those that generation.json tells of (pixels_sha256" in error
+
+
+@pytest.mark.parametrize("format", ["png", "npz"])
+def test_an_archive_of_fewer_images(digits_pipeline, tmp_path, capsys, format):
+    """It would lie beside more PNG files than it holds, or be measured in place of more."""
+    arguments = ["--pipeline", digits_pipeline, "--sampling.num_inference_steps", "1", "--micro_batch_size", "2"]
+    run([*arguments, "--num_images", "2"], tmp_path / "out", "--format", "both" if format == "png" else "npz")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    capsys.readouterr()
+    error = error_of(arguments, tmp_path / "out", {"num_images": 4, "format": format}, capsys)
+    assert error.startswith("error: `num_images` is 4; required: 2, as in ")
+    assert ("`format` both, which writes it anew" in error) == (format == "png")
+    if format == "png":
+        run([*arguments, "--num_images", "4"], tmp_path / "out", "--format", "both")
+        with np.load(tmp_path / "out" / "images.npz", allow_pickle=False) as archive:
+            assert len(archive["arr_0"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        ("1e38", "error: image 0 has pixels with NaN or infinity, decoded from latents of at most "),
+        ("3e38", "error: image 0 has latents with NaN or infinity; required: "),
+    ],
+)
+def test_images_that_are_not_finite(arguments, tmp_path, capsys, scale, message):
+    """And whose 8-bit values would be as good as any."""
+    with pytest.raises(SystemExit):
+        generation.main([*arguments, "--output_dir", str(tmp_path / "out"), "--sampling.guidance_scale", scale])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "generation.json").exists()
+    assert not images_of(tmp_path / "out")
 
 
 def test_labels_of_an_archive(arguments, tmp_path, capsys):

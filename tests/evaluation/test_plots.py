@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_lightningdit.evaluation.plots import plot_density, plot_lines
+from diffusers_lightningdit.evaluation.plots import plot_bars, plot_density, plot_lines
 
 
 def colours(path) -> set[tuple[int, int, int]]:
@@ -23,6 +23,15 @@ def test_every_line_has_a_colour(tmp_path):
     lines = {"a": [(2.0, 1.0), (1.0, 3.0)], "b": [(1.0, 2.0), (2.0, 2.5)]}
     plot_lines(tmp_path / "a.png", lines, "x", "y", "title")
     assert {(31, 119, 180), (255, 127, 14)} <= colours(tmp_path / "a.png")  # the first two of matplotlib
+
+
+def test_bars_are_as_long_as_their_values(tmp_path):
+    plot_bars(tmp_path / "a.png", {"Euler": 4.0, "Heun": 2.0, "UniPC": 1.0}, "fid", "title")
+    with Image.open(tmp_path / "a.png") as image:
+        is_bar = (np.asarray(image.convert("RGB")) == (31, 119, 180)).all(-1)
+    lengths = [length for length in is_bar.sum(1).tolist() if length]
+    longest, middle, shortest = sorted(set(lengths), key=lengths.index)
+    assert (longest / middle, longest / shortest) == (pytest.approx(2, rel=0.02), pytest.approx(4, rel=0.02))
 
 
 def test_matplotlib_is_named_where_it_is_missing(monkeypatch, tmp_path):

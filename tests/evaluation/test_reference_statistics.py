@@ -28,6 +28,11 @@ def test_statistics_of_both_kinds(tmp_path):
         ({"mu": np.array([{}, {}, {}, {}])}, r"mu of .*a\.npz cannot be read \(.*allow_pickle"),
         ({"mu": np.full(4, np.nan)}, "finite floating-point numbers"),
         ({"mu": np.arange(4)}, "holds int64; required: finite floating-point"),
+        (
+            {"sigma": np.triu(np.ones((4, 4)))},
+            r"sigma of .*a\.npz differs from its transpose by 1; required: a symmetric",
+        ),
+        ({"sigma": np.diag([1, 1, -0.5, 1])}, r"sigma of .*a\.npz has the eigenvalue -0\.5; required: a covariance"),
         ({"sigma": np.eye(3)}, r"mu, sigma of \[4\] and \[3, 3\]; required: \[D\], \[D, D\]"),
     ],
 )
@@ -36,6 +41,12 @@ def test_refused(changed, message, tmp_path):
     np.savez(tmp_path / "a.npz", **{"mu": mu, "sigma": sigma, **changed})
     with pytest.raises(ValueError, match=message):
         read_statistics(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("sigma", [np.zeros((4, 4)), np.outer(np.arange(4.0), np.arange(4.0)) - 1e-9 * np.eye(4)])
+def test_singular_covariances_are_none_the_worse(sigma, tmp_path):
+    np.savez(tmp_path / "a.npz", mu=np.zeros(4), sigma=sigma)
+    assert torch.equal(read_statistics(tmp_path / "a.npz")["features"][1], torch.from_numpy(sigma))
 
 
 def test_files_of_another_kind(tmp_path):

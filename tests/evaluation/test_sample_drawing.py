@@ -1,4 +1,5 @@
 import collections
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from diffusers_lightningdit.evaluation.image_sets import cut, numbered_name
 from diffusers_lightningdit.evaluation.sample_drawing import (
     DrawnImages,
     check_sampling,
+    checked_decoding,
     class_label,
     draw_block,
     load_pipeline,
@@ -55,6 +57,29 @@ def test_an_image_is_that_of_the_pipeline_with_its_label_and_noise(pipeline):
     generators = [noise_generator(3, index) for index in range(4, 8)]
     images = pipeline([4, 5, 6, 7], generator=generators, **TWO_STEPS).images
     assert np.array_equal(drawn, np.stack([np.asarray(image) for image in images[:3]]))
+
+
+def test_a_vae_whose_pixels_are_not_finite(pipeline):
+    """And of the images that fill up the block, which nobody asked for, nothing is said."""
+    weight = pipeline.vae.decoder.conv_out.bias.data
+    before = weight.clone()
+    try:
+        weight[1] = float("nan")
+        with pytest.raises(
+            ValueError, match=r"image 4 has pixels with NaN or infinity, decoded from latents of at most \d"
+        ):
+            draw_block(pipeline, range(4, 7), "balanced", 3, TWO_STEPS, 4)
+    finally:
+        weight.copy_(before)
+    assert "decode" not in vars(pipeline.vae)
+    pixels = torch.zeros(4, 3, 32, 32)
+    pixels[3] = float("inf")
+    decoder = types.SimpleNamespace(vae=types.SimpleNamespace(decode=lambda latents: (pixels,)))
+    with checked_decoding(decoder, range(4, 7)):
+        decoder.vae.decode(torch.zeros(4, 1))
+    decoder.vae.decode = lambda latents: (pixels,)
+    with checked_decoding(decoder, range(4, 8)), pytest.raises(ValueError, match="image 7 has pixels"):
+        decoder.vae.decode(torch.zeros(4, 1))
 
 
 def test_only_what_is_missing_is_drawn(pipeline, tmp_path):

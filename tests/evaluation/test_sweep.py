@@ -2,13 +2,16 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
 
 from diffusers_lightningdit.evaluate import main
-from diffusers_lightningdit.evaluation import reference, sweep
+from diffusers_lightningdit.evaluation import identity, reference, sweep
 from diffusers_lightningdit.evaluation.generation import evaluate_generation
 from diffusers_lightningdit.evaluation.sweep import Combination, SweepConfig, combinations, generation_config
 
@@ -122,6 +125,42 @@ def test_what_is_plotted(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("settings", "rows", "expected"),
+    [
+        (
+            {"schedulers": ("Euler", "Heun")},
+            [Combination(None, None, None, "Euler"), Combination(None, None, None, "Heun")],
+            {"Euler": 0.0, "Heun": 1.0},
+        ),
+        ({"guidance_scales": (2.0,), "num_inference_steps": (5,)}, [Combination(2.0, None, 5, None)], {"2.0, 5": 0.0}),
+    ],
+)
+def test_bars_where_no_number_is_varied(monkeypatch, settings, rows, expected):
+    drawn = {}
+    monkeypatch.setattr(sweep, "plot_bars", lambda path, values, x, title: drawn.update(values=values, x=x))
+    rows = [{**combination.row(), "fid": float(index)} for index, combination in enumerate(rows)]
+    sweep.plot_sweep(Path("sweep.png"), rows, config_of(**settings))
+    assert drawn == {"values": expected, "x": "fid"}
+
+
+def test_ends_of_intervals_are_an_axis(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(sweep, "plot_lines", lambda path, lines, x, y, title: drawn.update(lines=lines, x=x))
+    intervals = ((0.0, 0.5), (0.0, 1.0))
+    rows = [{**Combination(None, interval, None, None).row(), "fid": interval[1]} for interval in intervals]
+    sweep.plot_sweep(Path("sweep.png"), rows, config_of(guidance_intervals=intervals))
+    assert drawn == {"x": "interval_end", "lines": {"": [(0.5, 0.5), (1.0, 1.0)]}}
+
+
+def test_dotted_names_are_settings_within_settings():
+    settings = {"num_images": 7, "sampling": {"guidance_channels": 3}, "sampling.num_inference_steps": 4}
+    config = config_of(settings, guidance_scales=(1.5,))
+    assert config.generation["sampling"] == {"guidance_channels": 3, "num_inference_steps": 4}
+    run = generation_config(config, Combination(1.5, None, None, None))
+    assert run.sampling == {"guidance_channels": 3, "num_inference_steps": 4, "guidance_scale": 1.5}
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         (
@@ -135,6 +174,13 @@ def test_what_is_plotted(monkeypatch):
         (["generation.scheduler=Euler"], "`generation.scheduler` is given; required: `schedulers` of the sweep"),
         (["generation.features=null"], "`generation.features` and `generation.inception` are not given; required: one"),
         (["generation.labels=all"], "`labels` is 'all'; required: one of balanced, random."),
+        (["metric=kid"], "`metric` is 'kid'; required: one of those measured, frechet_distance."),
+        (["generation.reference=null"], "`generation.reference` is not given, and nothing would be measured; required"),
+        (
+            ["generation.sampling=3", "generation.sampling.a=3"],
+            "`generation.sampling.a` is given, but `generation.samp",
+        ),
+        (["generation.sampling.guidance_scale=2"], "`generation.sampling.guidance_scale` is 2, and is swept over;"),
         (["generation.sampling={guidance_scale: 2}"], "`generation.sampling.guidance_scale` is 2, and is swept over;"),
     ],
 )
@@ -146,6 +192,64 @@ def test_bad_input_is_one_line(error_line, arguments, tmp_path, settings, messag
 def test_a_run_with_other_settings(error_line, arguments, folder):
     error = error_line(*arguments, "generation.seed=1", "--output_dir", str(folder))
     assert "generation.json was measured with `seed` 0, now it is 1; required: the same, or" in error
+
+
+@pytest.fixture
+def changeable(arguments, folder, tmp_path) -> tuple[list[str], Path]:
+    """A finished sweep over one scale, of a pipeline, a network and a reference that may be changed."""
+    words = list(arguments)
+    words[words.index("--guidance_scales") + 1] = "[1]"
+    for index, word in enumerate(words):
+        prefix, _, path = word.rpartition("=")
+        if Path(path).is_dir():
+            copy = shutil.copytree(path, tmp_path / (prefix.rpartition(".")[2] or "pipeline"))
+            words[index] = f"{prefix}={copy}" if prefix else str(copy)
+    words += ["--output_dir", str(tmp_path / "sweep")]
+    main(words)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return words, tmp_path
+
+
+def scale_weights(file: Path) -> None:
+    save_file({name: 1.5 * tensor for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            lambda folder: scale_weights(folder / "pipeline" / "transformer" / "diffusion_pytorch_model.safetensors"),
+            "whose images were drawn with weights_sha256.transformer = ",
+        ),
+        (
+            lambda folder: scale_weights(folder / "features" / "model.safetensors"),
+            "generation.json was measured with features.sha256 = ",
+        ),
+        (
+            lambda folder: Dataset.from_parquet(str(folder / "reference" / "train.parquet"), cache_dir=str(folder))
+            .select(range(50))
+            .to_parquet(folder / "reference" / "train.parquet"),
+            "generation.json was measured with reference.sha256 = ",
+        ),
+    ],
+    ids=["weights", "features", "reference"],
+)
+def test_a_finished_run_of_something_else(error_line, changeable, change, expected):
+    words, folder = changeable
+    change(folder)
+    words[words.index("--guidance_scales") + 1] = "[1, 2]"
+    assert expected in error_line(*words)
+    assert not (folder / "sweep" / "runs" / "scale-2_steps-1").exists()
+
+
+def test_what_is_finished_is_hashed_once(arguments, folder, monkeypatch):
+    hashed = []
+    weights_sha256 = identity.weights_sha256
+    monkeypatch.setattr(identity, "weights_sha256", lambda model: (hashed.append(model), weights_sha256(model))[1])
+    before = table(folder)
+    main([*arguments, "--output_dir", str(folder)])
+    assert table(folder) == before
+    assert len(hashed) == 2  # transformer and VAE, of two runs
 
 
 def test_a_folder_of_something_else(error_line, arguments, tmp_path):

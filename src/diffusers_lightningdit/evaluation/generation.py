@@ -9,7 +9,6 @@ with the numbers and everything they depend on. Run again after an interruption,
 """
 
 import json
-import re
 import shutil
 import time
 import warnings
@@ -23,81 +22,34 @@ from accelerate.utils import broadcast_object_list
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ..data.latent_shards import partial_name, weights_sha256, write_json
+from ..data.latent_shards import read_json, write_json
 from ..settings import one_line_errors
 from .class_accuracy import class_accuracy
 from .command_help import parse_command
 from .frechet import frechet_distance
 from .generation_config import HELP, GenerationConfig
+from .identity import IMAGES, SAMPLES_FILE, check_folder, samples_identity
 from .image_archive import ARRAY, write_npz
 from .image_sets import ArchiveImages
+from .inception_score import LEAST_IMAGES_OF_A_SPLIT
 from .linear_probe import can_be_split, linear_probe_accuracy
 from .networks import exact_arithmetic, make_network
 from .ordered_batches import patient_accelerator
 from .precision_recall import precision_and_recall
 from .records import collected_warnings, measurement_record
 from .reference import Reference, measure_reference, measure_set
+from .reference_statistics import archive_names
 from .sample_drawing import DrawnImages, check_sampling, class_label, load_pipeline, set_scheduler, try_pipeline
 from .set_statistics import SetStatistics, read_all
 
-SAMPLES_FILE, RESULTS_FILE = "samples.json", "generation.json"
-IMAGES, ARCHIVE = "images", "images.npz"
-OWN_FILES = re.compile(r"\d{6,}\.png(\.partial)?")
+RESULTS_FILE = "generation.json"
+ARCHIVE = "images.npz"
 SIGNIFICANT_DIGITS = 6
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The set of images
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def samples_identity(config: GenerationConfig, pipeline: DiffusionPipeline, device: torch.device) -> dict[str, Any]:
-    """Everything that the pixels depend on, but for versions and the make of the device."""
-    recipe = {**(pipeline.config.get("sampling_recipe") or {}), **config.sampling}
-    scheduler = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
-    identity = {
-        "labels": config.labels,
-        "seed": config.seed,
-        "sampling": recipe,
-        "scheduler": {"class": type(pipeline.scheduler).__name__, **scheduler},
-        "weights_sha256": {
-            name: weights_sha256(component)
-            for name, component in sorted(pipeline.components.items())
-            if isinstance(component, nn.Module)
-        },
-        "dtype": config.dtype,
-        "micro_batch_size": config.micro_batch_size,
-        "device": device.type,
-        "num_threads": config.num_threads if device.type == "cpu" else None,
-    }
-    return json.loads(json.dumps(identity, default=str))  # as it comes back from the file
-
-
-def check_folder(folder: Path, identity: dict[str, Any]) -> None:
-    """Raise ValueError if the folder holds anything but the beginning of this set."""
-    name = f"`output_dir` is {str(folder)!r}"
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ValueError(f"{name}, a file; required: a folder.")
-    file = folder / SAMPLES_FILE
-    if not file.is_file():
-        if any(path != partial_name(file) for path in folder.iterdir()):  # which a run that was ended may have left
-            raise ValueError(f"{name}, which exists without {SAMPLES_FILE}; required: a new or an empty folder.")
-        return
-    try:
-        begun = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged; required: another `output_dir`, or that it be removed.") from error
-    for key in identity:
-        if begun.get(key) != identity[key]:
-            raise ValueError(
-                f"{name}, whose images were drawn with {key} = {begun.get(key)}; required: the same, not "
-                f"{identity[key]}, or another folder."
-            )
-    for path in (folder / IMAGES).iterdir() if (folder / IMAGES).is_dir() else ():
-        if not OWN_FILES.fullmatch(path.name):
-            raise ValueError(f"{name}, where {IMAGES}/{path.name} was not drawn; required: only its own images.")
 
 
 def image_set(
@@ -107,17 +59,23 @@ def image_set(
     identity: dict[str, Any],
     accelerator: Accelerator,
 ) -> DrawnImages | ArchiveImages:
-    """The set: what isn't there of it is drawn when it is read. Clears away what an ended run was writing."""
+    """The set: what isn't there of it is drawn when it is read. Clears away what an ended run was writing.
+
+    Raises:
+        ValueError: if images.npz, which "both" and a run that still has images/ write anew, would be left with another
+            number of images.
+    """
     folder = Path(config.output_dir)
     archive = folder / ARCHIVE
-    if config.format == "npz" and archive.is_file():  # images/ may be left, in part, of a run that was ended
+    if config.format != "both" and archive.is_file():
         images = ArchiveImages(archive)
-        if images.num_images == config.num_images:
-            return images
-        if not (folder / IMAGES).is_dir():
+        if images.num_images == config.num_images and config.format == "npz":
+            return images  # images/ may be left, in part, of a run that was ended
+        if images.num_images != config.num_images and (config.format == "png" or not (folder / IMAGES).is_dir()):
+            advice = "`format` both, which writes it anew, " if (folder / IMAGES).is_dir() else ""
             raise ValueError(
-                f"`num_images` is {config.num_images}; required: {images.num_images}, as in {archive}, or another "
-                "`output_dir`."
+                f"`num_images` is {config.num_images}; required: {images.num_images}, as in {archive}, {advice}or "
+                "another `output_dir`."
             )
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,10 +138,10 @@ def compare(
     if reference is not None:
         names = {"features": "fid", "spatial": "sfid"} if config.inception else {"features": "frechet_distance"}
         for kind, name in names.items():
-            moments, own = reference.moments(kind), samples.statistics[kind]
-            if moments is not None:
-                results[name] = frechet_distance(own.mean, own.covariance, *moments)
-    if samples.inception_score is not None:
+            if reference.has(kind):
+                own = samples.statistics[kind]
+                results[name] = frechet_distance(own.mean, own.covariance, *reference.moments(kind))
+    if samples.inception_score is not None and config.has_inception_score:
         results["inception_score"], results["inception_score_std"] = samples.inception_score
     if config.precision_recall and reference is not None and reference.measured is not None:
         generated, real = samples.features.to(device), reference.measured.features.to(device)
@@ -198,14 +156,51 @@ def compare(
     return {name: float(f"{value:.{SIGNIFICANT_DIGITS}g}") for name, value in results.items()}
 
 
-def not_computed(config: GenerationConfig, reference: Reference) -> list[str]:
-    """A line for each number that a published reference does not allow."""
+def result_names(config: GenerationConfig) -> list[str]:
+    """Names of the numbers that these settings ask for, in the order of `compare`, as far as the reference has them."""
+    arrays = [ARRAY]
+    if config.reference is not None and Path(config.reference).suffix == ".npz":
+        arrays = archive_names(config.reference)
+    names = []
+    if config.reference is not None:
+        names += ["frechet_distance"] if config.inception is None else ["fid"]
+        if config.inception is not None and ("mu" not in arrays or "mu_s" in arrays):
+            names.append("sfid")
+    if config.has_inception_score:
+        names += ["inception_score", "inception_score_std"]
+    if config.reference is not None and config.precision_recall and ARRAY in arrays:
+        names += ["precision", "recall"]
+        if config.reference_label_column is not None:
+            names += ["accuracy", "accuracy_on_held_out_reference"]
+    return names
+
+
+def not_computed(config: GenerationConfig, reference: Reference | None) -> list[str]:
+    """A line for each number that the reference, or the number of images, does not allow."""
     lines = []
-    if config.precision_recall and reference.measured is None:
+    if reference is not None and config.precision_recall and reference.measured is None:
         lines.append(f"precision and recall are not computed: {config.reference} holds no images ({ARRAY}).")
-    if config.inception is not None and reference.moments("spatial") is None:
+    if reference is not None and config.inception is not None and not reference.has("spatial"):
         lines.append(f"sfid is not computed: {config.reference} holds no mu_s and sigma_s.")
+    if config.inception is not None and not config.has_inception_score:
+        lines.append(
+            f"inception_score is not computed: {config.num_images} images are too few for {config.num_splits} splits; "
+            f"required: {LEAST_IMAGES_OF_A_SPLIT} for each, at least, or another `num_splits`."
+        )
     return lines
+
+
+def check_pixels(folder: Path, num_images: int, pixels_sha256: str) -> None:
+    """Raise ValueError if an earlier run has measured other pixels of as many images of the same set."""
+    file = folder / RESULTS_FILE
+    before = read_json(file)["samples"] if file.is_file() else {}
+    hash_before = before.get("pixels_sha256", pixels_sha256)
+    if before.get("num_images") == num_images and hash_before != pixels_sha256:
+        raise ValueError(
+            f"`output_dir` is {str(folder)!r}, whose images are not those that {RESULTS_FILE} tells of (pixels_sha256 "
+            f"{pixels_sha256[:12]}..., there {hash_before[:12]}...); required: images as they were drawn, or another "
+            "folder."
+        )
 
 
 def evaluate_generation(
@@ -221,27 +216,25 @@ def evaluate_generation(
         known_references: for several runs, as `measure_reference` takes them.
 
     Raises:
-        ValueError: in one line, for whatever cannot be used, before anything is drawn where that can be known.
+        ValueError: in one line, for whatever cannot be used, before anything is drawn where that can be known; for an
+            image that is not finite, or was replaced.
         ImportError: for `inception` without torch-fidelity.
     """
     accelerator = patient_accelerator() if accelerator is None else accelerator
     with exact_arithmetic(config.num_threads):
-        record = _evaluate(config, accelerator, known_references)
-    if accelerator.is_main_process:
-        write_json(Path(config.output_dir) / RESULTS_FILE, record)
-    return broadcast_object_list([record])[0]
+        return _evaluate(config, accelerator, known_references)
 
 
 def _evaluate(
     config: GenerationConfig, accelerator: Accelerator, known_references: dict[tuple, Reference] | None
-) -> dict[str, Any] | None:
-    device = accelerator.device
+) -> dict[str, Any]:
+    device, folder = accelerator.device, Path(config.output_dir)
     network = make_network(config)
     pipeline = load_pipeline(config.pipeline)
     check_sampling(pipeline, config.sampling)
     set_scheduler(pipeline, config.scheduler, config.shift)
     identity = samples_identity(config, pipeline, device)
-    check_folder(Path(config.output_dir), identity)
+    check_folder(folder, identity)
     pipeline.to(device)
     if config.dtype != "float32":
         pipeline.to(getattr(torch, config.dtype))
@@ -251,21 +244,46 @@ def _evaluate(
         network.check_size(*size)
         network.to(device)
     if config.reference is not None:
-        num_classes = pipeline.transformer.config.num_classes
-        reference = measure_reference(config, network, size, num_classes, accelerator, known_references)
+        reference = measure_reference(config, network, size, pipeline, accelerator, known_references)
 
     images = image_set(config, pipeline, size, identity, accelerator)
     samples, speed = draw_and_measure(config, images, network, accelerator)
-    if config.format == "npz" and accelerator.is_main_process:
-        shutil.rmtree(Path(config.output_dir) / IMAGES, ignore_errors=True)
-    if not accelerator.is_main_process:
-        return None
     num_classes = pipeline.transformer.config.num_classes
+    outcome: list[dict[str, Any] | ValueError | None] = [None]
+    if accelerator.is_main_process:
+        if config.format == "npz":
+            shutil.rmtree(folder / IMAGES, ignore_errors=True)
+        try:
+            outcome = [_record(config, identity, samples, reference, network, num_classes, size, speed, accelerator)]
+        except ValueError as error:  # which the other processes, who wait for the record, must hear of
+            outcome = [error]
+    (record,) = broadcast_object_list(outcome)
+    if isinstance(record, ValueError):
+        raise record
+    if accelerator.is_main_process:
+        write_json(folder / RESULTS_FILE, record)
+    return record
+
+
+def _record(
+    config: GenerationConfig,
+    identity: dict[str, Any],
+    samples: SetStatistics | None,
+    reference: Reference | None,
+    network: nn.Module | None,
+    num_classes: int,
+    size: tuple[int, int],
+    speed: dict[str, float],
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """The content of generation.json."""
+    pixels = {} if samples is None else {"pixels_sha256": samples.pixels_sha256}
+    if samples is not None:
+        check_pixels(Path(config.output_dir), config.num_images, samples.pixels_sha256)
     with collected_warnings() as messages:
-        if reference is not None:
-            for line in not_computed(config, reference):
-                warnings.warn(line, stacklevel=1)
-        results = {} if samples is None else compare(config, samples, reference, num_classes, device)
+        for line in [*([] if reference is None else reference.doubts), *not_computed(config, reference)]:
+            warnings.warn(line, stacklevel=1)
+        results = {} if samples is None else compare(config, samples, reference, num_classes, accelerator.device)
     weights = {**identity["weights_sha256"]} | ({} if network is None else {"features": network.description["sha256"]})
     return {
         **measurement_record("generation", results, config, weights, accelerator),
@@ -276,7 +294,7 @@ def _evaluate(
             "num_classes": num_classes,
             "height": size[0],
             "width": size[1],
-            **({} if samples is None else {"pixels_sha256": samples.pixels_sha256}),
+            **pixels,
         },
         "reference": None if reference is None else reference.description,
         "features": None if network is None else network.description,

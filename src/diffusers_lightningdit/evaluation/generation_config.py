@@ -1,15 +1,20 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """The settings of `evaluate generation`."""
 
+import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..settings import check_at_least, check_choice
 from .inception import PUBLISHED_SHA256
+from .inception_score import LEAST_IMAGES_OF_A_SPLIT
 from .sample_drawing import LABELS
 
 FORMATS = ("png", "npz", "both")
 CROPS = ("none", "center")
 DTYPES = ("float32", "bfloat16", "float16")
+# A number to everybody but YAML 1.1, which wants a point and a sign: 1.0e+3.
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)e[+-]?\d+", re.IGNORECASE)
 
 HELP = {
     "pipeline": "folder or Hub id of a class-conditional pipeline",
@@ -43,6 +48,16 @@ HELP = {
     "num_workers": "threads that read and write images, of each process",
     "num_threads": "of each process's networks on a CPU; another number changes the last digits",
 }
+
+
+def with_numbers(value: Any) -> Any:
+    """A value as YAML read it, with texts like 1e3 as numbers, also within lists.
+
+    Fields of a dataclass are converted by their types; a dictionary has none.
+    """
+    if isinstance(value, (list, tuple)):
+        return [with_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
 
 
 @dataclass(kw_only=True)
@@ -86,6 +101,7 @@ class GenerationConfig:
     num_splits: int = 10
 
     def __post_init__(self):
+        self.sampling = {name: with_numbers(value) for name, value in self.sampling.items()}
         check_choice("labels", self.labels, LABELS)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("format", self.format, FORMATS)
@@ -112,3 +128,8 @@ class GenerationConfig:
     def least_images(self) -> int:
         """That a set must have: 2 for a covariance, more than k for precision and recall."""
         return max(2, self.num_neighbors + 1 if self.precision_recall else 0)
+
+    @property
+    def has_inception_score(self) -> bool:
+        """Whether there are images enough for its splits."""
+        return self.inception is not None and self.num_images >= LEAST_IMAGES_OF_A_SPLIT * self.num_splits

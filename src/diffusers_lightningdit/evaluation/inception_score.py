@@ -3,6 +3,9 @@
 
 import torch
 
+# Of an image alone the score is 1, whatever it shows.
+LEAST_IMAGES_OF_A_SPLIT = 2
+
 
 class InceptionScore:
     """exp(mean over x of KL(p(y|x) || p(y))) of each split, in float64; only sums are kept.

@@ -41,6 +41,17 @@ def plot_lines(
     _save(figure, path)
 
 
+def plot_bars(path: str | Path, values: dict[str, float], x_name: str, title: str) -> None:
+    """Write a picture of a bar for each value, the first on top, by their names, to a PNG file."""
+    figure, axes = _figure()
+    bars = axes.barh(list(values), list(values.values()))
+    axes.bar_label(bars, fmt="{:g}", padding=2, fontsize="small")
+    axes.margins(x=0.15)
+    axes.invert_yaxis()
+    axes.set(xlabel=x_name, title=title)
+    _save(figure, path)
+
+
 def _figure():
     check_matplotlib()
     from matplotlib.figure import Figure

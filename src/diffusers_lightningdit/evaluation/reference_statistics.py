@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+# Rounding, relative to the largest value, as `frechet_distance` allows for.
+TOLERANCE = 1e-6
 ARRAYS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
 
@@ -27,7 +29,8 @@ def read_statistics(path: str | Path) -> dict[str, tuple[torch.Tensor, torch.Ten
     """{"features": (mean [D], covariance [D, D]), "spatial": ...} in float64, as far as the file has them.
 
     Raises:
-        ValueError: naming file and array, if one is pickled, damaged, or of another shape.
+        ValueError: naming file and array, if one is pickled, damaged, or of another shape, or if `sigma` is no
+            covariance.
     """
     names, statistics = archive_names(path), {}
     for kind, (mean_name, covariance_name) in ARRAYS.items():
@@ -36,8 +39,23 @@ def read_statistics(path: str | Path) -> dict[str, tuple[torch.Tensor, torch.Ten
             if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
                 shapes = f"{list(mean.shape)} and {list(covariance.shape)}"
                 raise ValueError(f"{path} holds {mean_name}, {covariance_name} of {shapes}; required: [D], [D, D].")
+            _check_covariance(f"{covariance_name} of {path}", covariance)
             statistics[kind] = mean, covariance
     return statistics
+
+
+def _check_covariance(name: str, covariance: torch.Tensor) -> None:
+    largest, size = covariance.abs().max().item(), len(covariance)
+    asymmetry = (covariance - covariance.T).abs().max().item()
+    if asymmetry > TOLERANCE * largest:
+        raise ValueError(f"{name} differs from its transpose by {asymmetry:g}; required: a symmetric matrix.")
+    allowed = TOLERANCE * largest * size
+    # Cholesky's decomposition, a tenth of the cost of eigenvalues, exists where all of them are positive.
+    raised = (covariance + covariance.T) / 2 + allowed * torch.eye(size, dtype=covariance.dtype)
+    if torch.linalg.cholesky_ex(raised).info > 0:
+        smallest = torch.linalg.eigvalsh(covariance)[0].item()
+        if smallest < -allowed:
+            raise ValueError(f"{name} has the eigenvalue {smallest:g}; required: a covariance, with none below 0.")
 
 
 def _read(path: str | Path, name: str) -> torch.Tensor:

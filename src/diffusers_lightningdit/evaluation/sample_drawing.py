@@ -6,6 +6,7 @@ another size, so they always take the same `micro_batch_size` images together: t
 the end of the set. A set of fewer images is thus the beginning of a larger one.
 """
 
+import contextlib
 import inspect
 import itertools
 import time
@@ -143,17 +144,58 @@ def noise_generator(seed: int, index: int) -> torch.Generator:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def checked_decoding(pipeline: DiffusionPipeline, block: range) -> Iterator[None]:
+    """Within the context, look at what the pipeline's VAE decodes, which are images of a block, before it is rounded.
+
+    Raises:
+        ValueError: from the call of the pipeline, naming the first image of the block that has a value that is not
+            finite, and whether the latents or the VAE brought it.
+    """
+    decode = pipeline.vae.decode
+
+    def first_not_finite(values: torch.Tensor) -> int | None:
+        is_finite = values[: len(block)].isfinite().flatten(1).all(1).tolist()  # [B]
+        return None if all(is_finite) else is_finite.index(False)
+
+    def decode_and_check(latents: torch.Tensor, *arguments, **keywords):
+        if (row := first_not_finite(latents)) is not None:
+            raise ValueError(
+                f"image {block[row]} has latents with NaN or infinity; required: a transformer of finite weights, and "
+                "`sampling`, `scheduler` and `dtype` that keep numbers finite."
+            )
+        decoded = decode(latents, *arguments, **keywords)
+        if (row := first_not_finite(decoded[0])) is not None:
+            largest = latents[row].abs().max().item()
+            raise ValueError(
+                f"image {block[row]} has pixels with NaN or infinity, decoded from latents of at most {largest:.2g}; "
+                "required: a VAE of finite weights, and `sampling`, `scheduler` and `dtype` that keep numbers finite."
+            )
+        return decoded
+
+    pipeline.vae.decode = decode_and_check
+    try:
+        yield
+    finally:
+        del pipeline.vae.decode  # which uncovers the method of its class
+
+
 def draw_block(
     pipeline: DiffusionPipeline, block: range, labels: str, seed: int, sampling: dict[str, Any], block_size: int
 ) -> np.ndarray:
-    """Images of a block of indices, which begins at a multiple of `block_size`: uint8 [B, height, width, 3]."""
+    """Images of a block of indices, which begins at a multiple of `block_size`: uint8 [B, height, width, 3].
+
+    Raises:
+        ValueError: naming the first image with a value that is not finite, which 8 bits would hide.
+    """
     num_classes = pipeline.transformer.config.num_classes
     indices = range(block.start, block.start + block_size)
-    images = pipeline(
-        [class_label(labels, index, num_classes, seed) for index in indices],
-        generator=[noise_generator(seed, index) for index in indices],
-        **sampling,
-    ).images
+    with checked_decoding(pipeline, block):
+        images = pipeline(
+            [class_label(labels, index, num_classes, seed) for index in indices],
+            generator=[noise_generator(seed, index) for index in indices],
+            **sampling,
+        ).images
     return np.stack([np.asarray(image) for image in images[: len(block)]])
 
 

@@ -18,15 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from accelerate import Accelerator
+from diffusers import DiffusionPipeline
 
 from ..data.latent_shards import partial_name, publish, read_json, write_json
 from ..settings import check_at_least, make_config, one_line_errors
 from .command_help import parse_command
-from .generation import ARCHIVE, IMAGES, RESULTS_FILE, evaluate_generation
+from .generation import ARCHIVE, RESULTS_FILE, evaluate_generation, result_names
 from .generation_config import GenerationConfig
+from .identity import IMAGES, check_folder, first_difference, pipeline_identity, samples_identity
+from .networks import make_network
 from .ordered_batches import patient_accelerator
-from .plots import check_matplotlib, plot_lines
+from .plots import check_matplotlib, plot_bars, plot_lines
+from .reference import content_sha256, open_reference
 from .sample_drawing import load_pipeline, set_scheduler
 
 RUNS = "runs"
@@ -66,6 +71,7 @@ class SweepConfig:
     keep_images: bool = False
 
     def __post_init__(self):
+        self.generation = nested(self.generation)
         axes = ("guidance_scales", "guidance_intervals", "num_inference_steps", "schedulers")
         if not any(getattr(self, name) for name in axes):
             raise ValueError(f"{', '.join(f'`{name}`' for name in axes)} are empty; required: one of them, at least.")
@@ -85,6 +91,25 @@ class SweepConfig:
             raise ValueError(
                 "`generation.features` and `generation.inception` are not given; required: one of them, to measure by."
             )
+
+
+def nested(settings: dict[str, Any]) -> dict[str, Any]:
+    """{"sampling.guidance_scale": 2} as {"sampling": {"guidance_scale": 2}}.
+
+    Raises:
+        ValueError: if `sampling` is given, and is no dictionary.
+    """
+    inner = {name: value for name, value in settings.items() if "." in name}
+    settings = {name: value for name, value in settings.items() if "." not in name}
+    for name, value in inner.items():
+        outer, _, key = name.partition(".")
+        if not isinstance(settings.setdefault(outer, {}), dict):
+            raise ValueError(
+                f"`generation.{name}` is given, but `generation.{outer}` is {settings[outer]!r}; required: keys with "
+                "values."
+            )
+        settings[outer] = {**settings[outer], key: value}
+    return settings
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -171,6 +196,48 @@ def finished_record(settings: GenerationConfig) -> dict[str, Any] | None:
     return record
 
 
+def check_runs(
+    runs: dict[Combination, GenerationConfig],
+    records: dict[Combination, dict[str, Any] | None],
+    pipeline: DiffusionPipeline,
+    device: torch.device,
+) -> None:
+    """Raise ValueError if a run was begun, or measured, with other than what now lies under the same names.
+
+    Whatever has to be hashed for it, weights and reference, is hashed once for all runs.
+    """
+    own_scheduler, weights = pipeline.scheduler, None
+    for settings in runs.values():
+        pipeline.scheduler = own_scheduler
+        set_scheduler(pipeline, settings.scheduler, settings.shift)
+        if Path(settings.output_dir).exists():
+            weights = pipeline_identity(pipeline) if weights is None else weights
+            check_folder(Path(settings.output_dir), samples_identity(settings, pipeline, device, weights))
+    measured_by = None
+    for combination, record in records.items():
+        if record is not None:
+            settings = runs[combination]
+            measured_by = _measured_by(settings, record, pipeline) if measured_by is None else measured_by
+            before = {name: (record.get(name) or {}) for name in ("features", "reference")}
+            before["reference"] = {"sha256": before["reference"].get("sha256")}
+            if (difference := first_difference(before, measured_by)) is not None:
+                name, was, is_ = difference
+                raise ValueError(
+                    f"{Path(settings.output_dir) / RESULTS_FILE} was measured with {name} = {was}, now it is {is_}; "
+                    "required: the same, or another `output_dir`."
+                )
+
+
+def _measured_by(settings: GenerationConfig, record: dict[str, Any], pipeline: DiffusionPipeline) -> dict[str, Any]:
+    """The network of the features, and a hash of the reference, as they are now: the same for all runs."""
+    network, reference = make_network(settings), {"sha256": None}
+    if settings.reference is not None:
+        size = record["samples"]["height"], record["samples"]["width"]
+        _, images = open_reference(settings, network, size, pipeline)
+        reference = {"sha256": content_sha256(settings, images)}
+    return {"features": json.loads(json.dumps(network.description)), "reference": reference}
+
+
 def run_sweep(config: SweepConfig, accelerator: Accelerator) -> list[dict[str, Any]]:
     """Measure every combination that isn't measured yet; write table, JSON file and plot, also between the runs.
 
@@ -179,7 +246,7 @@ def run_sweep(config: SweepConfig, accelerator: Accelerator) -> list[dict[str, A
 
     Raises:
         ValueError: before anything is drawn, for settings of any run that cannot be used as far as that can be known,
-            and for runs in the folder that were made with other settings.
+            and for runs in the folder that were made with other settings, weights, images or versions.
         ImportError: without matplotlib.
     """
     check_matplotlib()
@@ -187,11 +254,9 @@ def run_sweep(config: SweepConfig, accelerator: Accelerator) -> list[dict[str, A
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / RUNS).is_dir():
         raise ValueError(f"`output_dir` is {config.output_dir!r}, no sweep; required: a new or an empty folder.")
     runs = {combination: generation_config(config, combination) for combination in combinations(config)}
+    check_metric(config.metric, result_names(next(iter(runs.values()))))
     records = {combination: finished_record(settings) for combination, settings in runs.items()}
-    pipeline = load_pipeline(config.pipeline)
-    for name in config.schedulers:
-        set_scheduler(pipeline, name)
-    del pipeline
+    check_runs(runs, records, load_pipeline(config.pipeline), accelerator.device)
     accelerator.wait_for_everyone()  # all have looked before one writes
     rows, references = [], {}
     for number, (combination, settings) in enumerate(runs.items(), start=1):
@@ -227,27 +292,46 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     publish(partial, path)
 
 
+def check_metric(metric: str | None, measured: list[str]) -> None:
+    """Raise ValueError for a metric that isn't measured, or if none is."""
+    if not measured:
+        raise ValueError(
+            "`generation.reference` is not given, and nothing would be measured; required: a reference, or "
+            "`generation.inception` with images enough for `generation.num_splits`."
+        )
+    if metric is not None and metric not in measured:
+        raise ValueError(f"`metric` is {metric!r}; required: one of those measured, {', '.join(measured)}.")
+
+
 def plot_sweep(path: Path, rows: list[dict[str, Any]], config: SweepConfig) -> None:
     """The metric over the first axis of numbers that has several values, a line for each combination of the others.
+
+    Where no axis of numbers has several, it is a bar for each combination.
 
     Raises:
         ValueError: if the runs did not measure `config.metric`.
     """
     axes = list(Combination(None, None, None, None).row())
     measured = [name for name in rows[0] if name not in axes]
-    metric = config.metric or next(iter(measured), None)
-    if metric not in measured:
-        known = ", ".join(measured) or "nothing"
-        raise ValueError(f"`metric` is {metric!r}; required: one of those measured, {known}.")
-    numbers = ("guidance_scale", "num_inference_steps", "interval_start")
-    lengths = {name: len({row[name] for row in rows if row[name] is not None}) for name in numbers}
-    x = max(numbers, key=lambda name: (lengths[name] > 1, lengths[name] > 0))  # of equals the first
+    check_metric(config.metric, measured)
+    metric = config.metric or measured[0]
+    rows = [row for row in rows if row[metric] is not None]
+    # of the whole sweep, since after the first run no axis has several values
+    numbers = {
+        "guidance_scale": config.guidance_scales,
+        "num_inference_steps": config.num_inference_steps,
+        "interval_start": {start for start, _ in config.guidance_intervals},
+        "interval_end": {end for _, end in config.guidance_intervals},
+    }
+    x = next((name for name, values in numbers.items() if len(values) > 1), None)
+    if x is None:
+        names = [", ".join(str(row[axis]) for axis in axes if row[axis] is not None) for row in rows]
+        plot_bars(path, {name: row[metric] for name, row in zip(names, rows, strict=True)}, metric, config.pipeline)
+        return
     varied = [name for name in axes if name != x and len({row[name] for row in rows}) > 1]
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        name = ", ".join(f"{axis} {row[axis]}" for axis in varied)
-        if row[metric] is not None:
-            lines.setdefault(name, []).append((0 if row[x] is None else row[x], row[metric]))
+        lines.setdefault(", ".join(f"{axis} {row[axis]}" for axis in varied), []).append((row[x], row[metric]))
     plot_lines(path, lines, x, metric, config.pipeline)
 
 

@@ -1,0 +1,120 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from diffusers_lightningdit.evaluation.features import VisionFeatures
+from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
+from diffusers_lightningdit.evaluation.image_sets import open_images
+from diffusers_lightningdit.evaluation.reference import (
+    check_labels,
+    content_sha256,
+    doubts_about_classes,
+    open_reference,
+)
+from diffusers_lightningdit.evaluation.sample_drawing import load_pipeline
+
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+@pytest.fixture(scope="module")
+def pipeline(digits_pipeline):
+    return load_pipeline(digits_pipeline)
+
+
+def data_set(folder: Path, names: list[str], labels: list[int], gray: int = 0) -> str:
+    images = [Image.new("RGB", (32, 32), (gray, 20 * index, 0)) for index in range(len(labels))]
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=names)})
+    folder.mkdir()
+    Dataset.from_dict({"image": images, "label": labels}, features=features).to_parquet(folder / "train.parquet")
+    return str(folder)
+
+
+def config_of(reference: str, **settings) -> GenerationConfig:
+    return GenerationConfig(pipeline="p", output_dir="o", reference=reference, features="f", **settings)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (NAMES[1:] + NAMES[:1], "class 0 is 'one'; required: the pipeline's order, in which it is 'zero'."),
+        (
+            NAMES[:3] + NAMES[8:2:-1] + NAMES[9:],
+            "class 3 is 'eight'; required: the pipeline's order, in which it is 't",
+        ),
+    ],
+)
+def test_the_same_names_in_another_order(pipeline, names, message, tmp_path):
+    config = config_of(data_set(tmp_path / "data", names, [0, 1]), reference_label_column="label")
+    with pytest.raises(ValueError, match="`reference_label_column` is 'label', where ") as error:
+        doubts_about_classes(config, pipeline)
+    assert message in str(error.value)
+
+
+def test_other_names_are_a_doubt(pipeline, tmp_path, monkeypatch):
+    config = config_of(data_set(tmp_path / "a", [*NAMES[:9], "neuf"], [0, 1]), reference_label_column="label")
+    (line,) = doubts_about_classes(config, pipeline)
+    assert line.endswith("since their names differ: class 9, 'neuf', is 'nine' there.")
+    config = config_of(data_set(tmp_path / "b", NAMES, [0, 1]), reference_label_column="label")
+    assert doubts_about_classes(config, pipeline) == []
+    monkeypatch.setattr(pipeline, "_internal_dict", {**pipeline.config, "id2label": None})
+    (line,) = doubts_about_classes(config, pipeline)
+    assert line.endswith("class 0, 'zero', has no name there.")
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "message"),
+    [
+        (
+            NAMES,
+            [3, 3, 3, 3],
+            "with images of class 3 only; required with `reference_label_column`: at least 2 classes.",
+        ),
+        (NAMES[:4], [0, 1, 2, 3], "with 4 classes; required: 10, as the pipeline's."),
+    ],
+)
+def test_labels_that_cannot_be_used(pipeline, vision_transformer, names, labels, message, tmp_path):
+    config = config_of(data_set(tmp_path / "data", names, labels), reference_label_column="label")
+    with pytest.raises(ValueError, match="`reference` is ") as error:
+        open_reference(config, VisionFeatures(vision_transformer), (32, 32), pipeline)
+    assert str(error.value).endswith(message)
+
+
+def test_a_label_beyond_the_classes(pipeline, tmp_path):
+    """Which `datasets` itself does not refuse in a file that others wrote."""
+    config = config_of(data_set(tmp_path / "data", NAMES, [0, 1]), reference_label_column="label")
+    images = open_images(config.reference, label_column="label")
+    images.labels = torch.tensor([0, 10])
+    with pytest.raises(ValueError, match="with the label 10; required: 0 to 9"):
+        check_labels(config, images, pipeline)
+
+
+def test_the_hash_is_of_what_the_reference_holds(tmp_path):
+    def hash_of(reference: str, **settings) -> str:
+        config = config_of(reference, **settings)
+        return content_sha256(config, open_images(reference, label_column=config.reference_label_column))
+
+    labelled = {"reference_label_column": "label"}
+    first = data_set(tmp_path / "first", NAMES, [0, 1, 2])
+    shutil.copytree(first, tmp_path / "copy")
+    assert hash_of(str(tmp_path / "copy"), **labelled) == hash_of(first, **labelled)
+    for number, changed in enumerate([{"gray": 1, "labels": [0, 1, 2]}, {"labels": [0, 1, 3]}, {"labels": [0, 1]}]):
+        assert hash_of(data_set(tmp_path / str(number), NAMES, **changed), **labelled) != hash_of(first, **labelled)
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(2):
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / f"{index}.png")
+    before = hash_of(str(folder))
+    Image.new("RGB", (8, 8), (9, 0, 0)).save(folder / "1.png")
+    assert hash_of(str(folder)) != before
+
+    np.savez(tmp_path / "a.npz", np.zeros((2, 8, 8, 3), np.uint8))
+    before = hash_of(str(tmp_path / "a.npz"))
+    np.savez(tmp_path / "a.npz", np.ones((2, 8, 8, 3), np.uint8))
+    assert hash_of(str(tmp_path / "a.npz")) != before
