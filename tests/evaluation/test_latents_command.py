@@ -67,13 +67,23 @@ def test_every_number_by_another_way(folder, arguments, real_digits, vision_tran
     assert results["uniformity"]["tsne"] == pytest.approx(uniformity(plane), rel=1e-3)
 
     moments = []
-    for images in (pixels, vae.decode(latents).sample.clamp(-1, 1)):
+    decoded = (127.5 * vae.decode(latents).sample + 128).clamp(0, 255).byte()
+    for images in (pixels, decoded / 127.5 - 1):
         statistics = FeatureStatistics(12)
         statistics.update(model(images, 4).mean((2, 3)))
         moments += [statistics.mean, statistics.covariance]
     assert results["reconstruction_fd"] == pytest.approx(frechet_distance(*moments), rel=1e-3)
     assert results["interpolation_fd"] > results["reconstruction_fd"]
     assert 0 <= results["linear_probe_accuracy"] <= 1
+
+
+def test_the_reconstructions_are_those_of_the_other_command(arguments, tmp_path):
+    """One number for the same thing: the Fréchet distance of what an autoencoder gives back."""
+    shared = [*arguments[1:9], "--micro_batch_size", "8"]
+    main(["latents", *shared, "--perplexity", "5", "--output_dir", str(tmp_path / "latents")])
+    main(["reconstruction", *shared, "--output_dir", str(tmp_path / "reconstruction")])
+    one, other = (json.loads((path / "metrics.json").read_text())["results"] for path in sorted(tmp_path.iterdir()))
+    assert one["reconstruction_fd"] == pytest.approx(other["rfd"], rel=2e-6)
 
 
 def test_the_picture_shows_as_many_colours_as_densities(folder):

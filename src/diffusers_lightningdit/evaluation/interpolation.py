@@ -54,7 +54,8 @@ def nearest_by_angle(
 def spherical_interpolation(first: torch.Tensor, second: torch.Tensor, weight: float = 0.5) -> torch.Tensor:
     """(sin((1 - w) a) x + sin(w a) y) / sin(a), a the angle between x and y (Shoemake 1985): [B, ...] each.
 
-    Linear where the angle is so small, or so near to a half turn, that the quotient is not defined.
+    Linear where the angle is so small, or so near to a half turn, that the quotient is not defined. The result lies in
+    memory as x does, by which convolutions round: with w = 0 it is decoded as x is, to the last bit.
     """
     x, y = first.double().flatten(1), second.double().flatten(1)
     angle = F.cosine_similarity(x, y, dim=1).clamp(-1, 1).arccos()[:, None]
@@ -62,7 +63,7 @@ def spherical_interpolation(first: torch.Tensor, second: torch.Tensor, weight: f
     sine = torch.where(is_straight, 1.0, angle.sin())
     part_x = torch.where(is_straight, 1 - weight, ((1 - weight) * angle).sin() / sine)
     part_y = torch.where(is_straight, weight, (weight * angle).sin() / sine)
-    return (part_x * x + part_y * y).view_as(first).to(first.dtype)
+    return torch.empty_like(first).copy_((part_x * x + part_y * y).view_as(first))
 
 
 @torch.no_grad()

@@ -13,8 +13,6 @@ Letters in the shape comments: B images, C latent channels, F feature channels, 
 import csv
 import dataclasses
 import json
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import ModelMixin
 
-from ..data.images import ImageDataset
+from ..data.images import ImageDataset, from_8_bits, to_8_bits
 from ..data.latent_shards import partial_name, publish, weights_sha256, write_json
 from ..foundation_models import IMAGE_NORMALIZATIONS, FoundationModel
 from ..processes import patient_accelerator
@@ -39,14 +37,14 @@ from .linear_probe import can_be_split, linear_probe_accuracy
 from .networks import exact_arithmetic
 from .ordered_batches import ordered_batches
 from .plots import check_matplotlib, plot_density
-from .records import measurement_record
+from .records import collected_warnings, measurement_record
+from .rounding import SIGNIFICANT_DIGITS, significant
 from .tsne import check_scikit_learn, tsne_plane
 from .uniformity import point_density, principal_plane, uniformity
 
 METRICS_FILE = "metrics.json"
 PLOT_FILE, POINTS_FILE = "tsne.png", "tsne.csv"
 LEFTOVERS = tuple(partial_name(Path(name)).name for name in (METRICS_FILE, PLOT_FILE, POINTS_FILE))
-SIGNIFICANT_DIGITS = 6
 
 HELP = {
     **AUTOENCODER_HELP,
@@ -106,9 +104,12 @@ class LatentMeasures:
 
     @torch.no_grad()
     def features_of(self, latents: torch.Tensor) -> torch.Tensor:
-        """Features, averaged over positions, of the images that are decoded: [B, C, h, w] -> [B, F]."""
-        pixels = decode(self.vae, latents.to(self.vae.device)).clamp(-1, 1)
-        return self.foundation_model(pixels, tuple(latents.shape[2:])).mean((2, 3)).cpu()
+        """Features, averaged over positions, of the images that are decoded: [B, C, h, w] -> [B, F].
+
+        These are rounded to 8 bits as the original saves them, and as `evaluate reconstruction` measures them.
+        """
+        images = to_8_bits(decode(self.vae, latents.to(self.vae.device)))
+        return self.foundation_model(from_8_bits(images), tuple(latents.shape[2:])).mean((2, 3)).cpu()
 
 
 def chosen_images(num_images: int | None, available: int, seed: int) -> list[int]:
@@ -151,15 +152,7 @@ def latent_results(
             results[name] = interpolation_distance(
                 latents, pooled, measures.features_of, weight=weight, batch_size=config.micro_batch_size
             )
-    return _rounded(results)
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _rounded(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_rounded(inner) for inner in value]
-    return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if isinstance(value, float) else value
+    return significant(results)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -180,6 +173,7 @@ def evaluate_latents(config: LatentsConfig, accelerator: Accelerator) -> dict[st
         ValueError: before anything is computed, for settings, data or networks that cannot be used; later for an image
             that cannot be read.
         ImportError: without scikit-learn, scipy or matplotlib.
+        OSError: if the files cannot be written.
     """
     check_output_dir(config.output_dir, leftovers=LEFTOVERS)
     check_scikit_learn()
@@ -214,12 +208,8 @@ def _evaluate(config: LatentsConfig, accelerator: Accelerator) -> dict[str, Any]
         return {}
     values = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     plane = tsne_plane(values["latents"], config.perplexity, config.seed, config.num_threads)
-    with warnings.catch_warnings(record=True) as caught:  # of covariances of too few images
-        warnings.simplefilter("always")
+    with collected_warnings() as messages:  # of covariances of too few images
         results = latent_results(measures, values, plane, config)
-    messages = sorted({str(warning.message) for warning in caught})
-    for message in messages:
-        print(f"warning: {message}", file=sys.stderr)
 
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -250,7 +240,7 @@ def write_points(
 
 
 def main(argv: list[str] | None = None) -> None:
-    with one_line_errors((ValueError, ImportError)):
+    with one_line_errors((ValueError, ImportError, OSError)):
         config = parse_command(LatentsConfig, argv, __doc__, HELP)
         datasets.disable_progress_bars()
         accelerator = patient_accelerator()

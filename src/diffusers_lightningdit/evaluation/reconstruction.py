@@ -16,8 +16,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import sys
-import warnings
 from collections import deque
 from pathlib import Path
 from typing import Any, TextIO
@@ -41,13 +39,13 @@ from .image_similarity import peak_signal_to_noise_ratio, structural_similarity
 from .inception import PUBLISHED_SHA256
 from .networks import exact_arithmetic, make_network
 from .ordered_batches import ordered_batches
-from .records import measurement_record
+from .records import collected_warnings, measurement_record
+from .rounding import significant
 
 METRICS_FILE = "metrics.json"
 IMAGES_FILE = "images.csv"
 LEFTOVERS = tuple(partial_name(Path(name)).name for name in (METRICS_FILE, IMAGES_FILE))
 DECIMALS = {"psnr_db": 4, "ssim": 6, "lpips": 6}
-DISTANCE_DIGITS = 6  # significant
 
 
 HELP = {
@@ -156,7 +154,7 @@ class ReconstructionTotals:
         results = {"num_images": num_images, **{name: round(mean, DECIMALS[name]) for name, mean in means.items()}}
         if self._statistics:
             distance = self._statistics["real"].distance_to(self._statistics["reconstructed"])
-            results["frechet_distance"] = float(f"{distance:.{DISTANCE_DIGITS}g}")
+            results["frechet_distance"] = significant(distance)
         return results
 
 
@@ -172,6 +170,7 @@ def evaluate_reconstruction(config: ReconstructionConfig, accelerator: Accelerat
         ValueError: before anything is computed, for settings, data or networks that cannot be used; later for an image
             that cannot be read.
         ImportError: for `inception`, without torch-fidelity.
+        OSError: if the files cannot be written.
     """
     check_output_dir(config.output_dir, leftovers=LEFTOVERS)
     with exact_arithmetic(config.num_threads):
@@ -220,12 +219,8 @@ def _evaluate(config: ReconstructionConfig, accelerator: Accelerator) -> dict[st
         publish(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    with warnings.catch_warnings(record=True) as caught:  # of covariances of too few images
-        warnings.simplefilter("always")
+    with collected_warnings() as messages:  # of covariances of too few images
         results = totals.results()
-    messages = sorted({str(warning.message) for warning in caught})
-    for message in messages:
-        print(f"warning: {message}", file=sys.stderr)
     if features is not None:
         results["rfd" if config.inception is None else "rfid"] = results.pop("frechet_distance")
     record = measurement_record("reconstruction", results, config, weights, accelerator)
@@ -235,7 +230,7 @@ def _evaluate(config: ReconstructionConfig, accelerator: Accelerator) -> dict[st
 
 
 def main(argv: list[str] | None = None) -> None:
-    with one_line_errors((ValueError, ImportError)):
+    with one_line_errors((ValueError, ImportError, OSError)):
         config = parse_command(ReconstructionConfig, argv, __doc__, HELP)
         datasets.disable_progress_bars()
         accelerator = patient_accelerator()
