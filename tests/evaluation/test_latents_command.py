@@ -75,6 +75,7 @@ def test_every_number_by_another_way(folder, arguments, real_digits, vision_tran
     assert results["reconstruction_fd"] == pytest.approx(frechet_distance(*moments), rel=1e-3)
     assert results["interpolation_fd"] > results["reconstruction_fd"]
     assert 0 <= results["linear_probe_accuracy"] <= 1
+    assert results["linear_probe_num_images"] == 57
 
 
 def test_the_reconstructions_are_those_of_the_other_command(arguments, tmp_path):
@@ -107,6 +108,14 @@ def test_without_labels_and_features(arguments, tmp_path):
     results = json.loads((tmp_path / "metrics.json").read_text())["results"]
     assert set(results) == {"num_images", "latents_shape", "channels", "uniformity"}
     assert "label" not in points(tmp_path)[0]
+
+
+def test_too_few_images_for_a_probe(arguments, tmp_path, capsys):
+    main([*arguments[:7], "perplexity=5", f"output_dir={tmp_path}", "num_images=9"])
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert not any(name.startswith("linear_probe") for name in record["results"])
+    (warning,) = record["warnings"]
+    assert warning.startswith("there is no linear probe: ") and f"warning: {warning}" in capsys.readouterr().err
 
 
 def test_images_are_drawn_by_the_seed():

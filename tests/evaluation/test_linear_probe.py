@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from diffusers_lightningdit.evaluation.linear_probe import linear_probe_accuracy
+from diffusers_lightningdit.evaluation.linear_probe import can_be_split, linear_probe_accuracy, probed_images
 
 LABELS = torch.arange(4).repeat(30)
 
@@ -28,13 +28,35 @@ def test_the_scale_of_a_channel_does_not_count_and_the_seed_does():
     assert len({linear_probe_accuracy(features, LABELS, seed=seed) for seed in range(4)}) > 1
 
 
+def test_classes_of_a_single_image_are_left_out():
+    """As in a few images of each of many classes, drawn at random."""
+    features = torch.randn(122, 6)
+    features[:120, 0] += LABELS
+    labels = torch.cat([torch.tensor([7]), LABELS, torch.tensor([9])])
+    features = features.roll(1, dims=0)
+    assert probed_images(labels).tolist() == [False] + [True] * 120 + [False]
+    assert can_be_split(labels)
+    accuracy = linear_probe_accuracy(features, labels)
+    assert accuracy == linear_probe_accuracy(features[1:121], LABELS) > 0.3
+
+
 @pytest.mark.parametrize(
     ("features", "labels", "arguments", "message"),
     [
         (torch.zeros(4, 2), torch.zeros(3), {}, r"`labels` has shape \[3\]; required: \[4\]"),
-        (torch.zeros(4, 2), torch.zeros(4), {}, "1 classes for 4 images; required: at least 2 classes"),
-        (torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]), {}, "2 classes for 4 images"),
-        (torch.zeros(6, 2), torch.tensor([0, 0, 1, 1, 2, 2]), {}, "images enough to hold out 0.25 of them"),
+        (
+            torch.zeros(4, 2),
+            torch.zeros(4),
+            {},
+            "1 classes of at least 2 images, 4 images in all; required: at least 2",
+        ),
+        (torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]), {}, "1 classes of at least 2 images, 3 images in all"),
+        (
+            torch.zeros(6, 2),
+            torch.tensor([0, 0, 1, 1, 2, 2]),
+            {},
+            "no fewer images on either side of a split that holds out 0.25 of",
+        ),
         (torch.zeros(4, 2), torch.tensor([0, 0, 1, 1]), {"held_out_part": 1.0}, "`held_out_part` is 1.0"),
         (torch.full((4, 2), torch.nan), torch.tensor([0, 0, 1, 1]), {}, "NaN or infinity"),
     ],

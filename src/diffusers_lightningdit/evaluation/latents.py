@@ -13,6 +13,7 @@ Letters in the shape comments: B images, C latent channels, F feature channels, 
 import csv
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from .autoencoders import AutoencoderConfig, decode, load_autoencoder, mean_late
 from .command_help import parse_command
 from .interpolation import interpolation_distance
 from .latent_quality import channel_statistics
-from .linear_probe import can_be_split, linear_probe_accuracy
+from .linear_probe import can_be_split, linear_probe_accuracy, probed_images
 from .networks import exact_arithmetic
 from .ordered_batches import ordered_batches
 from .plots import check_matplotlib, plot_density
@@ -142,8 +143,17 @@ def latent_results(
         "channels": channel_statistics(latents),
         "uniformity": {"tsne": uniformity(plane), "principal_plane": uniformity(principal_plane(latents))},
     }
-    if "labels" in values and can_be_split(values["labels"]):
-        results["linear_probe_accuracy"] = linear_probe_accuracy(latents, values["labels"], seed=config.seed)
+    if "labels" in values:
+        labels = values["labels"][probed_images(values["labels"])]
+        if can_be_split(labels):
+            results["linear_probe_accuracy"] = linear_probe_accuracy(latents, values["labels"], seed=config.seed)
+            results["linear_probe_num_images"] = len(labels)
+        else:
+            warnings.warn(
+                f"there is no linear probe: {len(labels.unique())} classes have at least 2 images, {len(labels)} in "
+                "all; required: at least 2 such classes, and four times as many images.",
+                stacklevel=2,
+            )
     if "features" in values:
         results["linear_cka"] = linear_cka(latents, values["features"])
         results["distance_matrix_gap"] = distance_matrix_gap(latents, values["features"])
@@ -166,8 +176,9 @@ def evaluate_latents(config: LatentsConfig, accelerator: Accelerator) -> dict[st
     Returns:
         The content of `metrics.json` on the main process, else nothing. Its `results`: `channels`, per-channel
         statistics; `uniformity` in the planes of the t-SNE and of the principal components; with labels
-        `linear_probe_accuracy`, where each class has images enough; with features `linear_cka`, `distance_matrix_gap`,
-        and `reconstruction_fd`, `interpolation_fd`, Fréchet distances in these features.
+        `linear_probe_accuracy` and the `linear_probe_num_images` it is of, where there are images enough; with features
+        `linear_cka`, `distance_matrix_gap`, and `reconstruction_fd`, `interpolation_fd`, Fréchet distances in these
+        features.
 
     Raises:
         ValueError: before anything is computed, for settings, data or networks that cannot be used; later for an image
@@ -208,7 +219,7 @@ def _evaluate(config: LatentsConfig, accelerator: Accelerator) -> dict[str, Any]
         return {}
     values = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     plane = tsne_plane(values["latents"], config.perplexity, config.seed, config.num_threads)
-    with collected_warnings() as messages:  # of covariances of too few images
+    with collected_warnings() as messages:  # of too few images
         results = latent_results(measures, values, plane, config)
 
     folder = Path(config.output_dir)

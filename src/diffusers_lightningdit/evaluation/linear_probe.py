@@ -6,12 +6,20 @@ import math
 import torch
 
 
+def probed_images(labels: torch.Tensor) -> torch.Tensor:
+    """Which images a probe can use: bool [N], those whose class has a second one, to be held out or fitted on."""
+    _, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
+    return counts[inverse] >= 2
+
+
 def can_be_split(labels: torch.Tensor, held_out_part: float = 0.25) -> bool:
-    """Whether there are two classes, and images enough for at least one of each on both sides of the split."""
-    classes, counts = labels.unique(return_counts=True)
-    num_held_out = math.ceil(held_out_part * len(labels))
-    on_both_sides = len(classes) <= min(num_held_out, len(labels) - num_held_out)
-    return len(classes) >= 2 and counts.min().item() >= 2 and on_both_sides
+    """Whether a probe can be had of the classes with at least two images.
+
+    There have to be two of them, and on each side of the split at least as many images as classes.
+    """
+    labels = labels[probed_images(labels)]
+    num_classes, num_held_out = len(labels.unique()), math.ceil(held_out_part * len(labels))
+    return 2 <= num_classes <= min(num_held_out, len(labels) - num_held_out)
 
 
 def linear_probe_accuracy(
@@ -21,7 +29,7 @@ def linear_probe_accuracy(
 
     Features are standardised with the mean and standard deviation of the images that the regression is fitted on
     (scikit-learn: L2 penalty of strength 1, L-BFGS). The split keeps the proportions of the classes. The same arguments
-    give the same number.
+    give the same number. Images whose class has no second one are left out (`probed_images`).
 
     Args:
         features: [N, ...], flattened for each image. The cost grows with the values of an image times the classes:
@@ -41,10 +49,13 @@ def linear_probe_accuracy(
         raise ValueError("`features` holds NaN or infinity; required: finite values.")
     if not 0 < held_out_part < 1:
         raise ValueError(f"`held_out_part` is {held_out_part}; required: a number between 0 and 1.")
+    is_probed = probed_images(labels)
+    features, labels = features[is_probed.to(features.device)], labels[is_probed]
     if not can_be_split(labels, held_out_part):
         raise ValueError(
-            f"`labels` holds {len(labels.unique())} classes for {len(labels)} images; required: at least 2 classes, "
-            f"each with images enough to hold out {held_out_part:g} of them."
+            f"`labels` holds {len(labels.unique())} classes of at least 2 images, {len(labels)} images in all; "
+            f"required: at least 2 such classes, and no fewer images on either side of a split that holds out "
+            f"{held_out_part:g} of them."
         )
     try:
         from sklearn.linear_model import LogisticRegression
