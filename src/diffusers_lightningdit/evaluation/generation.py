@@ -23,28 +23,22 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ..data.latent_shards import read_json, write_json
+from ..processes import patient_accelerator
 from ..settings import one_line_errors
-from .class_accuracy import class_accuracy
 from .command_help import parse_command
-from .frechet import frechet_distance
+from .comparison import compare, not_computed
 from .generation_config import HELP, GenerationConfig
 from .identity import IMAGES, SAMPLES_FILE, check_folder, samples_identity
-from .image_archive import ARRAY, write_npz
+from .image_archive import write_npz
 from .image_sets import ArchiveImages
-from .inception_score import LEAST_IMAGES_OF_A_SPLIT
-from .linear_probe import can_be_split, linear_probe_accuracy
 from .networks import exact_arithmetic, make_network
-from .ordered_batches import patient_accelerator
-from .precision_recall import precision_and_recall
 from .records import collected_warnings, measurement_record
 from .reference import Reference, measure_reference, measure_set
-from .reference_statistics import archive_names
-from .sample_drawing import DrawnImages, check_sampling, class_label, load_pipeline, set_scheduler, try_pipeline
+from .sample_drawing import DrawnImages, check_sampling, load_pipeline, set_scheduler, try_pipeline
 from .set_statistics import SetStatistics, read_all
 
 RESULTS_FILE = "generation.json"
 ARCHIVE = "images.npz"
-SIGNIFICANT_DIGITS = 6
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -110,84 +104,23 @@ def draw_and_measure(
         read_all(images, accelerator, config.micro_batch_size, config.batch_size)
     seconds = time.perf_counter() - start
     accelerator.wait_for_everyone()  # every process has written its files
-    if config.format != "png" and accelerator.is_main_process and isinstance(images, DrawnImages):
-        blocks = images.read_blocks([range(index, index + 1) for index in range(config.num_images)])
-        write_npz(Path(config.output_dir) / ARCHIVE, (block[0] for block in blocks), config.num_images)
     names = ("num_drawn", "seconds_drawing", "seconds_held_up")
     return samples, {"seconds": seconds, **{name: getattr(images, name, 0) for name in names}}
 
 
+def pack(config: GenerationConfig, images: DrawnImages | ArchiveImages) -> None:
+    """Write images.npz, if it is asked for, and remove images/ then if it is not."""
+    folder = Path(config.output_dir)
+    if config.format != "png" and isinstance(images, DrawnImages):
+        blocks = images.read_blocks([range(index, index + 1) for index in range(config.num_images)])
+        write_npz(folder / ARCHIVE, (block[0] for block in blocks), config.num_images)
+    if config.format == "npz":
+        shutil.rmtree(folder / IMAGES, ignore_errors=True)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# The numbers
+# The record
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def compare(
-    config: GenerationConfig,
-    samples: SetStatistics,
-    reference: Reference | None,
-    num_classes: int,
-    device: torch.device,
-) -> dict[str, float]:
-    """The numbers by name, in significant digits that reproduce.
-
-    "fid" and "sfid" are of Inception; of other features it is the "frechet_distance". "accuracy" comes with
-    "accuracy_on_held_out_reference", where there are enough images of each class to hold some out.
-    """
-    results = {}
-    if reference is not None:
-        names = {"features": "fid", "spatial": "sfid"} if config.inception else {"features": "frechet_distance"}
-        for kind, name in names.items():
-            if reference.has(kind):
-                own = samples.statistics[kind]
-                results[name] = frechet_distance(own.mean, own.covariance, *reference.moments(kind))
-    if samples.inception_score is not None and config.has_inception_score:
-        results["inception_score"], results["inception_score_std"] = samples.inception_score
-    if config.precision_recall and reference is not None and reference.measured is not None:
-        generated, real = samples.features.to(device), reference.measured.features.to(device)
-        results["precision"], results["recall"] = precision_and_recall(generated, real, config.num_neighbors)
-        if reference.labels is not None:
-            indices = range(config.num_images)
-            labels = [class_label(config.labels, index, num_classes, config.seed) for index in indices]
-            results["accuracy"] = class_accuracy(generated, torch.tensor(labels), real, reference.labels)
-            if can_be_split(reference.labels):
-                held_out_accuracy = linear_probe_accuracy(real, reference.labels)
-                results["accuracy_on_held_out_reference"] = held_out_accuracy
-    return {name: float(f"{value:.{SIGNIFICANT_DIGITS}g}") for name, value in results.items()}
-
-
-def result_names(config: GenerationConfig) -> list[str]:
-    """Names of the numbers that these settings ask for, in the order of `compare`, as far as the reference has them."""
-    arrays = [ARRAY]
-    if config.reference is not None and Path(config.reference).suffix == ".npz":
-        arrays = archive_names(config.reference)
-    names = []
-    if config.reference is not None:
-        names += ["frechet_distance"] if config.inception is None else ["fid"]
-        if config.inception is not None and ("mu" not in arrays or "mu_s" in arrays):
-            names.append("sfid")
-    if config.has_inception_score:
-        names += ["inception_score", "inception_score_std"]
-    if config.reference is not None and config.precision_recall and ARRAY in arrays:
-        names += ["precision", "recall"]
-        if config.reference_label_column is not None:
-            names += ["accuracy", "accuracy_on_held_out_reference"]
-    return names
-
-
-def not_computed(config: GenerationConfig, reference: Reference | None) -> list[str]:
-    """A line for each number that the reference, or the number of images, does not allow."""
-    lines = []
-    if reference is not None and config.precision_recall and reference.measured is None:
-        lines.append(f"precision and recall are not computed: {config.reference} holds no images ({ARRAY}).")
-    if reference is not None and config.inception is not None and not reference.has("spatial"):
-        lines.append(f"sfid is not computed: {config.reference} holds no mu_s and sigma_s.")
-    if config.inception is not None and not config.has_inception_score:
-        lines.append(
-            f"inception_score is not computed: {config.num_images} images are too few for {config.num_splits} splits; "
-            f"required: {LEAST_IMAGES_OF_A_SPLIT} for each, at least, or another `num_splits`."
-        )
-    return lines
 
 
 def check_pixels(folder: Path, num_images: int, pixels_sha256: str) -> None:
@@ -249,16 +182,17 @@ def _evaluate(
     images = image_set(config, pipeline, size, identity, accelerator)
     samples, speed = draw_and_measure(config, images, network, accelerator)
     num_classes = pipeline.transformer.config.num_classes
-    outcome: list[dict[str, Any] | ValueError | None] = [None]
+    outcome: list[dict[str, Any] | Exception | None] = [None]
     if accelerator.is_main_process:
-        if config.format == "npz":
-            shutil.rmtree(folder / IMAGES, ignore_errors=True)
         try:
+            if samples is not None:
+                check_pixels(folder, config.num_images, samples.pixels_sha256)
+            pack(config, images)
             outcome = [_record(config, identity, samples, reference, network, num_classes, size, speed, accelerator)]
-        except ValueError as error:  # which the other processes, who wait for the record, must hear of
+        except (ValueError, ImportError, OSError) as error:  # the others, who wait for the record, must hear of it
             outcome = [error]
     (record,) = broadcast_object_list(outcome)
-    if isinstance(record, ValueError):
+    if isinstance(record, Exception):
         raise record
     if accelerator.is_main_process:
         write_json(folder / RESULTS_FILE, record)
@@ -278,8 +212,6 @@ def _record(
 ) -> dict[str, Any]:
     """The content of generation.json."""
     pixels = {} if samples is None else {"pixels_sha256": samples.pixels_sha256}
-    if samples is not None:
-        check_pixels(Path(config.output_dir), config.num_images, samples.pixels_sha256)
     with collected_warnings() as messages:
         for line in [*([] if reference is None else reference.doubts), *not_computed(config, reference)]:
             warnings.warn(line, stacklevel=1)

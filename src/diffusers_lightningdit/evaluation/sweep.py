@@ -23,93 +23,23 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
 from ..data.latent_shards import partial_name, publish, read_json, write_json
-from ..settings import check_at_least, make_config, one_line_errors
+from ..processes import patient_accelerator
+from ..settings import make_config, one_line_errors
 from .command_help import parse_command
-from .generation import ARCHIVE, RESULTS_FILE, evaluate_generation, result_names
+from .comparison import result_names
+from .generation import ARCHIVE, RESULTS_FILE, evaluate_generation
 from .generation_config import GenerationConfig
 from .identity import IMAGES, check_folder, first_difference, pipeline_identity, samples_identity
 from .networks import make_network
-from .ordered_batches import patient_accelerator
 from .plots import check_matplotlib, plot_bars, plot_lines
 from .reference import content_sha256, open_reference
 from .sample_drawing import load_pipeline, set_scheduler
+from .sweep_config import HELP, SweepConfig
 
 RUNS = "runs"
 TABLE_FILE, JSON_FILE, PLOT_FILE = "sweep.csv", "sweep.json", "sweep.png"
 # settings of `evaluate generation` that change no number
 FREE = ("output_dir", "batch_size", "num_workers")
-
-HELP = {
-    "pipeline": "folder or Hub id of a class-conditional pipeline",
-    "output_dir": "new, empty, or that of a sweep that goes on",
-    "guidance_scales": "of classifier-free guidance; empty: that of the pipeline's recipe",
-    "guidance_intervals": "pairs of times t from which and up to which guidance acts; empty: the recipe's",
-    "num_inference_steps": "numbers of steps; empty: the recipe's",
-    "schedulers": "classes of diffusers; empty: the pipeline's",
-    "generation": "generation.NAME=VALUE are settings of `evaluate generation` for each run, as num_images",
-    "metric": "that is plotted; default: the first that there is",
-    "keep_images": "of every run; otherwise they are deleted when the run is measured",
-}
-
-
-@dataclasses.dataclass(kw_only=True)
-class SweepConfig:
-    """Settings of `evaluate sweep`; `HELP` says what each is.
-
-    Raises:
-        ValueError: for a value that cannot be swept over, or if no axis has one.
-    """
-
-    pipeline: str
-    output_dir: str
-    guidance_scales: tuple[float, ...] = ()
-    guidance_intervals: tuple[tuple[float, float], ...] = ()
-    num_inference_steps: tuple[int, ...] = ()
-    schedulers: tuple[str, ...] = ()
-    generation: dict = dataclasses.field(default_factory=dict)
-    metric: str | None = None
-    keep_images: bool = False
-
-    def __post_init__(self):
-        self.generation = nested(self.generation)
-        axes = ("guidance_scales", "guidance_intervals", "num_inference_steps", "schedulers")
-        if not any(getattr(self, name) for name in axes):
-            raise ValueError(f"{', '.join(f'`{name}`' for name in axes)} are empty; required: one of them, at least.")
-        for name in axes:
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise ValueError(f"`{name}` is {list(values)}, with a value twice; required: each once.")
-        for steps in self.num_inference_steps:
-            check_at_least("num_inference_steps", steps, 1)
-        for start, end in self.guidance_intervals:
-            if not 0 <= start <= end <= 1:
-                raise ValueError(f"`guidance_intervals` has {[start, end]}; required: times, 0 <= start <= end <= 1.")
-        for name, own in (("pipeline", "pipeline"), ("output_dir", "output_dir"), ("scheduler", "schedulers")):
-            if name in self.generation:
-                raise ValueError(f"`generation.{name}` is given; required: `{own}` of the sweep itself.")
-        if self.generation.get("features") is None and self.generation.get("inception") is None:
-            raise ValueError(
-                "`generation.features` and `generation.inception` are not given; required: one of them, to measure by."
-            )
-
-
-def nested(settings: dict[str, Any]) -> dict[str, Any]:
-    """{"sampling.guidance_scale": 2} as {"sampling": {"guidance_scale": 2}}.
-
-    Raises:
-        ValueError: if `sampling` is given, and is no dictionary.
-    """
-    inner = {name: value for name, value in settings.items() if "." in name}
-    settings = {name: value for name, value in settings.items() if "." not in name}
-    for name, value in inner.items():
-        outer, _, key = name.partition(".")
-        if not isinstance(settings.setdefault(outer, {}), dict):
-            raise ValueError(
-                f"`generation.{name}` is given, but `generation.{outer}` is {settings[outer]!r}; required: keys with "
-                "values."
-            )
-        settings[outer] = {**settings[outer], key: value}
-    return settings
 
 
 # ---------------------------------------------------------------------------------------------------------------------
