@@ -3,12 +3,12 @@ from dataclasses import dataclass, field
 import pytest
 from accelerate import PartialState
 
-from diffusers_lightningdit import AutoencoderVAVAE
+from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from diffusers_lightningdit.settings import (
     check_at_least,
     check_choice,
-    check_model_arguments,
     check_output_dir,
+    make_model_arguments,
     one_line_errors,
     parse_config,
 )
@@ -111,10 +111,37 @@ def test_recipe_that_is_none(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
-def test_model_arguments():
-    check_model_arguments("vae", {"latent_channels": 4}, AutoencoderVAVAE)
-    with pytest.raises(ValueError, match=r"`vae\.latent_channel` is no key of AutoencoderVAVAE\. Did you mean"):
-        check_model_arguments("vae", {"latent_channel": 4}, AutoencoderVAVAE)
+def test_model_arguments_have_the_types_of_the_model():
+    given = {"latent_channels": 4, "scaling_factor": "1e-1", "block_out_channels": [32, 32], "latents_mean": [0, 1] * 2}
+    made = make_model_arguments("vae", given | {"latents_std": [1, 2] * 2}, AutoencoderVAVAE)
+    assert made == given | {
+        "scaling_factor": 0.1,
+        "block_out_channels": (32, 32),
+        "latents_mean": [0.0, 1.0] * 2,
+        "latents_std": [1.0, 2.0] * 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"latent_channel": 4}, r"`vae\.latent_channel` is no key of AutoencoderVAVAE\. Did you mean"),
+        ({"latent_channels": "abc"}, r"`vae\.latent_channels` is 'abc'; required: int"),
+        ({"latent_channels": 0}, r"`vae\.latent_channels` is 0; required: at least 1"),
+        ({"block_out_channels": [32, 0]}, r"`vae\.block_out_channels` is 0; required: at least 1"),
+        ({"block_out_channels": []}, r"`vae` is .*; required: what makes a model of its class \(tuple index"),
+        ({"norm_num_groups": 3}, r"what makes a model of its class \(num_channels \(128\) must be divisible"),
+    ],
+)
+def test_bad_model_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_model_arguments("vae", arguments, AutoencoderVAVAE)
+
+
+def test_a_patch_size_that_only_suits_the_data():
+    assert make_model_arguments("model", {"patch_size": 5}, LightningDiTTransformer2DModel, {"sample_size": 20})
+    with pytest.raises(ValueError, match="`sample_size` is 16; required: a multiple of `patch_size`, 5"):
+        make_model_arguments("model", {"patch_size": 5}, LightningDiTTransformer2DModel)
 
 
 def test_output_dir(tmp_path):

@@ -152,7 +152,9 @@ def main(argv: list[str] | None = None) -> None:
         accelerator = make_accelerator(config)
         if accelerator.is_fsdp2:
             raise ValueError("the autoencoder's weights cannot be sharded (FSDP2); required: data-parallel training.")
-        dataset = load_images(config, config.data, config.split)
+        # labels are for the validation; without one, their column is looked up here, so that a wrong name is known
+        label_column = config.label_column if config.validation_steps is None else None
+        dataset = load_images(config, config.data, config.split, label_column)
         sampler = make_batch_sampler(config, dataset, accelerator)
         validation = None
         if config.validation_steps is not None:

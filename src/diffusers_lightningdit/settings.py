@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import yaml
 from accelerate import PartialState
 
@@ -38,6 +39,8 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     for candidate in kinds:
         items = typing.get_args(candidate)  # of a tuple
+        if typing.get_origin(candidate) is list and isinstance(value, list):
+            return [_convert(name, item, items[0]) for item in value]
         if items[1:] == (...,) and isinstance(value, list):
             return tuple(_convert(name, item, items[0]) for item in value)
         if items and isinstance(value, list) and len(value) == len(items):
@@ -56,7 +59,7 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
 def _requirement(kind: Any) -> str:
     items = typing.get_args(kind)
     if items:
-        return "a list of numbers" if items[1:] == (...,) else f"{len(items)} numbers"
+        return "a list of numbers" if items[1:] in ((...,), ()) else f"{len(items)} numbers"
     return REQUIREMENTS.get(kind, kind.__name__)
 
 
@@ -143,12 +146,38 @@ def make_config(config_class: type[Config], settings: dict[str, Any]) -> Config:
     return config_class(**values)
 
 
-def check_model_arguments(name: str, arguments: dict[str, Any], model_class: type) -> None:
-    """Raise ValueError if the dictionary field `name` has a key that is no argument of `model_class`."""
-    known = [parameter for parameter in inspect.signature(model_class.__init__).parameters if parameter != "self"]
-    for key in arguments:
-        if key not in known:
-            raise _unknown_key(f"{name}.{key}", [f"{name}.{argument}" for argument in known], model_class.__name__)
+def make_model_arguments(
+    name: str, arguments: dict[str, Any], model_class: type, follow: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The dictionary field `name`, with values of the types that `model_class` has for its arguments.
+
+    Args:
+        name: of the field.
+        arguments: its keys and values, as they were read.
+        model_class: of the model.
+        follow: examples of the arguments that will follow from the data.
+
+    Raises:
+        ValueError: in one line, for a key that is no argument, a value of another type, a whole number that is not
+            positive, and what the class refuses when it is made, without weights.
+    """
+    parameters = [parameter for parameter in inspect.signature(model_class.__init__).parameters if parameter != "self"]
+    kinds = typing.get_type_hints(model_class.__init__)
+    values = {}
+    for key, value in arguments.items():
+        if key not in parameters:
+            raise _unknown_key(f"{name}.{key}", [f"{name}.{argument}" for argument in parameters], model_class.__name__)
+        values[key] = _convert(f"{name}.{key}", value, kinds[key])
+        for number in values[key] if isinstance(values[key], tuple) else [values[key]]:
+            if type(number) is int:
+                check_at_least(f"{name}.{key}", number, 1)
+    try:
+        with torch.device("meta"):
+            model_class(**values, **(follow or {}))
+    except Exception as error:  # of whatever layer does not fit
+        reason = " ".join(str(error).split())
+        raise ValueError(f"`{name}` is {values}; required: what makes a model of its class ({reason}).") from error
+    return values
 
 
 # what a finished result has: of a pipeline, of a model, of a LoRA

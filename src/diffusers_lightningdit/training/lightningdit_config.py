@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 from ..models import LightningDiTTransformer2DModel
-from ..settings import check_at_least, check_choice, check_model_arguments, check_positive
+from ..settings import check_at_least, check_choice, check_positive, make_model_arguments
 from .config import TrainingConfig
 
 DATA_KINDS = ("images", "latents")
@@ -132,10 +132,12 @@ class LightningDiTTrainingConfig(FlowTrainingConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_model_arguments("transformer", self.transformer, LightningDiTTransformer2DModel)
         for name in ("sample_size", "in_channels", "num_classes"):
             if name in self.transformer:
                 raise ValueError(f"`transformer.{name}` is given; required: left out, it follows from data and VAE.")
+        # the data is not known yet: of a size that suits any patches
+        follow = {"sample_size": self.transformer.get("patch_size", 1)}
+        self.transformer = make_model_arguments("transformer", self.transformer, LightningDiTTransformer2DModel, follow)
         check_at_least("num_inference_steps", self.num_inference_steps, 1)
         if self.guidance_channels is not None:
             check_at_least("guidance_channels", self.guidance_channels, 1)

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from ..evaluation.inception import PUBLISHED_SHA256
 from ..foundation_models import IMAGE_NORMALIZATIONS
 from ..models import AutoencoderVAVAE
-from ..settings import check_at_least, check_choice, check_model_arguments, check_positive, make_config
+from ..settings import check_at_least, check_choice, check_positive, make_config, make_model_arguments
 from ..vae_losses import PatchGANDiscriminator
 from ..vae_losses.objective import VAELossSettings
 from .config import TrainingConfig
@@ -90,8 +90,15 @@ class VAVAETrainingConfig(VAELossSettings, TrainingConfig):
         VAELossSettings.__post_init__(self)
         self.schedule = self._make_schedule()
         TrainingConfig.__post_init__(self)
-        check_model_arguments("vae", self.vae, AutoencoderVAVAE)
-        check_model_arguments("discriminator", self.discriminator, PatchGANDiscriminator)
+        self.vae = make_model_arguments("vae", self.vae, AutoencoderVAVAE)
+        self.discriminator = make_model_arguments("discriminator", self.discriminator, PatchGANDiscriminator)
+        for name, channels in (
+            ("vae.in_channels", self.vae.get("in_channels", 3)),
+            ("vae.out_channels", self.vae.get("out_channels", 3)),
+            ("discriminator.in_channels", self.discriminator.get("in_channels", 3)),
+        ):
+            if channels != 3:
+                raise ValueError(f"`{name}` is {channels}; required: 3, those of RGB images.")
         if self.weight_init is not None and self.vae:
             raise ValueError(
                 f"`vae` is {self.vae} and `weight_init` {self.weight_init!r}; required: one of them, since the "
@@ -124,7 +131,7 @@ class VAVAETrainingConfig(VAELossSettings, TrainingConfig):
             try:
                 if type(num_steps) is not int or num_steps < 1:
                     name = "num_steps" if self.stages else "max_train_steps"
-                    raise ValueError(f"`{name}` is {num_steps!r}; required: at least 1.")
+                    raise ValueError(f"`{name}` is {num_steps!r}; required: a whole number, at least 1.")
                 changes = {name: value for name, value in settings.items() if name != "num_steps"}
                 losses = make_config(VAELossSettings, {**common, **changes})
                 for weight, network in (("vf_weight", "foundation_model"), ("perceptual_weight", "lpips")):
