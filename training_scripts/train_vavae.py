@@ -9,8 +9,6 @@ Keys are the fields of `VAVAETrainingConfig`; docs/vavae.md explains them. The r
 discriminator, for training on.
 """
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 
@@ -18,8 +16,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
 from diffusers_lightningdit.data.images import ImageDataset
 from diffusers_lightningdit.data.latents import latents_size
+from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.data.streamed_rows import FirstRows, StreamedImages
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
@@ -38,58 +38,18 @@ from diffusers_lightningdit.training.loop import (
 from diffusers_lightningdit.training.moving_averages import MovingAverages
 from diffusers_lightningdit.training.progress import TrainingProgress
 from diffusers_lightningdit.training.run_state import RunState
-from diffusers_lightningdit.training.samples import check_share, save_grid
+from diffusers_lightningdit.training.samples import save_grid
 from diffusers_lightningdit.training.spike_guard import SpikeGuard, TrainingDiverged
-from diffusers_lightningdit.training.vavae_config import VAVAETrainingConfig
+from diffusers_lightningdit.training.vavae_config import Stage, VAVAETrainingConfig
+from diffusers_lightningdit.training.vavae_data import load_training_images, load_validation_images
+from diffusers_lightningdit.training.vavae_modules import AlignedAutoencoder, Judgement, frozen
 from diffusers_lightningdit.training.vavae_parts import Teachers, VAVAEParts, initial_parts, save_parts
 from diffusers_lightningdit.training.vavae_validation import AutoencoderValidation, reconstructions_grid
 from diffusers_lightningdit.vae_losses import VAELossSettings, autoencoder_losses, discriminator_losses
 
+Sampler = GlobalBatchSampler | RowStream
 VAE, DISCRIMINATOR = "vae", "discriminator"  # the models of the run, in checkpoints
 SHOWN = ("rec_loss", "kl_loss", "vf_loss", "g_loss", "disc_loss", "skipped")  # beside the progress bar
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Models, each as one forward call, which Accelerate can wrap for several processes and mixed precision
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class AlignedAutoencoder(nn.Module):
-    """The autoencoder, and the projection between its latents and the features of the foundation model."""
-
-    def __init__(self, parts: VAVAEParts):
-        super().__init__()
-        self.vae = parts.vae
-        self.projection = parts.projection
-        self.logvar = parts.logvar
-
-    def forward(self, pixels: torch.Tensor, noise: torch.Tensor, features: torch.Tensor | None) -> tuple:
-        """(reconstructions, mean, logvar, features and latents as the projection makes them comparable, or None)."""
-        posterior = self.vae.encode(pixels).latent_dist
-        latents = posterior.mean + posterior.std * noise
-        aligned = (None, None) if features is None else self.projection(features, latents)
-        return self.vae.decode(latents).sample, posterior.mean, posterior.logvar, *aligned
-
-
-class Judgement(nn.Module):
-    """The discriminator on images, then on their reconstructions: data-parallel training has one call a step."""
-
-    def __init__(self, discriminator: nn.Module):
-        super().__init__()
-        self.discriminator = discriminator
-
-    def forward(self, pixels: torch.Tensor, reconstructions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.discriminator(pixels), self.discriminator(reconstructions)
-
-
-@contextlib.contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No gradients for the weights; those of the input pass through."""
-    model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        model.requires_grad_(True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -97,14 +57,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def load_images(
-    config: VAVAETrainingConfig, data: str, split: str, label_column: str | None = None
-) -> ImageDataset | StreamedImages:
-    arguments = (data, config.resolution, split, config.image_column, label_column)
-    return StreamedImages(*arguments, config.random_flip) if config.streaming else ImageDataset(*arguments)
-
-
-def make_run(config: VAVAETrainingConfig, accelerator: Accelerator, parts: VAVAEParts, sampler) -> RunState:
+def make_run(config: VAVAETrainingConfig, accelerator: Accelerator, parts: VAVAEParts, sampler: Sampler) -> RunState:
     """Models, optimisers, schedules, average and guard: new, or as in the checkpoint to resume from."""
     vae = parts.vae
     if config.gradient_checkpointing:
@@ -152,20 +105,9 @@ def main(argv: list[str] | None = None) -> None:
         accelerator = make_accelerator(config)
         if accelerator.is_fsdp2:
             raise ValueError("the autoencoder's weights cannot be sharded (FSDP2); required: data-parallel training.")
-        # labels are for the validation; without one, their column is looked up here, so that a wrong name is known
-        label_column = config.label_column if config.validation_steps is None else None
-        dataset = load_images(config, config.data, config.split, label_column)
+        dataset = load_training_images(config)
         sampler = make_batch_sampler(config, dataset, accelerator)
-        validation = None
-        if config.validation_steps is not None:
-            name = config.validation_data or config.data
-            try:
-                validation = load_images(config, name, config.validation_split, config.label_column)
-                if isinstance(validation, StreamedImages):
-                    validation = validation.first(config.num_validation_samples)
-            except ValueError as error:
-                raise ValueError(f"validation data: {error}") from error
-            check_share(config.num_validation_samples, len(validation), accelerator.num_processes)
+        validation = load_validation_images(config, accelerator.num_processes)
         torch.manual_seed(config.seed)  # the same first weights on every process
         teachers = Teachers(config, accelerator.device)
         parts = initial_parts(config, teachers.foundation, accelerator.print)
@@ -185,7 +127,7 @@ def train(
     accelerator: Accelerator,
     dataset: ImageDataset | StreamedImages,
     validation: ImageDataset | FirstRows | None,
-    sampler,
+    sampler: Sampler,
     teachers: Teachers,
     state: RunState,
 ) -> None:
@@ -209,7 +151,7 @@ def train(
             if stage.local_step(state.step) == 0:
                 state.guard.forget_history()
             taking_part = [VAE, DISCRIMINATOR] if stage.discriminator_trains(state.step) else [VAE]
-            parts, micro_batches = [], next(steps)
+            scalars_of_parts, micro_batches = [], next(steps)
             for number, (batch, draws) in enumerate(micro_batches, start=1):
                 pixels, noise = batch["pixel_values"], draws.normal("posterior", latents_shape)
                 is_last = number == len(micro_batches)
@@ -221,8 +163,8 @@ def train(
                         loss, judged = discriminator_step(state, stage, pixels, reconstructions.detach())
                         accelerator.backward(loss / len(micro_batches))
                     values |= judged
-                parts.append(values)
-            scalars = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+                scalars_of_parts.append(values)
+            scalars = {name: torch.stack([part[name] for part in scalars_of_parts]).mean() for name in values}
             loss_of = partial(loss_of_fixed_weights, stage.losses)
             metrics = finish_step(state, scalars, loss_of, config.max_grad_norm, taking_part)
             progress.update(state.step, metrics)
@@ -240,7 +182,7 @@ def train(
 
 
 def autoencoder_step(
-    state: RunState, stage, teachers: Teachers, pixels: torch.Tensor, noise: torch.Tensor
+    state: RunState, stage: Stage, teachers: Teachers, pixels: torch.Tensor, noise: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """(loss, reconstructions, scalars) of a batch: pixels [B, 3, height, width], noise of its posteriors."""
     accelerator, vae = state.accelerator, state.model(VAE).vae
@@ -273,7 +215,7 @@ def autoencoder_step(
 
 
 def discriminator_step(
-    state: RunState, stage, pixels: torch.Tensor, reconstructions: torch.Tensor
+    state: RunState, stage: Stage, pixels: torch.Tensor, reconstructions: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """(loss, scalars) of a batch of images and of their reconstructions by the weights before this step."""
     with state.accelerator.autocast():
@@ -305,7 +247,7 @@ def save(
     config: VAVAETrainingConfig,
     accelerator: Accelerator,
     dataset: ImageDataset | StreamedImages,
-    sampler,
+    sampler: Sampler,
     state: RunState,
 ) -> None:
     """The result, with the statistics of its latents over the data."""
