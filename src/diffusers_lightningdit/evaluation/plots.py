@@ -46,7 +46,7 @@ def plot_bars(path: str | Path, values: dict[str, float], x_name: str, title: st
     figure, axes = _figure()
     bars = axes.barh(list(values), list(values.values()))
     axes.bar_label(bars, fmt="{:g}", padding=2, fontsize="small")
-    axes.margins(x=0.15)
+    axes.margins(x=0.25)  # room for the numbers
     axes.invert_yaxis()
     axes.set(xlabel=x_name, title=title)
     _save(figure, path)
