@@ -5,12 +5,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 
 from diffusers_lightningdit.training.config import TrainingConfig
 from diffusers_lightningdit.training.loop import (
     clip_gradients,
     due,
+    finish_step,
     make_accelerator,
     make_batch_sampler,
     make_lr_scheduler,
@@ -18,6 +20,9 @@ from diffusers_lightningdit.training.loop import (
     train_steps,
     write_result,
 )
+from diffusers_lightningdit.training.moving_averages import MovingAverages
+from diffusers_lightningdit.training.run_state import RunState
+from diffusers_lightningdit.training.spike_guard import SpikeGuard
 
 
 def example_config(tmp_path, **settings) -> TrainingConfig:
@@ -161,6 +166,31 @@ def test_steps_can_be_skipped_in_a_row():
     backward(accelerator, models, (1.0, 1.0))
     step_optimizers(accelerator, optimizers)
     assert not any(torch.equal(model.weight, weight) for model, weight in zip(models, before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("factor", "other", "moves", "said"),
+    [
+        (1.0, 1.0, True, []),
+        (1e38, 1.0, False, []),  # the loss scaler's business
+        (1.0, float("nan"), False, ["step 1 skipped: other is nan (1 skipped in all)"]),
+    ],
+)
+def test_the_end_of_a_step(tmp_path, factor, other, moves, said):
+    """Weights and their average move, or both stay; the step counts in any case."""
+    accelerator, models, optimizers = scaled_run(True)
+    averages, lines = MovingAverages(models[0].parameters(), (0.5,)), []
+    schedule = LambdaLR(optimizers[0].optimizer, lambda step: 1.0)
+    state = RunState(accelerator, str(tmp_path), {"model": models[0]}, {"model": optimizers[0]}, {"model": schedule},
+                     {"model": averages}, SpikeGuard(), {}, {}, {}, report=lines.append)  # fmt: skip
+    before = models[0].weight.detach().clone()
+    accelerator.backward(factor * models[0](torch.ones(1, 3)).square().sum())
+    scalars = {"loss": torch.tensor(2.0), "other": torch.tensor(other)}
+    metrics = finish_step(state, scalars, lambda means: means["loss"], None, ["model"])
+    ((_, (average, _)),) = averages
+    assert torch.equal(models[0].weight, before) == torch.equal(average, before) == (not moves)
+    assert averages.num_steps == moves
+    assert (lines, state.step, metrics["loss"], metrics["learning_rate"]) == (said, 1, 2.0, 0.1)
 
 
 def test_half_precision_on_a_cpu(tmp_path, monkeypatch):

@@ -16,7 +16,6 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..processes import patient_accelerator as patient_accelerator
 from .read_ahead import read_ahead
 
 Read = TypeVar("Read")
