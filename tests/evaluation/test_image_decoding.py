@@ -25,9 +25,7 @@ def test_another_mode(mode, arguments, message):
         decode_rgb("row 3", lambda: Image.new(mode, (6, 4)), **arguments)
 
 
-@pytest.mark.parametrize(
-    ("error", "reason"), [(OSError("broken\n  data"), "broken data"), (EOFError(), "EOFError")]
-)
+@pytest.mark.parametrize(("error", "reason"), [(OSError("broken\n  data"), "broken data"), (EOFError(), "EOFError")])
 def test_an_image_that_cannot_be_opened(error, reason):
     def open_image():
         raise error
