@@ -3,14 +3,14 @@
     python conversion/convert_lpips_to_safetensors.py --vgg16 vgg16-397923af.pth --linear vgg.pth \
         --output lpips_vgg16.safetensors
 
---vgg16 is torchvision's file (https://download.pytorch.org/models/vgg16-397923af.pth); the part after the dash begins
-its sha256, which is checked. --linear is lpips/weights/v0.1/vgg.pth in the wheel of the package lpips 0.1.4
-(`pip download lpips==0.1.4 --no-deps`, then unzip). Prints the sha256 of what it wrote.
+--vgg16 is torchvision's file (https://download.pytorch.org/models/vgg16-397923af.pth), --linear is
+lpips/weights/v0.1/vgg.pth in the wheel of the package lpips 0.1.4 (`pip download lpips==0.1.4 --no-deps`, then unzip).
+Both are checked by their sha256, and the file that is written names them. Prints its sha256.
 """
 
 import argparse
 import hashlib
-import re
+import json
 from pathlib import Path
 
 import torch
@@ -20,27 +20,34 @@ from diffusers_lightningdit.original import CheckpointError, read_checkpoint
 from diffusers_lightningdit.original.command_line import OneLineParser, run
 from diffusers_lightningdit.original.files import naming
 from diffusers_lightningdit.original.translation import check_shape, check_values
-from diffusers_lightningdit.vae_losses.perceptual import STAGES
+from diffusers_lightningdit.vae_losses.perceptual import ORIGIN, PUBLISHED_SHA256, STAGES, tensors_sha256
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vgg16", required=True, metavar="FILE", help="torchvision's vgg16-397923af.pth")
     parser.add_argument("--linear", required=True, metavar="FILE", help="weights/v0.1/vgg.pth of the package lpips")
+    for source, published in PUBLISHED_SHA256.items():
+        parser.add_argument(
+            f"--{source}_sha256",
+            default=published,
+            metavar="SHA256",
+            help="that the file is to have, or its first digits (at least 8); default: that of the published one",
+        )
     parser.add_argument("--output", required=True, metavar="FILE", help="new .safetensors file")
     return parser
 
 
-def check_name(file: str) -> None:
-    """Raise CheckpointError unless the file is what its name, NAME-HASH.pth, says by the first digits of its sha256."""
-    stated = re.search(r"-([0-9a-f]{8,64})\.pth$", file)
-    if stated is None:
-        raise CheckpointError(f"{file}: required: the name that torchvision gave it, vgg16-397923af.pth.")
+def checked_sha256(file: str, required: str) -> str:
+    """The file's sha256; raises CheckpointError if it does not begin with the required digits."""
+    if len(required) < 8:
+        raise CheckpointError(f"{file}: its sha256 is to begin with {required!r}; required: 8 digits at least.")
     if not Path(file).is_file():
-        raise CheckpointError(f"{file}: no such file; required: torchvision's weights of VGG16.")
+        raise CheckpointError(f"{file}: no such file; required: the published weights.")
     found = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    if not found.startswith(stated[1]):
-        raise CheckpointError(f"{file}: has the sha256 {found}; required: {stated[1]}..., as its name says.")
+    if not found.startswith(required.lower()):
+        raise CheckpointError(f"{file}: has the sha256 {found}; required: {required}...")
+    return found
 
 
 def translate(vgg16: dict, linear: dict, names: tuple[str, str]) -> dict[str, torch.Tensor]:
@@ -74,8 +81,13 @@ def convert(args: argparse.Namespace) -> None:
         raise CheckpointError(f"output {output} exists; required: a new file.")
     if output.suffix != ".safetensors" or not output.parent.is_dir():
         raise CheckpointError(f"output is {output}; required: a .safetensors file in an existing folder.")
-    check_name(args.vgg16)
-    content = save(translate(read_checkpoint(args.vgg16), read_checkpoint(args.linear), (args.vgg16, args.linear)))
+    origin = {
+        "vgg16": checked_sha256(args.vgg16, args.vgg16_sha256),
+        "linear": checked_sha256(args.linear, args.linear_sha256),
+    }
+    weights = translate(read_checkpoint(args.vgg16), read_checkpoint(args.linear), (args.vgg16, args.linear))
+    origin["tensors"] = tensors_sha256(weights)
+    content = save(weights, {ORIGIN: json.dumps(origin)})  # one entry: the order of several varies
     partial = output.with_name(f".{output.name}.partial")
     partial.write_bytes(content)
     partial.rename(output)  # all or nothing

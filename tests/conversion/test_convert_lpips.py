@@ -22,13 +22,6 @@ POOLINGS = (4, 9, 16, 23)
 TAPS = {3: 0, 8: 1, 15: 2, 22: 3, 29: 4}  # rectifiers whose output is compared
 
 
-def write_vgg16(weights: dict, folder: Path) -> Path:
-    """As torchvision names its files."""
-    torch.save(weights, folder / "vgg16.pth")
-    digits = hashlib.sha256((folder / "vgg16.pth").read_bytes()).hexdigest()[:8]
-    return (folder / "vgg16.pth").rename(folder / f"vgg16-{digits}.pth")
-
-
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """({weights of VGG16}, {linear weights}, file, file) in the published layout, with random values."""
@@ -41,12 +34,19 @@ def published(tmp_path_factory):
     vgg16["classifier.6.bias"] = torch.zeros(1000)
     for i, width in enumerate((64, 128, 256, 512, 512)):
         linear[f"lin{i}.model.1.weight"] = torch.rand(1, width, 1, 1, generator=generator)
+    torch.save(vgg16, folder / "vgg16.pth")
     torch.save(linear, folder / "vgg.pth")
-    return vgg16, linear, write_vgg16(vgg16, folder), folder / "vgg.pth"
+    return vgg16, linear, folder / "vgg16.pth", folder / "vgg.pth"
 
 
 def call(vgg16, linear, output) -> None:
-    CONVERT.main([f"--vgg16={vgg16}", f"--linear={linear}", f"--output={output}"])
+    arguments = [f"--vgg16={vgg16}", f"--linear={linear}", f"--output={output}"]
+    hashes = [f"--{name}_sha256={sha256(file)}" for name, file in (("vgg16", vgg16), ("linear", linear))]
+    CONVERT.main([*arguments, *hashes])
+
+
+def sha256(file: Path) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else "0" * 8
 
 
 def reference(vgg16: dict, linear: dict, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -84,7 +84,7 @@ def reference(vgg16: dict, linear: dict, x: torch.Tensor, y: torch.Tensor) -> to
 def test_the_converted_file_computes_the_papers_distance(published, tmp_path, capsys):
     vgg16, linear, *files = published
     call(*files, tmp_path / "lpips.safetensors")
-    digest = hashlib.sha256((tmp_path / "lpips.safetensors").read_bytes()).hexdigest()
+    digest = sha256(tmp_path / "lpips.safetensors")
     assert digest in capsys.readouterr().out
     model = LPIPS.from_file(tmp_path / "lpips.safetensors", sha256=digest)
     x, y = torch.rand(2, 2, 3, 16, 24) * 2 - 1
@@ -95,7 +95,27 @@ def test_the_converted_file_computes_the_papers_distance(published, tmp_path, ca
     torch.testing.assert_close(found.flatten().double(), expected, atol=0, rtol=1e-4)
 
     call(*files, tmp_path / "again.safetensors")  # the same bytes, so that a hash can be published
-    assert digest == hashlib.sha256((tmp_path / "again.safetensors").read_bytes()).hexdigest()
+    assert digest == sha256(tmp_path / "again.safetensors")
+    with pytest.raises(ValueError, match=f"was converted from vgg16 weights of sha256 {sha256(files[0])}; required"):
+        LPIPS.from_file(tmp_path / "lpips.safetensors")
+
+
+def test_the_published_files_are_asked_for(published, tmp_path, capsys, monkeypatch):
+    files = [f"--vgg16={published[2]}", f"--linear={published[3]}", f"--output={tmp_path / 'lpips.safetensors'}"]
+    with pytest.raises(SystemExit):
+        CONVERT.main(files)
+    assert f"vgg16.pth: has the sha256 {sha256(published[2])}; required: 397923af..." in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        CONVERT.main([*files, f"--vgg16_sha256={sha256(published[2])[:8]}"])
+    assert f"vgg.pth: has the sha256 {sha256(published[3])}; required: a78928a0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        CONVERT.main([*files, "--vgg16_sha256=ab"])
+    assert "its sha256 is to begin with 'ab'; required: 8 digits at least" in capsys.readouterr().err
+    # files of these hashes: what is written says so
+    for name, file in (("vgg16", published[2]), ("linear", published[3])):
+        monkeypatch.setitem(CONVERT.PUBLISHED_SHA256, name, sha256(file))
+    CONVERT.main(files)
+    LPIPS.from_file(tmp_path / "lpips.safetensors")
 
 
 def changed(weights: dict, key: str, value) -> dict:
@@ -118,19 +138,15 @@ def test_bad_input_is_one_line_and_writes_nothing(published, tmp_path, capsys):
         assert captured.err.count("\n") == 1
         return captured.err
 
-    (tmp_path / "vgg16.pth").write_bytes(vgg16_file.read_bytes())
-    assert "the name that torchvision gave it, vgg16-397923af.pth" in line_of(vgg16=tmp_path / "vgg16.pth")
-    wrong = tmp_path / "vgg16-397923af.pth"
-    wrong.write_bytes(vgg16_file.read_bytes())
-    assert "required: 397923af..., as its name says" in line_of(vgg16=wrong)
-    assert "no such file" in line_of(vgg16=tmp_path / "vgg16-12345678.pth")
+    assert "no such file" in line_of(vgg16=tmp_path / "absent.pth")
     assert "lin0.model.1.weight` is missing" in line_of(linear=vgg16_file)
     for value, said in (
         (None, "is missing"),
         (torch.zeros(512), "has shape [512]"),
         (torch.full((512, 512, 3, 3), torch.nan), "NaN"),
     ):
-        file = write_vgg16(changed(vgg16, "features.28.weight", value), tmp_path)
+        file = tmp_path / "changed.pth"
+        torch.save(changed(vgg16, "features.28.weight", value), file)
         line = line_of(vgg16=file)
         assert f"{file.name}: key `features.28.weight`" in line
         assert said in line

@@ -1,12 +1,14 @@
 """LPIPS: what a distance has to be, and what its file has to hold; its values are tested with the conversion."""
 
 import hashlib
+import json
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from diffusers_lightningdit.vae_losses import LPIPS
+from diffusers_lightningdit.vae_losses.perceptual import ORIGIN, PUBLISHED_SHA256, tensors_sha256
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +20,13 @@ def weights_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(weights_file):
-    return LPIPS.from_file(weights_file)
+def digest(weights_file):
+    return hashlib.sha256(weights_file.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def model(weights_file, digest):
+    return LPIPS.from_file(weights_file, digest)
 
 
 @pytest.fixture
@@ -59,11 +66,32 @@ def test_bad_images(model, shape):
         model(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 32, 32))
 
 
-def test_hash(weights_file):
-    digest = hashlib.sha256(weights_file.read_bytes()).hexdigest()
+def test_hash(weights_file, digest):
     LPIPS.from_file(weights_file, sha256=digest.upper())
     with pytest.raises(ValueError, match=f"has the sha256 {digest}; required: 0+"):
         LPIPS.from_file(weights_file, sha256="0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, None),
+        ({"vgg16": "0" * 64}, "was converted from vgg16 weights of sha256 0+; required: a file by conversion/"),
+        ({"linear": None}, "was converted from linear weights of sha256 None; required"),
+        ({"tensors": "0" * 64}, "holds other values than were converted; required"),
+        (None, "does not say what it was converted from; required: .*, or the sha256 of this one"),
+    ],
+)
+def test_without_a_hash_it_has_to_be_the_published_weights(weights_file, tmp_path, changes, message):
+    weights = load_file(weights_file)
+    origin = {name: digits.ljust(64, "0") for name, digits in PUBLISHED_SHA256.items()}
+    metadata = {ORIGIN: json.dumps({**origin, "tensors": tensors_sha256(weights), **(changes or {})})}
+    save_file(weights, tmp_path / "lpips.safetensors", metadata if changes is not None else None)
+    if message is None:
+        LPIPS.from_file(tmp_path / "lpips.safetensors")
+    else:
+        with pytest.raises(ValueError, match=rf"lpips\.safetensors: {message}"):
+            LPIPS.from_file(tmp_path / "lpips.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -98,10 +126,10 @@ def test_other_files(weights_file, tmp_path):
             LPIPS.from_file(tmp_path / name)
 
 
-def test_a_file_of_the_hub_is_fetched_only_by_name(weights_file, monkeypatch):
+def test_a_file_of_the_hub_is_fetched_only_by_name(weights_file, digest, monkeypatch):
     import huggingface_hub
 
     asked = []
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *names: asked.append(names) or str(weights_file))
-    LPIPS.from_file("user/lpips:vgg16/lpips.safetensors")
+    LPIPS.from_file("user/lpips:vgg16/lpips.safetensors", digest)
     assert asked == [("user/lpips", "vgg16/lpips.safetensors")]

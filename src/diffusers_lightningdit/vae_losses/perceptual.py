@@ -7,6 +7,7 @@ Letters in the shape comments: B images, W channels of a stage.
 """
 
 import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -18,6 +19,13 @@ STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 # The statistics of ImageNet that VGG16 was trained with, (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225), in [-1, 1].
 PIXELS_MEAN = (-0.030, -0.088, -0.188)
 PIXELS_STD = (0.458, 0.448, 0.450)
+# How the sha256 of the published weights begin: torchvision's vgg16-397923af.pth, named by it, and lpips 0.1.4's
+# weights/v0.1/vgg.pth.
+PUBLISHED_SHA256 = {
+    "vgg16": "397923af",
+    "linear": "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+}
+ORIGIN = "lpips_origin"  # in the file's metadata: a JSON object, sha256 of both sources and of the tensors
 EPS = 1e-10  # added to the length of a feature vector
 SMALLEST = 2 ** (len(STAGES) - 1)  # pixels that four poolings leave one of
 
@@ -51,11 +59,13 @@ class LPIPS(nn.Module):
 
         Args:
             file: a path, or `user/repo:file.safetensors` on the Hub; nothing else is ever fetched.
-            sha256: of the file, in hexadecimal; None accepts any file with the right tensors.
+            sha256: of the file, in hexadecimal; None accepts a file that was converted from the published weights
+                and holds what it held then, by the hashes that the conversion noted in it.
 
         Raises:
-            ValueError: in one line, if the file is missing, no safetensors file, has another hash, or lacks a tensor,
-                has one too many, or one of another shape or with values out of range.
+            ValueError: in one line, if the file is missing, no safetensors file, has another hash or is none of the
+                published weights, or lacks a tensor, has one too many, or one of another shape or with values out of
+                range.
         """
         from ..original.files import resolve_file  # here, since that package builds on this one
 
@@ -72,6 +82,8 @@ class LPIPS(nn.Module):
         with torch.device("meta"):
             model = cls()
         _check_weights(weights, model.state_dict(), file)
+        if sha256 is None:
+            _check_origin(content, weights, file)
         # the buffers, which are not in the file, came without values as well
         model.mean, model.std = torch.tensor(PIXELS_MEAN).view(1, 3, 1, 1), torch.tensor(PIXELS_STD).view(1, 3, 1, 1)
         model.load_state_dict(weights, assign=True)
@@ -119,6 +131,29 @@ def _parse(content: bytes, file: str | Path) -> dict[str, torch.Tensor]:
         return load(content)
     except Exception as error:  # a damaged file can raise nearly anything
         raise ValueError(f"{file}: is damaged or no safetensors file ({type(error).__name__}).") from error
+
+
+def tensors_sha256(weights: dict[str, torch.Tensor]) -> str:
+    """Of names and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode() + b"\0" + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_origin(content: bytes, weights: dict[str, torch.Tensor], file: str | Path) -> None:
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])  # `_parse` has read it
+    required = "required: a file by conversion/convert_lpips_to_safetensors.py, or the sha256 of this one"
+    try:
+        origin = json.loads(header["__metadata__"][ORIGIN])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{file}: does not say what it was converted from; {required}.") from error
+    for source, published in PUBLISHED_SHA256.items():
+        found = str(origin.get(source))
+        if not found.startswith(published):
+            raise ValueError(f"{file}: was converted from {source} weights of sha256 {found}; {required}.")
+    if origin.get("tensors") != tensors_sha256(weights):
+        raise ValueError(f"{file}: holds other values than were converted; {required}.")
 
 
 def _check_weights(weights: dict[str, torch.Tensor], required: dict[str, torch.Tensor], file: str | Path) -> None:
