@@ -2,6 +2,7 @@
 
 import csv
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ def arguments(digits_pipeline, real_digits, vision_transformer, lpips_file) -> l
     return [
         *("reconstruction", "--vae", f"{digits_pipeline}/vae", "--data", real_digits, "--resolution", "32"),
         *("--features", vision_transformer, "--lpips", str(lpips_file), "--num_images", "20"),
+        *("--lpips_sha256", sha256(lpips_file.read_bytes()).hexdigest()),
         *("--micro_batch_size", "8"),
     ]
 
@@ -67,7 +69,11 @@ def test_every_number_by_another_way(folder, arguments, real_digits, vision_tran
     squares = (images.numpy().astype(float) - others.numpy()) ** 2
     psnr = 10 * np.log10(255**2 / squares.mean((1, 2, 3)))
     ssim = structural_similarity(images.double(), others.double(), value_range=255).numpy()
-    lpips = LPIPS.from_file(lpips_file)(images / 127.5 - 1, others / 127.5 - 1).flatten().numpy()
+    lpips = (
+        LPIPS.from_file(lpips_file, sha256(lpips_file.read_bytes()).hexdigest())(images / 127.5 - 1, others / 127.5 - 1)
+        .flatten()
+        .numpy()
+    )
     record = json.loads((folder / "metrics.json").read_text())
     for name, values, tolerance in (("psnr_db", psnr, 1e-2), ("ssim", ssim, 1e-5), ("lpips", lpips, 1e-5)):
         written = [float(line[name]) for line in lines(folder)]

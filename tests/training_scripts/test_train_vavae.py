@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -162,12 +163,12 @@ def test_averaged_weights_are_saved(data, vae_recipe, tmp_path):
 
 def test_perceptual_distance_is_part_of_the_loss(data, vae_recipe, tmp_path):
     torch.manual_seed(0)
-    save_file(LPIPS().state_dict(), tmp_path / "lpips.safetensors")
+    file = tmp_path / "lpips.safetensors"
+    save_file(LPIPS().state_dict(), file)
+    lpips = [f"lpips={file}", f"lpips_sha256={sha256(file.read_bytes()).hexdigest()}"]
     settings = ["resolution=16", "max_train_steps=1", "logging_steps=1", "disc_weight=0"]
     run(vae_recipe, data, tmp_path / "without", *settings)
-    run(
-        vae_recipe, data, tmp_path / "with", *settings, f"lpips={tmp_path / 'lpips.safetensors'}", "perceptual_weight=2"
-    )
+    run(vae_recipe, data, tmp_path / "with", *settings, *lpips, "perceptual_weight=2")
     (without,), (with_lpips,) = records(tmp_path / "without"), records(tmp_path / "with")
     assert with_lpips["rec_loss"] > 1.01 * without["rec_loss"]
     assert with_lpips["nll_loss"] == pytest.approx(with_lpips["rec_loss"] * 3 * 16 * 16, rel=1e-5)

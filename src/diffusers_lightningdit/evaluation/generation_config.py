@@ -39,6 +39,7 @@ HELP = {
     "reference_crop": "none: the images have the size of those drawn; center: the centre square, as the original crops",
     "features": "folder or Hub id of a vision transformer whose features are compared",
     "feature_normalization": "minus_one_to_one, or model: by its preprocessor_config.json",
+    "feature_pooling": "patch_mean, class_token, or pooler (of networks without patches)",
     "feature_size": "side in pixels that its input is resized to; without one, as it is",
     "inception": "file of torch-fidelity's Inception weights, for FID, sFID and the Inception Score",
     "inception_sha256": "of that file, or how it begins",
@@ -93,6 +94,7 @@ class GenerationConfig:
     # Measures
     features: str | None = None
     feature_normalization: str = "minus_one_to_one"
+    feature_pooling: str = "patch_mean"
     feature_size: int | None = None
     inception: str | None = None
     inception_sha256: str = PUBLISHED_SHA256

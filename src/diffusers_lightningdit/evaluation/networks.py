@@ -15,8 +15,8 @@ def make_network(config) -> nn.Module | None:
     """The network whose features are compared; None where nothing is.
 
     Args:
-        config: of a command, with the settings `inception`, `inception_sha256`, `features`, `feature_normalization` and
-            `feature_size`.
+        config: of a command, with the settings `inception`, `inception_sha256`, `features`, `feature_normalization`,
+            `feature_pooling` and `feature_size`.
 
     Raises:
         ValueError: as `InceptionFeatures` and `VisionFeatures`.
@@ -25,7 +25,9 @@ def make_network(config) -> nn.Module | None:
     if config.inception is not None:
         return InceptionFeatures(config.inception, config.inception_sha256)
     if config.features is not None:
-        return VisionFeatures(config.features, config.feature_normalization, config.feature_size)
+        return VisionFeatures(
+            config.features, config.feature_normalization, config.feature_size, config.feature_pooling
+        )
     return None
 
 

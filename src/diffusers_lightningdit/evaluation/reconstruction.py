@@ -52,7 +52,9 @@ HELP = {
     **AUTOENCODER_HELP,
     "num_images": "the first so many; default: all",
     "lpips": "safetensors file of the weights of LPIPS, or user/repo:file on the Hub",
+    "lpips_sha256": "of that file; without one, it has to be converted from the published weights",
     "features": "folder or Hub id of a vision transformer, for the Fréchet distance rfd",
+    "feature_pooling": "patch_mean, class_token, or pooler (of networks without patches)",
     "feature_size": "side in pixels that its input is resized to; default: as it is",
     "inception": "file of torch-fidelity's Inception weights, for rfid",
     "inception_sha256": "of that file, or how it begins",
@@ -69,6 +71,8 @@ class ReconstructionConfig(AutoencoderConfig):
     """
 
     lpips: str | None = None
+    lpips_sha256: str | None = None
+    feature_pooling: str = "patch_mean"
     feature_size: int | None = None
     inception: str | None = None
     inception_sha256: str = PUBLISHED_SHA256
@@ -186,7 +190,7 @@ def _evaluate(config: ReconstructionConfig, accelerator: Accelerator) -> dict[st
         weights["features"] = features.description["sha256"]
     lpips = None
     if config.lpips is not None:
-        lpips = LPIPS.from_file(config.lpips)
+        lpips = LPIPS.from_file(config.lpips, config.lpips_sha256)
         weights["lpips"] = hashlib.sha256(resolve_file(config.lpips).read_bytes()).hexdigest()
     dataset = ImageDataset(
         config.data, config.resolution, config.split, config.image_column, None, config.preprocessing

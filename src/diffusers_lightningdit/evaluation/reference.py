@@ -28,6 +28,7 @@ REFERENCE_SETTINGS = (
     "reference_crop",
     "features",
     "feature_normalization",
+    "feature_pooling",
     "feature_size",
     "inception",
     "inception_sha256",
