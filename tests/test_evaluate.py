@@ -1,5 +1,4 @@
 import importlib
-import signal
 
 import pytest
 
@@ -51,7 +50,11 @@ def test_an_unknown_command(capsys):
 @pytest.mark.parametrize(("command", "then"), [("generation", "goes on where it was"), ("tools", "begins anew")])
 def test_an_interruption_is_one_line(command, then, monkeypatch, capsys):
     module = importlib.import_module(f"diffusers_lightningdit.evaluation.{command}")
-    monkeypatch.setattr(module, "parse_command", lambda *arguments: signal.raise_signal(signal.SIGINT))
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "parse_command", interrupt)
     with pytest.raises(SystemExit) as exit_:
         evaluate.main([command, "pack"])
     assert exit_.value.code == 130

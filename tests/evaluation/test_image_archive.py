@@ -1,7 +1,6 @@
 """Archives against numpy's own reader and writer."""
 
 import os
-import signal
 import zipfile
 from pathlib import Path
 
@@ -146,11 +145,13 @@ def test_unpacks_all_images_or_none(images, tmp_path, monkeypatch):
     (folder / "unpacking.partial" / "000099.png").touch()
     rename = Path.rename
     interrupted_at = folder / "000007.png"
-    monkeypatch.setattr(
-        Path,
-        "rename",
-        lambda path, to: signal.raise_signal(signal.SIGINT) if to == interrupted_at else rename(path, to),
-    )
+
+    def rename_or_be_interrupted(path, to):
+        if to == interrupted_at:
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", rename_or_be_interrupted)
     with pytest.raises(KeyboardInterrupt):
         unpack_archive(tmp_path / "set.npz", folder)
     assert os.listdir(folder) == []

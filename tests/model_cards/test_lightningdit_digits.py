@@ -17,6 +17,8 @@ import judge_digits  # noqa: E402
 import prepare_digits  # noqa: E402
 
 import diffusers_lightningdit  # noqa: E402, F401
+from diffusers_lightningdit.data.latent_shards import weights_sha256  # noqa: E402
+from diffusers_lightningdit.foundation_models import FoundationModel  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +111,17 @@ def test_the_recipe_file_is_the_one_embedded(pipeline):
     for name, value in pipeline.config.sampling_recipe.items():
         assert recipe[name] == value, name
     assert 1 / recipe["timestep_shift"] == pipeline.scheduler.config.shift
+
+
+@pytest.mark.parametrize("command", ["generation", "reconstruction"])
+def test_the_card_has_what_the_evaluator_wrote(command, card, pipeline):
+    """Of these weights: its figures, with everything they depend on, lie beside the card."""
+    record = json.loads((FOLDER / "evaluation" / f"{command}.json").read_text())
+    assert record["weights_sha256"]["vae"] == weights_sha256(pipeline.vae)
+    if command == "generation":
+        assert record["weights_sha256"]["transformer"] == weights_sha256(pipeline.transformer)
+    encoder = FoundationModel.from_pretrained(str(FOLDER.parent / "dinov2-digits"))
+    assert record["weights_sha256"]["features"] == weights_sha256(encoder.model)
+    names = {"generation": ["frechet_distance", "precision", "recall", "accuracy"]}
+    for name in names.get(command, ["psnr_db", "ssim", "rfd"]):
+        assert str(record["results"][name]) in card, name
