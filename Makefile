@@ -25,7 +25,7 @@ test-diffusers: $(VENV)/.test
 
 # trains and judges the embedded checkpoint from nothing, into outputs/digits
 digits: $(VENV)/.test
-	PYTHON=$(BIN)/python sh training_scripts/digits.sh outputs/digits
+	PYTHON=$(BIN)/python sh examples/digits/run.sh outputs/digits
 
 style: $(VENV)/.quality
 	$(BIN)/ruff check --fix .

@@ -26,8 +26,10 @@ from pathlib import Path
 
 import torch
 
-SCRIPTS = Path(__file__).parents[1] / "training_scripts"
-sys.path.insert(0, str(SCRIPTS))
+REPOSITORY = Path(__file__).parents[1]
+DIGITS = REPOSITORY / "examples" / "digits"
+TRAINING_SCRIPTS = REPOSITORY / "training_scripts"
+sys.path.insert(0, str(DIGITS))
 
 VAE = {
     "resolution": 32,
@@ -82,13 +84,13 @@ class Failed(Exception):
     """In one line, for the command line to say."""
 
 
-def run_script(name: str, *arguments: str, log: Path) -> None:
-    """A script of training_scripts/, in a process of its own; its output goes to `log`."""
+def run_script(script: Path, *arguments: str, log: Path) -> None:
+    """Run a script in a process of its own; its output goes to `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as file:
-        command = [sys.executable, str(SCRIPTS / f"{name}.py"), *arguments]
+        command = [sys.executable, str(script), *arguments]
         if subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ).returncode != 0:
-            raise Failed(f"{name}.py failed, see {log}")
+            raise Failed(f"{script.name} failed, see {log}")
 
 
 def settings(*parts: dict) -> list[str]:
@@ -117,9 +119,11 @@ def measure_cell(folder: Path, channels: int, is_aligned: bool, seed: int, argum
         "validation_steps": arguments.vae_steps,
         "seed": seed,
     }
-    run_script("train_vavae", *settings(SHARED, VAE, vae), log=log)
-    run_script("cache_latents", "--data", str(folder / "data"), "--vae", str(cell / "vae"), "--output_dir",
-               str(cell / "latents"), "--resolution", "32", "--dtype", "float32", log=log)  # fmt: skip
+    run_script(TRAINING_SCRIPTS / "train_vavae.py", *settings(SHARED, VAE, vae), log=log)
+    caching = {"data": folder / "data", "vae": cell / "vae", "output_dir": cell / "latents"}
+    words = [word for name, value in caching.items() for word in (f"--{name}", str(value))]
+    words += ["--resolution", "32", "--dtype", "float32"]
+    run_script(TRAINING_SCRIPTS / "cache_latents.py", *words, log=log)
     transformer = {
         "data": str(cell / "latents"),
         "vae": str(cell / "latents" / "vae"),
@@ -127,7 +131,7 @@ def measure_cell(folder: Path, channels: int, is_aligned: bool, seed: int, argum
         "max_train_steps": arguments.transformer_steps,
         "seed": seed,
     }
-    run_script("train_lightningdit", *settings(SHARED, TRANSFORMER, transformer), log=log)
+    run_script(TRAINING_SCRIPTS / "train_lightningdit.py", *settings(SHARED, TRANSFORMER, transformer), log=log)
     values = {**place, **measure(folder, cell, arguments.num_images)}
     result.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     for name in ("latents", "vae", "pipeline"):
@@ -138,13 +142,13 @@ def measure_cell(folder: Path, channels: int, is_aligned: bool, seed: int, argum
 def measure(folder: Path, cell: Path, num_images: int) -> dict[str, float]:
     """What is measured of a finished cell."""
     from diffusers import DiffusionPipeline
-    from judge_digits import classifier_features, fit_classifier, generate, real_images, reconstruct
+    from judge import classifier_features, fit_classifier, generate, real_images, reconstruct
 
     import diffusers_lightningdit  # noqa: F401  (makes the pipeline's classes loadable)
-    from diffusers_lightningdit.evaluation.class_accuracy import class_accuracy
-    from diffusers_lightningdit.evaluation.frechet import FeatureStatistics
-    from diffusers_lightningdit.evaluation.image_similarity import peak_signal_to_noise_ratio
-    from diffusers_lightningdit.foundation_models import FoundationModel
+    from diffusers_lightningdit.metrics.class_accuracy import class_accuracy
+    from diffusers_lightningdit.metrics.frechet import FeatureStatistics
+    from diffusers_lightningdit.metrics.image_similarity import peak_signal_to_noise_ratio
+    from diffusers_lightningdit.networks.foundation_model import FoundationModel
 
     pipeline = DiffusionPipeline.from_pretrained(cell / "pipeline")
     real, real_labels, id2label = real_images(str(folder / "data"), 32)
@@ -263,23 +267,23 @@ def check_settings(folder: Path, arguments: argparse.Namespace) -> None:
     file.write_text(json.dumps(now) + "\n", encoding="utf-8")
 
 
-def make_once(folder: Path, last_file: str, name: str, *arguments: str, log: Path) -> None:
+def make_once(folder: Path, last_file: str, script: Path, *arguments: str, log: Path) -> None:
     """Run a script that makes `folder`, unless its last file is there; what an interrupted run left is removed."""
     if not (folder / last_file).is_file():
         shutil.rmtree(folder, ignore_errors=True)
-        run_script(name, *arguments, log=log)
+        run_script(script, *arguments, log=log)
 
 
 def run(arguments: argparse.Namespace) -> list[dict]:
     folder = arguments.output_dir
     check_settings(folder, arguments)
     log, data = folder / "log.txt", folder / "data"
-    make_once(data, "train.parquet", "prepare_digits", "--output_dir", str(data), log=log)
+    make_once(data, "train.parquet", DIGITS / "prepare.py", "--output_dir", str(data), log=log)
     for seed in (0, 1):  # the one to align to, and the one to measure with
         encoder = folder / f"encoder{seed}"
         words = settings({"data": str(data), "output_dir": str(encoder), "seed": seed,
                           "num_train_steps": arguments.encoder_steps})  # fmt: skip
-        make_once(encoder, "model.safetensors", "train_digits_encoder", *words, log=log)
+        make_once(encoder, "model.safetensors", DIGITS / "train_encoder.py", *words, log=log)
     cells = list(itertools.product(arguments.seeds, arguments.latent_channels, (False, True)))
     results = []
     with ThreadPoolExecutor(arguments.jobs) as pool:

@@ -21,14 +21,14 @@ from accelerate import Accelerator
 
 from diffusers_lightningdit.data.images import from_8_bits
 from diffusers_lightningdit.evaluation.autoencoders import decode, mean_latents
-from diffusers_lightningdit.evaluation.frechet import FeatureStatistics
-from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
+from diffusers_lightningdit.evaluation.commands.generation_config import GenerationConfig
+from diffusers_lightningdit.evaluation.drawn_images import DrawnImages, draw_block, load_pipeline
 from diffusers_lightningdit.evaluation.image_sets import NumberedImages, cut, numbered_name
 from diffusers_lightningdit.evaluation.image_writer import ImageWriter
 from diffusers_lightningdit.evaluation.networks import exact_arithmetic, make_network
-from diffusers_lightningdit.evaluation.precision_recall import precision_and_recall
-from diffusers_lightningdit.evaluation.sample_drawing import DrawnImages, draw_block, load_pipeline
 from diffusers_lightningdit.evaluation.set_statistics import measure_images
+from diffusers_lightningdit.metrics.frechet import FeatureStatistics
+from diffusers_lightningdit.metrics.precision_recall import precision_and_recall
 from diffusers_lightningdit.settings import make_config, one_line_errors
 
 TOGETHER = "drawing, writing, features and sums together"

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from diffusers_lightningdit.networks.lpips import ORIGIN, PUBLISHED_SHA256, STAGES, tensors_sha256
 from diffusers_lightningdit.original import CheckpointError, read_checkpoint
 from diffusers_lightningdit.original.command_line import OneLineParser, run
 from diffusers_lightningdit.original.files import naming
 from diffusers_lightningdit.original.translation import check_shape, check_values
-from diffusers_lightningdit.vae_losses.perceptual import ORIGIN, PUBLISHED_SHA256, STAGES, tensors_sha256
 
 
 def get_parser() -> argparse.ArgumentParser:

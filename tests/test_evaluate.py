@@ -3,10 +3,10 @@ import importlib
 import pytest
 
 from diffusers_lightningdit import evaluate
-from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
-from diffusers_lightningdit.evaluation.latents import LatentsConfig
-from diffusers_lightningdit.evaluation.reconstruction import ReconstructionConfig
-from diffusers_lightningdit.evaluation.sweep import SweepConfig
+from diffusers_lightningdit.evaluation.commands.generation_config import GenerationConfig
+from diffusers_lightningdit.evaluation.commands.latents import LatentsConfig
+from diffusers_lightningdit.evaluation.commands.reconstruction import ReconstructionConfig
+from diffusers_lightningdit.evaluation.commands.sweep import SweepConfig
 
 
 @pytest.mark.parametrize("command", evaluate.COMMANDS)

@@ -2,11 +2,11 @@
 """Train the transformer (second stage) on the latents of a frozen autoencoder.
 
     accelerate launch training_scripts/train_lightningdit.py \
-        --config training_scripts/recipes/digits_lightningdit.yaml \
+        --config examples/digits/recipes/lightningdit.yaml \
         data=FOLDER_OR_HUB_ID vae=FOLDER_OR_HUB_ID output_dir=FOLDER key=value ...
 
 Keys are the fields of `LightningDiTTrainingConfig`; docs/training.md explains them. The loss and the steps, which LoRA
-training shares, are in `diffusers_lightningdit/training/flow_training.py`. The result is a complete pipeline
+training shares, are in `diffusers_lightningdit/training/transformer/steps.py`. The result is a complete pipeline
 folder with EMA weights, which `DiffusionPipeline.from_pretrained` loads.
 """
 
@@ -26,9 +26,6 @@ from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.original import read_training_checkpoint
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
-from diffusers_lightningdit.training.data import DATA_ERRORS, TransformerData, load_data
-from diffusers_lightningdit.training.flow_training import NAME, load_validation_data, train
-from diffusers_lightningdit.training.lightningdit_config import LightningDiTTrainingConfig
 from diffusers_lightningdit.training.loop import (
     make_accelerator,
     make_adamw,
@@ -39,7 +36,10 @@ from diffusers_lightningdit.training.loop import (
 from diffusers_lightningdit.training.moving_averages import MovingAverages
 from diffusers_lightningdit.training.run_state import RunState
 from diffusers_lightningdit.training.spike_guard import SpikeGuard, TrainingDiverged
-from diffusers_lightningdit.training.weight_init import initialize_weights, load_initial_transformer
+from diffusers_lightningdit.training.transformer.config import LightningDiTTrainingConfig
+from diffusers_lightningdit.training.transformer.data import DATA_ERRORS, TransformerData, load_data
+from diffusers_lightningdit.training.transformer.steps import NAME, load_validation_data, train
+from diffusers_lightningdit.training.transformer.weight_init import initialize_weights, load_initial_transformer
 
 ADVICE = "a lower `learning_rate` or `max_grad_norm`, `transformer.use_qk_norm`"  # against divergence
 

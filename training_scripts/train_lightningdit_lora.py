@@ -2,12 +2,12 @@
 """Fine-tune a pipeline on own images by LoRA: its own classes, or new ones, whose class embeddings are trained.
 
     accelerate launch training_scripts/train_lightningdit_lora.py \
-        --config training_scripts/recipes/digits_lora.yaml \
+        --config examples/digits/recipes/lora.yaml \
         pipeline=FOLDER_OR_HUB_ID data=FOLDER_OR_HUB_ID output_dir=FOLDER key=value ...
 
 Keys are the fields of `LoraTrainingConfig`; docs/training.md explains them. The loss and the steps, which full training
-shares, are in `diffusers_lightningdit/training/flow_training.py`. The result, `pytorch_lora_weights.safetensors` with
-averaged weights, is for `pipe.load_lora_weights`.
+shares, are in `diffusers_lightningdit/training/transformer/steps.py`. The result, averaged weights in
+`pytorch_lora_weights.safetensors`, is for `pipe.load_lora_weights`.
 """
 
 from dataclasses import asdict
@@ -23,8 +23,6 @@ from diffusers_lightningdit.data.latent_shards import weights_sha256
 from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
-from diffusers_lightningdit.training.data import DATA_ERRORS
-from diffusers_lightningdit.training.flow_training import NAME, load_validation_data, train
 from diffusers_lightningdit.training.loop import (
     make_accelerator,
     make_adamw,
@@ -32,17 +30,19 @@ from diffusers_lightningdit.training.loop import (
     make_lr_scheduler,
     write_result,
 )
-from diffusers_lightningdit.training.lora import (
+from diffusers_lightningdit.training.moving_averages import MovingAverages
+from diffusers_lightningdit.training.run_state import RunState
+from diffusers_lightningdit.training.spike_guard import SpikeGuard, TrainingDiverged
+from diffusers_lightningdit.training.transformer.data import DATA_ERRORS
+from diffusers_lightningdit.training.transformer.lora import (
     Classes,
     add_lora,
     load_lora_data,
     load_pipeline,
     lora_file_content,
 )
-from diffusers_lightningdit.training.lora_config import LoraTrainingConfig
-from diffusers_lightningdit.training.moving_averages import MovingAverages
-from diffusers_lightningdit.training.run_state import RunState
-from diffusers_lightningdit.training.spike_guard import SpikeGuard, TrainingDiverged
+from diffusers_lightningdit.training.transformer.lora_config import LoraTrainingConfig
+from diffusers_lightningdit.training.transformer.steps import NAME, load_validation_data, train
 
 FILE = "pytorch_lora_weights.safetensors"
 NUM_PASSES = 2  # a forward pass, and back for the activations alone

@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """Train the autoencoder (first stage), aligned to a vision foundation model.
 
-    accelerate launch training_scripts/train_vavae.py --config training_scripts/recipes/digits_vavae.yaml \
+    accelerate launch training_scripts/train_vavae.py --config examples/digits/recipes/vavae.yaml \
         data=FOLDER_OR_HUB_ID foundation_model=FOLDER_OR_HUB_ID output_dir=FOLDER key=value ...
 
 Keys are the fields of `VAVAETrainingConfig`; docs/vavae.md explains them. The result is a diffusers folder of an
@@ -21,10 +21,9 @@ from diffusers_lightningdit.data.images import ImageDataset
 from diffusers_lightningdit.data.latents import latents_size
 from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.data.streamed_rows import FirstRows, StreamedImages
+from diffusers_lightningdit.losses import VAELossSettings, autoencoder_losses, discriminator_losses
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
-from diffusers_lightningdit.training.data import DATA_ERRORS, RandomlyFlipped
-from diffusers_lightningdit.training.latents_pass import measure_latents
 from diffusers_lightningdit.training.loop import (
     accumulating,
     due,
@@ -38,14 +37,15 @@ from diffusers_lightningdit.training.loop import (
 from diffusers_lightningdit.training.moving_averages import MovingAverages
 from diffusers_lightningdit.training.progress import TrainingProgress
 from diffusers_lightningdit.training.run_state import RunState
-from diffusers_lightningdit.training.samples import save_grid
 from diffusers_lightningdit.training.spike_guard import SpikeGuard, TrainingDiverged
-from diffusers_lightningdit.training.vavae_config import Stage, VAVAETrainingConfig
-from diffusers_lightningdit.training.vavae_data import load_training_images, load_validation_images
-from diffusers_lightningdit.training.vavae_modules import AlignedAutoencoder, Judgement, frozen
-from diffusers_lightningdit.training.vavae_parts import Teachers, VAVAEParts, initial_parts, save_parts
-from diffusers_lightningdit.training.vavae_validation import AutoencoderValidation, reconstructions_grid
-from diffusers_lightningdit.vae_losses import VAELossSettings, autoencoder_losses, discriminator_losses
+from diffusers_lightningdit.training.transformer.data import DATA_ERRORS, RandomlyFlipped
+from diffusers_lightningdit.training.transformer.validation import save_grid
+from diffusers_lightningdit.training.vavae.config import Stage, VAVAETrainingConfig
+from diffusers_lightningdit.training.vavae.data import load_training_images, load_validation_images
+from diffusers_lightningdit.training.vavae.latents_statistics import measure_latents
+from diffusers_lightningdit.training.vavae.networks import Teachers, VAVAEParts, initial_parts, save_parts
+from diffusers_lightningdit.training.vavae.validation import AutoencoderValidation, reconstructions_grid
+from diffusers_lightningdit.training.vavae.wrapped_modules import AlignedAutoencoder, Judgement, frozen
 
 Sampler = GlobalBatchSampler | RowStream
 VAE, DISCRIMINATOR = "vae", "discriminator"  # the models of the run, in checkpoints

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         if argv[0] not in COMMANDS:
             raise ValueError(f"the command is {argv[0]!r}; required: one of {', '.join(COMMANDS)}.")
     try:
-        importlib.import_module(f".evaluation.{argv[0]}", __package__).main(argv[1:])
+        importlib.import_module(f".evaluation.commands.{argv[0]}", __package__).main(argv[1:])
     except KeyboardInterrupt as error:
         if PartialState._shared_state.get("process_index", 0) == 0:  # without starting process groups
             then = "goes on where it was" if argv[0] in RESUMABLE else "begins anew"

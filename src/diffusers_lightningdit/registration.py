@@ -10,8 +10,8 @@ from diffusers.pipelines import pipeline_loading_utils
 from . import pipelines
 from .models import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from .models.transformer_lightningdit import LightningDiTAttnProcessor, LightningDiTTransformerBlock
+from .original.single_file import SINGLE_FILE_CLASSES
 from .schedulers import FlowMatchSDEScheduler
-from .single_file import SINGLE_FILE_CLASSES
 
 PACKAGE = __name__.partition(".")[0]
 

@@ -77,13 +77,13 @@ def test_what_an_interrupted_run_left_is_made_again(alignment, folder, monkeypat
     (folder / "channels4-plain-seed0" / "result.json").unlink()
     made = []
 
-    def fail(name, *arguments, log):
-        made.append(name)
-        if name != "train_digits_encoder":
-            raise alignment.Failed(f"{name}.py failed, see {log}")
+    def fail(script, *arguments, log):
+        made.append(script.name)
+        if script.name != "train_encoder.py":
+            raise alignment.Failed(f"{script.name} failed, see {log}")
 
     monkeypatch.setattr(alignment, "run_script", fail)
     with pytest.raises(SystemExit, match=r"error: train_vavae\.py failed, see .*channels4-plain-seed0"):
         alignment.main(["--output_dir", str(folder), *ONE_SEED])
-    assert made == ["train_digits_encoder", "train_vavae"]
+    assert made == ["train_encoder.py", "train_vavae.py"]
     assert not (folder / "encoder1").exists()

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffusers_lightningdit.vae_losses import LPIPS
+from diffusers_lightningdit.networks.lpips import LPIPS
 
 SCRIPT = Path(__file__).parents[2] / "conversion" / "convert_lpips_to_safetensors.py"
 spec = importlib.util.spec_from_file_location("convert_lpips_to_safetensors", SCRIPT)

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from diffusers_lightningdit.evaluation.commands.generation_config import GenerationConfig
 from diffusers_lightningdit.evaluation.comparison import compare, not_computed, result_names
-from diffusers_lightningdit.evaluation.frechet import FeatureStatistics
-from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
 from diffusers_lightningdit.evaluation.reference import Reference
 from diffusers_lightningdit.evaluation.set_statistics import SetStatistics
+from diffusers_lightningdit.metrics.frechet import FeatureStatistics
 
 
 def test_published_statistics_of_inception():

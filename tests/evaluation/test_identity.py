@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from diffusers_lightningdit.evaluation import identity
-from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
+from diffusers_lightningdit.evaluation.commands.generation_config import GenerationConfig
+from diffusers_lightningdit.evaluation.drawn_images import load_pipeline, set_scheduler
 from diffusers_lightningdit.evaluation.identity import (
     check_folder,
     first_difference,
     pipeline_identity,
     samples_identity,
 )
-from diffusers_lightningdit.evaluation.sample_drawing import load_pipeline, set_scheduler
 
 
 @pytest.fixture

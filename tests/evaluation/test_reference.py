@@ -8,8 +8,8 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from diffusers_lightningdit.evaluation.features import VisionFeatures
-from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
+from diffusers_lightningdit.evaluation.commands.generation_config import GenerationConfig
+from diffusers_lightningdit.evaluation.drawn_images import load_pipeline
 from diffusers_lightningdit.evaluation.image_sets import open_images
 from diffusers_lightningdit.evaluation.reference import (
     check_labels,
@@ -17,7 +17,7 @@ from diffusers_lightningdit.evaluation.reference import (
     doubts_about_classes,
     open_reference,
 )
-from diffusers_lightningdit.evaluation.sample_drawing import load_pipeline
+from diffusers_lightningdit.networks.vision_features import VisionFeatures
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 

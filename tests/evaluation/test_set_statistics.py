@@ -8,10 +8,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from diffusers_lightningdit.evaluation import set_statistics
-from diffusers_lightningdit.evaluation.frechet import FeatureStatistics
 from diffusers_lightningdit.evaluation.image_sets import ArchiveImages
-from diffusers_lightningdit.evaluation.inception_score import InceptionScore
 from diffusers_lightningdit.evaluation.set_statistics import measure_images
+from diffusers_lightningdit.metrics.frechet import FeatureStatistics
+from diffusers_lightningdit.metrics.inception_score import InceptionScore
 
 
 class SmallNetwork(nn.Module):

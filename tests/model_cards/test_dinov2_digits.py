@@ -6,22 +6,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusers_lightningdit.evaluation.linear_probe import linear_probe_accuracy
-from diffusers_lightningdit.foundation_models import FoundationModel
+from diffusers_lightningdit.metrics.linear_classifier import linear_probe_accuracy
+from diffusers_lightningdit.networks.foundation_model import FoundationModel
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "model_cards" / "dinov2-digits"
-sys.path.insert(0, str(REPOSITORY / "training_scripts"))
+sys.path.insert(0, str(REPOSITORY / "examples" / "digits"))
 
-import judge_digits  # noqa: E402
-import prepare_digits  # noqa: E402
+import judge  # noqa: E402
+import prepare  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("digits") / "data")
-    prepare_digits.main(["--output_dir", folder])
-    pixels, labels, _ = judge_digits.real_images(folder, 32)
+    prepare.main(["--output_dir", folder])
+    pixels, labels, _ = judge.real_images(folder, 32)
     return pixels, labels
 
 

@@ -11,14 +11,14 @@ from diffusers import DiffusionPipeline
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "model_cards" / "lightningdit-digits"
-sys.path.insert(0, str(REPOSITORY / "training_scripts"))
+sys.path.insert(0, str(REPOSITORY / "examples" / "digits"))
 
-import judge_digits  # noqa: E402
-import prepare_digits  # noqa: E402
+import judge  # noqa: E402
+import prepare  # noqa: E402
 
 import diffusers_lightningdit  # noqa: E402, F401
 from diffusers_lightningdit.data.latent_shards import weights_sha256  # noqa: E402
-from diffusers_lightningdit.foundation_models import FoundationModel  # noqa: E402
+from diffusers_lightningdit.networks.foundation_model import FoundationModel  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,8 @@ def pipeline():
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("digits") / "data")
-    prepare_digits.main(["--output_dir", folder])
-    pixels, labels, _ = judge_digits.real_images(folder, 32)
+    prepare.main(["--output_dir", folder])
+    pixels, labels, _ = judge.real_images(folder, 32)
     return pixels, labels
 
 
@@ -45,17 +45,17 @@ def card():
 
 
 def test_drawn_digits_are_taken_for_those_asked_for(pipeline, real):
-    classifier, _ = judge_digits.fit_classifier(*real)
+    classifier, _ = judge.fit_classifier(*real)
     labels = torch.arange(10).repeat(5)
-    drawn = judge_digits.generate(pipeline, labels, seed=12345, batch_size=50)
-    taken_for = torch.from_numpy(classifier.predict(judge_digits.classifier_features(drawn)))
+    drawn = judge.generate(pipeline, labels, seed=12345, batch_size=50)
+    taken_for = torch.from_numpy(classifier.predict(judge.classifier_features(drawn)))
     assert (taken_for == labels).double().mean() >= 0.9
 
 
 def test_digits_are_reconstructed(pipeline, real):
     pixels = real[0][:200]
-    reconstructions = judge_digits.reconstruct(pipeline.vae, pixels, 100)
-    psnr = judge_digits.peak_signal_to_noise_ratio(pixels, reconstructions, value_range=1)
+    reconstructions = judge.reconstruct(pipeline.vae, pixels, 100)
+    psnr = judge.peak_signal_to_noise_ratio(pixels, reconstructions, value_range=1)
     assert psnr.mean() >= 28
 
 
@@ -107,7 +107,7 @@ def test_card_leads_with_its_own_snippet(card):
 
 
 def test_the_recipe_file_is_the_one_embedded(pipeline):
-    recipe = yaml.safe_load((REPOSITORY / "training_scripts/recipes/digits_lightningdit.yaml").read_text())
+    recipe = yaml.safe_load((REPOSITORY / "examples/digits/recipes/lightningdit.yaml").read_text())
     for name, value in pipeline.config.sampling_recipe.items():
         assert recipe[name] == value, name
     assert 1 / recipe["timestep_shift"] == pipeline.scheduler.config.shift

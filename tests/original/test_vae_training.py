@@ -8,6 +8,7 @@ from diffusers import ModelMixin
 from safetensors.torch import save_file
 
 from diffusers_lightningdit import AutoencoderVAVAE
+from diffusers_lightningdit.losses import FoundationProjection, PatchGANDiscriminator
 from diffusers_lightningdit.original import (
     CheckpointError,
     read_autoencoder,
@@ -15,7 +16,6 @@ from diffusers_lightningdit.original import (
     training_models,
 )
 from diffusers_lightningdit.original.export import original_files
-from diffusers_lightningdit.vae_losses import FoundationProjection, PatchGANDiscriminator
 
 
 def identical(a: dict, b: dict) -> bool:

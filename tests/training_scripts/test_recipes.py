@@ -7,14 +7,14 @@ import yaml
 
 from diffusers_lightningdit import LightningDiTTransformer2DModel
 from diffusers_lightningdit.settings import parse_config
-from diffusers_lightningdit.training.lightningdit_config import LightningDiTTrainingConfig
-from diffusers_lightningdit.training.lora_config import LoraTrainingConfig
+from diffusers_lightningdit.training.transformer.config import LightningDiTTrainingConfig
+from diffusers_lightningdit.training.transformer.lora_config import LoraTrainingConfig
 
 FOLDER = Path(train_vavae.__file__).parent
-RECIPES = sorted((FOLDER / "recipes").glob("*.yaml"))
+RECIPES = sorted([*FOLDER.glob("recipes/*.yaml"), *FOLDER.parent.glob("examples/digits/recipes/*.yaml")])
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parents[1].name}-{path.stem}")
 def test_recipes_are_valid_and_hold_differences_only(recipe, tmp_path):
     config_class, needed = LightningDiTTrainingConfig, ["vae=x"]
     if "vavae" in recipe.stem:
@@ -70,7 +70,11 @@ def test_the_released_autoencoder(tmp_path):
     assert all((part.kl_weight, part.disc_weight, part.perceptual_weight) == (1e-6, 0.5, 1.0) for part in losses)
 
 
-@pytest.mark.parametrize("path", sorted((FOLDER / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    sorted((FOLDER / "accelerate_configs").glob("*.yaml")),
+    ids=lambda path: f"{path.parents[1].name}-{path.stem}",
+)
 def test_accelerate_reads_the_configurations(path):
     from accelerate.commands.config.config_args import load_config_from_file
 

@@ -15,7 +15,7 @@ import train_vavae
 from accelerate.utils import is_torch_version
 from safetensors.torch import load_file
 
-from diffusers_lightningdit.training import flow_training
+from diffusers_lightningdit.training.transformer import steps
 
 STEPS = ["max_train_steps=5", "checkpointing_steps=2", "extra_ema_decays=[0.9]"]
 
@@ -177,14 +177,14 @@ def test_bad_steps_are_skipped_and_a_series_of_them_rolled_back(
 ):
     """Batches 3 to 5 have NaN: two bad steps in a row lead back to the checkpoint of step 2, the third is skipped."""
     positions = []
-    training_loss = flow_training.training_loss
+    training_loss = steps.training_loss
 
     def sometimes_nan(config, model, latents, class_labels, draws, *others):
         positions.append(draws.position)
         loss = training_loss(config, model, latents, class_labels, draws, *others)
         return loss * float("nan") if draws.position in (3, 4, 5) else loss
 
-    monkeypatch.setattr(flow_training, "training_loss", sometimes_nan)
+    monkeypatch.setattr(steps, "training_loss", sometimes_nan)
     run(transformer_recipe, data, trained_vae, tmp_path / "run", "spike_patience=2")
     output = capsys.readouterr().out
     assert "step 4 skipped: loss is nan (1 skipped in all)" in output

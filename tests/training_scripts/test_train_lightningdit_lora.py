@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, LightningDiTTransformer2DModel
-from diffusers_lightningdit.training.lora import lora_file_content
+from diffusers_lightningdit.training.transformer.lora import lora_file_content
 
 FILE = "pytorch_lora_weights.safetensors"
 ROWS = "transformer.class_embedder.lora_new_classes.weight"

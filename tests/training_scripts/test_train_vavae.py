@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from diffusers_lightningdit import AutoencoderVAVAE
 from diffusers_lightningdit.data.images import ImageDataset
 from diffusers_lightningdit.data.latents import encode_moments
+from diffusers_lightningdit.losses import FoundationProjection, PatchGANDiscriminator
+from diffusers_lightningdit.networks.lpips import LPIPS
 from diffusers_lightningdit.original import read_autoencoder
-from diffusers_lightningdit.training.vavae_parts import load_parts
-from diffusers_lightningdit.vae_losses import LPIPS, FoundationProjection, PatchGANDiscriminator
+from diffusers_lightningdit.training.vavae.networks import load_parts
 
 
 def run(recipe: str, data: str, output_dir: Path, *settings: str) -> None:

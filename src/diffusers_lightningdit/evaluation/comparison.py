@@ -5,16 +5,16 @@ from pathlib import Path
 
 import torch
 
-from .class_accuracy import class_accuracy
-from .frechet import frechet_distance
-from .generation_config import GenerationConfig
+from ..metrics.class_accuracy import class_accuracy
+from ..metrics.frechet import frechet_distance
+from ..metrics.inception_score import LEAST_IMAGES_OF_A_SPLIT
+from ..metrics.linear_classifier import can_be_split, linear_probe_accuracy
+from ..metrics.precision_recall import precision_and_recall
+from .commands.generation_config import GenerationConfig
+from .drawn_images import class_label
 from .image_archive import ARRAY
-from .inception_score import LEAST_IMAGES_OF_A_SPLIT
-from .linear_probe import can_be_split, linear_probe_accuracy
-from .precision_recall import precision_and_recall
 from .reference import Reference
 from .reference_statistics import archive_names
-from .sample_drawing import class_label
 from .set_statistics import SetStatistics
 
 SIGNIFICANT_DIGITS = 6

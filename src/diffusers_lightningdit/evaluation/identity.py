@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ..data.latent_shards import partial_name, weights_sha256
-from .generation_config import GenerationConfig
+from .commands.generation_config import GenerationConfig
 
 SAMPLES_FILE = "samples.json"
 IMAGES = "images"

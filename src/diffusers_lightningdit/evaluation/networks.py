@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from .features import VisionFeatures
-from .inception import InceptionFeatures
+from ..networks.inception import InceptionFeatures
+from ..networks.vision_features import VisionFeatures
 
 
 def make_network(config) -> nn.Module | None:

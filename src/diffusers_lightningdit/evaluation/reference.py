@@ -12,10 +12,10 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ..data.images import load_rows
-from .generation_config import GenerationConfig
+from ..networks.inception import InceptionFeatures
+from .commands.generation_config import GenerationConfig
 from .image_archive import ARRAY
 from .image_sets import ArchiveImages, DatasetImages, FolderImages, ImageBlocks, ImageSet, open_images
-from .inception import InceptionFeatures
 from .reference_statistics import archive_names, read_statistics
 from .set_statistics import SetStatistics, measure_images
 

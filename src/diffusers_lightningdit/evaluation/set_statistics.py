@@ -15,9 +15,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from .frechet import FeatureStatistics
+from ..metrics.frechet import FeatureStatistics
+from ..metrics.inception_score import InceptionScore
 from .image_sets import ImageBlocks, cut
-from .inception_score import InceptionScore
 from .ordered_batches import results_in_order
 
 ROWS_OF_AN_UPDATE = 1024  # of the statistics, which cost as much for a few images as for these

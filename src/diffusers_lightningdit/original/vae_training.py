@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from ..vae_losses.adversarial import PatchGANDiscriminator
-from ..vae_losses.vision_foundation import FoundationProjection
+from ..losses.adversarial import PatchGANDiscriminator
+from ..losses.vision_foundation import FoundationProjection
 from .files import CheckpointError, read_checkpoint
 
 # beside a converted autoencoder: a folder for each of these models, and a file for what is left

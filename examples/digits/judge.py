@@ -1,0 +1,162 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Measure a pipeline that draws handwritten digits against the real ones.
+
+    python examples/digits/judge.py --pipeline model_cards/lightningdit-digits --data outputs/digits/data
+
+Drawn with the pipeline's own sampling recipe, image i with a generator of its own, seeded `--seed` + i:
+
+- accuracy: part of the images that a support-vector classifier, fitted on the real digits, takes for the digit that
+  was asked for;
+- variance ratio of a class: variance over its images at each pixel and channel, averaged over these, divided by the
+  same of the real digits of the class;
+- nearest_distance_ratio: median distance of an image to the nearest real one, divided by the same of a real one to the
+  nearest other; 0 for a model that copies what it has seen, 1 for one as far from the data as the data from itself;
+- psnr_db: mean over the real digits of the PSNR of decode(mean of the posterior), in decibels.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+from sklearn.model_selection import train_test_split
+from sklearn.svm import SVC
+from tqdm.auto import tqdm
+
+import diffusers_lightningdit  # noqa: F401  (makes the pipeline's classes loadable)
+from diffusers_lightningdit.data.images import ImageDataset
+from diffusers_lightningdit.grids import draw_images, labelled_grid
+from diffusers_lightningdit.metrics.image_similarity import peak_signal_to_noise_ratio
+from diffusers_lightningdit.settings import one_line_errors
+
+# Letters in the shape comments: B images. Pixels are [B, 3, height, width] in [0, 1].
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measures
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def classifier_features(pixels: torch.Tensor) -> np.ndarray:
+    """Brightness of each pixel, [B, height width]."""
+    return pixels.mean(1).flatten(1).numpy()
+
+
+def fit_classifier(pixels: torch.Tensor, labels: torch.Tensor) -> tuple[SVC, float]:
+    """A support-vector classifier of all the images, and the accuracy of one that has not seen a quarter of them."""
+    features, classes = classifier_features(pixels), labels.numpy()
+    train, held_out, train_classes, held_out_classes = train_test_split(
+        features, classes, test_size=0.25, stratify=classes, random_state=0
+    )
+    accuracy = SVC(C=10).fit(train, train_classes).score(held_out, held_out_classes)
+    return SVC(C=10).fit(features, classes), accuracy
+
+
+def within_class_variance(pixels: torch.Tensor, labels: torch.Tensor, num_classes: int) -> list[float]:
+    """For each class: the unbiased variance over its images at each pixel and channel, averaged over these."""
+    return [pixels[labels == label].double().var(0).mean().item() for label in range(num_classes)]
+
+
+def nearest_distance_ratio(generated: torch.Tensor, real: torch.Tensor) -> float:
+    """median min_j |g_i - r_j| / median min_(j != i) |r_i - r_j|."""
+    generated, real = generated.flatten(1), real.flatten(1)
+    among_real = torch.cdist(real, real).fill_diagonal_(torch.inf)
+    return (torch.cdist(generated, real).amin(1).median() / among_real.amin(1).median()).item()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Images
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def real_images(data: str, resolution: int) -> tuple[torch.Tensor, torch.Tensor, dict[int, str]]:
+    """Pixels, labels [B] and the names of the labels."""
+    dataset = ImageDataset(data, resolution)
+    items = [dataset[index] for index in range(len(dataset))]
+    pixels = torch.stack([item["pixel_values"] for item in items]) / 2 + 0.5
+    return pixels, torch.tensor([item["class_labels"] for item in items]), dataset.id2label
+
+
+def generate(pipeline: DiffusionPipeline, labels: torch.Tensor, seed: int, batch_size: int) -> torch.Tensor:
+    """One image for each label; image i depends on `seed` + i, whatever the batch it is in."""
+    images = draw_images(pipeline, labels.tolist(), seed, batch_size, output_type="pt")
+    return torch.stack([image.float().cpu() for image in tqdm(images, desc="generating", total=len(labels))])
+
+
+@torch.no_grad()
+def reconstruct(vae, pixels: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """decode(mean of the posterior), clamped to [0, 1]."""
+    batches = [vae.decode(vae.encode(2 * batch - 1).latent_dist.mode()).sample for batch in pixels.split(batch_size)]
+    return (torch.cat(batches) / 2 + 0.5).clamp(0, 1)
+
+
+def to_images(pixels: torch.Tensor) -> list[Image.Image]:
+    return VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(pixels))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pipeline", required=True, help="pipeline folder or Hub id")
+    parser.add_argument("--data", required=True, help="the real digits, as prepare.py writes them")
+    parser.add_argument("--num_images", type=int, default=1000, help="the same number of each class")
+    parser.add_argument("--batch_size", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--metrics", type=Path, help="JSON file to write the numbers to")
+    parser.add_argument("--picture", type=Path, help="PNG file to draw generated next to real digits in")
+    arguments = parser.parse_args(argv)
+    with one_line_errors():
+        pipeline = DiffusionPipeline.from_pretrained(arguments.pipeline)
+        real, real_labels, id2label = real_images(arguments.data, pipeline.vae.config.sample_size)
+        num_classes = len(id2label)
+        if arguments.num_images < 2 * num_classes or arguments.num_images % num_classes:
+            raise ValueError(
+                f"--num_images is {arguments.num_images}; required: a multiple of the {num_classes} classes, at least "
+                "two images each."
+            )
+
+    classifier, held_out_accuracy = fit_classifier(real, real_labels)
+    labels = torch.arange(num_classes).repeat(arguments.num_images // num_classes)
+    generated = generate(pipeline, labels, arguments.seed, arguments.batch_size)
+    taken_for = torch.from_numpy(classifier.predict(classifier_features(generated)))
+    ratios = [
+        drawn / true
+        for drawn, true in zip(
+            within_class_variance(generated, labels, num_classes),
+            within_class_variance(real, real_labels, num_classes),
+            strict=True,
+        )
+    ]
+    psnr = peak_signal_to_noise_ratio(real, reconstruct(pipeline.vae, real, arguments.batch_size), value_range=1)
+    metrics = {
+        "num_images": arguments.num_images,
+        "seed": arguments.seed,
+        "sampling_recipe": dict(pipeline.config.sampling_recipe),
+        "shift": pipeline.scheduler.config.shift,
+        "classifier_held_out_accuracy": round(held_out_accuracy, 4),
+        "accuracy": round((taken_for == labels).double().mean().item(), 4),
+        "variance_ratio": {id2label[label]: round(ratio, 4) for label, ratio in enumerate(ratios)},
+        "variance_ratio_worst": round(min(ratios), 4),
+        "nearest_distance_ratio": round(nearest_distance_ratio(generated, real), 4),
+        "psnr_db": round(psnr.mean().item(), 2),
+    }
+    print(json.dumps(metrics, indent=2))
+    if arguments.metrics is not None:
+        arguments.metrics.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    if arguments.picture is not None:
+        first_real = [torch.stack([real[real_labels == c][n] for c in range(num_classes)]) for n in range(3)]
+        rows = [("real", to_images(row)) for row in first_real]
+        rows += [("generated", to_images(row)) for row in generated[: 5 * num_classes].split(num_classes)]
+        labelled_grid(rows, [id2label[c] for c in range(num_classes)], zoom=2).save(arguments.picture)
+    return metrics
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Measure how well the latents of an autoencoder are organised: what a transformer will find easy or hard to learn.
+
+    python -m diffusers_lightningdit.evaluate latents --vae VAE --data DATA --features MODEL --output_dir FOLDER
+    accelerate launch -m diffusers_lightningdit.evaluate latents ...
+
+The latents are the means of the posteriors, raw. Writes metrics.json, with everything that the numbers depend on,
+tsne.png, a t-SNE of the latents coloured by density, and tsne.csv with its points.
+
+Letters in the shape comments: B images, C latent channels, F feature channels, (h, w) grid.
+"""
+
+import csv
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import ModelMixin
+
+from ...data.images import ImageDataset, from_8_bits, to_8_bits
+from ...data.latent_shards import partial_name, publish, weights_sha256, write_json
+from ...metrics.alignment import distance_matrix_gap, linear_cka
+from ...metrics.channel_statistics import channel_statistics
+from ...metrics.interpolation_distance import interpolation_distance
+from ...metrics.linear_classifier import can_be_split, linear_probe_accuracy, probed_images
+from ...metrics.tsne import check_scikit_learn, tsne_plane
+from ...metrics.uniformity import point_density, principal_plane, uniformity
+from ...networks.foundation_model import IMAGE_NORMALIZATIONS, FoundationModel
+from ...processes import patient_accelerator
+from ...settings import check_at_least, check_choice, check_output_dir, one_line_errors
+from ..autoencoders import HELP as AUTOENCODER_HELP
+from ..autoencoders import AutoencoderConfig, decode, load_autoencoder, mean_latents
+from ..networks import exact_arithmetic
+from ..ordered_batches import ordered_batches
+from ..plots import check_matplotlib, plot_density
+from ..records import collected_warnings, measurement_record
+from ..rounding import SIGNIFICANT_DIGITS, significant
+from .command_help import parse_command
+
+METRICS_FILE = "metrics.json"
+PLOT_FILE, POINTS_FILE = "tsne.png", "tsne.csv"
+LEFTOVERS = tuple(partial_name(Path(name)).name for name in (METRICS_FILE, PLOT_FILE, POINTS_FILE))
+
+HELP = {
+    **AUTOENCODER_HELP,
+    "label_column": "of the data set, for the linear probe; null for images without labels",
+    "num_images": "so many, drawn at random by the seed; default: all. Their latents and features are kept in memory",
+    "features": "folder or Hub id of a vision transformer, for alignment and the interpolation distance",
+    "perplexity": "of the t-SNE",
+    "seed": "of the choice of images, the t-SNE and the linear probe",
+    "num_threads": "of each process's networks on a CPU, and of the t-SNE; another number changes the last digits",
+}
+
+
+@dataclasses.dataclass(kw_only=True)
+class LatentsConfig(AutoencoderConfig):
+    """Settings of `evaluate latents`; `HELP` says what each is.
+
+    Raises:
+        ValueError: for a value that cannot be measured with.
+    """
+
+    label_column: str | None = "label"
+    perplexity: float = 30.0
+    seed: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least("seed", self.seed, 0)
+        check_choice("feature_normalization", self.feature_normalization, IMAGE_NORMALIZATIONS)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Latents and features
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class LatentMeasures:
+    """What is kept of a batch of images.
+
+    Args:
+        vae: frozen, on its device.
+        foundation_model: or None.
+    """
+
+    def __init__(self, vae: ModelMixin, foundation_model: FoundationModel | None):
+        self.vae, self.foundation_model = vae, foundation_model
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`latents` [B, C, h, w]; `features` [B, F, h, w] and `labels` [B], as far as there are."""
+        pixels = batch["pixel_values"].to(self.vae.device)
+        values = {"latents": mean_latents(self.vae, pixels)}
+        if self.foundation_model is not None:
+            values["features"] = self.foundation_model(pixels, tuple(values["latents"].shape[2:]))
+        if "class_labels" in batch:
+            values["labels"] = batch["class_labels"]
+        return values
+
+    @torch.no_grad()
+    def features_of(self, latents: torch.Tensor) -> torch.Tensor:
+        """Features, averaged over positions, of the images that are decoded: [B, C, h, w] -> [B, F].
+
+        These are rounded to 8 bits as the original saves them, and as `evaluate reconstruction` measures them.
+        """
+        images = to_8_bits(decode(self.vae, latents.to(self.vae.device)))
+        return self.foundation_model(from_8_bits(images), tuple(latents.shape[2:])).mean((2, 3)).cpu()
+
+
+def chosen_images(num_images: int | None, available: int, seed: int) -> list[int]:
+    """Indices of images drawn without replacement, rising; all if no number is given."""
+    if num_images is None:
+        return list(range(available))
+    return sorted(np.random.default_rng(seed).permutation(available)[:num_images].tolist())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def latent_results(
+    measures: LatentMeasures, values: dict[str, torch.Tensor], plane: torch.Tensor, config: LatentsConfig
+) -> dict[str, Any]:
+    """Every measure that can be had, by name.
+
+    Args:
+        measures: decodes, and extracts features.
+        values: of all images, as `measures` returns them.
+        plane: of the t-SNE, [B, 2].
+        config: of the command.
+    """
+    latents = values["latents"]
+    results = {
+        "num_images": len(latents),
+        "latents_shape": list(latents.shape[1:]),
+        "channels": channel_statistics(latents),
+        "uniformity": {"tsne": uniformity(plane), "principal_plane": uniformity(principal_plane(latents))},
+    }
+    if "labels" in values:
+        labels = values["labels"][probed_images(values["labels"])]
+        if can_be_split(labels):
+            results["linear_probe_accuracy"] = linear_probe_accuracy(latents, values["labels"], seed=config.seed)
+            results["linear_probe_num_images"] = len(labels)
+        else:
+            warnings.warn(
+                f"there is no linear probe: {len(labels.unique())} classes have at least 2 images, {len(labels)} in "
+                "all; required: at least 2 such classes, and four times as many images.",
+                stacklevel=2,
+            )
+    if "features" in values:
+        results["linear_cka"] = linear_cka(latents, values["features"])
+        results["distance_matrix_gap"] = distance_matrix_gap(latents, values["features"])
+        pooled = values["features"].mean((2, 3))
+        for name, weight in (("reconstruction_fd", 0.0), ("interpolation_fd", 0.5)):
+            results[name] = interpolation_distance(
+                latents, pooled, measures.features_of, weight=weight, batch_size=config.micro_batch_size
+            )
+    return significant(results)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The whole command
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def evaluate_latents(config: LatentsConfig, accelerator: Accelerator) -> dict[str, Any]:
+    """Measure, and write `metrics.json`, `tsne.png` and `tsne.csv` into `config.output_dir`.
+
+    Returns:
+        The content of `metrics.json` on the main process, else nothing. Its `results`: `channels`, per-channel
+        statistics; `uniformity` in the planes of the t-SNE and of the principal components; with labels
+        `linear_probe_accuracy` and the `linear_probe_num_images` it is of, where there are images enough; with features
+        `linear_cka`, `distance_matrix_gap`, and `reconstruction_fd`, `interpolation_fd`, Fréchet distances in these
+        features.
+
+    Raises:
+        ValueError: before anything is computed, for settings, data or networks that cannot be used; later for an image
+            that cannot be read.
+        ImportError: without scikit-learn, scipy or matplotlib.
+        OSError: if the files cannot be written.
+    """
+    check_output_dir(config.output_dir, leftovers=LEFTOVERS)
+    check_scikit_learn()
+    check_matplotlib()
+    with exact_arithmetic(config.num_threads):
+        return _evaluate(config, accelerator)
+
+
+def _evaluate(config: LatentsConfig, accelerator: Accelerator) -> dict[str, Any]:
+    vae = load_autoencoder(config.vae, config.resolution)
+    foundation_model, weights = None, {"vae": weights_sha256(vae)}
+    if config.features is not None:
+        foundation_model = FoundationModel.from_pretrained(config.features, config.feature_normalization)
+        weights["features"] = weights_sha256(foundation_model.model)
+        foundation_model.to(accelerator.device)
+    dataset = ImageDataset(
+        config.data, config.resolution, config.split, config.image_column, config.label_column, config.preprocessing
+    )
+    config.check_num_images(len(dataset))
+    indices = chosen_images(config.num_images, len(dataset), config.seed)
+    if not 0 < config.perplexity < len(indices):
+        raise ValueError(f"`perplexity` is {config.perplexity:g}; required: above 0, below the {len(indices)} images.")
+    measures = LatentMeasures(vae.to(accelerator.device), foundation_model)
+
+    accelerator.wait_for_everyone()  # every process has looked at the folder
+    batches = list(
+        ordered_batches(
+            dataset, measures, accelerator, config.micro_batch_size, config.num_workers, indices, "encoding"
+        )
+    )
+    if not accelerator.is_main_process:
+        return {}
+    values = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    plane = tsne_plane(values["latents"], config.perplexity, config.seed, config.num_threads)
+    with collected_warnings() as messages:  # of too few images
+        results = latent_results(measures, values, plane, config)
+
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    density = point_density(plane)
+    write_points(folder / POINTS_FILE, indices, plane, density, values.get("labels"))
+    gini = results["uniformity"]["tsne"]["gini_coefficient"]
+    plot_density(folder / PLOT_FILE, plane, density, f"t-SNE of {len(indices)} latents, Gini coefficient {gini:.3f}")
+    record = measurement_record("latents", results, config, weights, accelerator)
+    record["warnings"] = messages
+    write_json(folder / METRICS_FILE, record)
+    return record
+
+
+def write_points(
+    path: Path, indices: list[int], points: torch.Tensor, density: torch.Tensor, labels: torch.Tensor | None
+) -> None:
+    """A table with a line for each image: its index in the data, its point in the plane, density, label."""
+    columns = {"index": indices, "x": points[:, 0].tolist(), "y": points[:, 1].tolist(), "density": density.tolist()}
+    if labels is not None:
+        columns["label"] = labels.tolist()
+    partial = partial_name(path)
+    with open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for row in zip(*columns.values(), strict=True):
+            writer.writerow([f"{value:.{SIGNIFICANT_DIGITS}g}" if isinstance(value, float) else value for value in row])
+    publish(partial, path)
+
+
+def main(argv: list[str] | None = None) -> None:
+    with one_line_errors((ValueError, ImportError, OSError)):
+        config = parse_command(LatentsConfig, argv, __doc__, HELP)
+        datasets.disable_progress_bars()
+        accelerator = patient_accelerator()
+        record = evaluate_latents(config, accelerator)
+        if accelerator.is_main_process:
+            print(json.dumps(record["results"], indent=2))
+            print(f"wrote {Path(config.output_dir) / METRICS_FILE}")
+    accelerator.end_training()

@@ -1,0 +1,277 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Measure a pipeline over guidance scales, guidance intervals, numbers of steps and schedulers.
+
+    python -m diffusers_lightningdit.evaluate sweep --pipeline P --output_dir FOLDER --guidance_scales "[1, 1.5, 2]" \
+        --num_inference_steps "[20, 50]" generation.reference=REF generation.inception=FILE generation.num_images=5000
+
+Each combination is a run of `evaluate generation`, in a folder of its own in `output_dir`/runs. Run again after an
+interruption, it goes on where it was, and takes more combinations. Writes sweep.csv, sweep.json and sweep.png.
+"""
+
+import csv
+import dataclasses
+import itertools
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+
+from ...data.latent_shards import partial_name, publish, read_json, write_json
+from ...processes import patient_accelerator
+from ...settings import make_config, one_line_errors
+from ..comparison import result_names
+from ..drawn_images import load_pipeline, set_scheduler
+from ..identity import IMAGES, check_folder, first_difference, pipeline_identity, samples_identity
+from ..networks import make_network
+from ..plots import check_matplotlib, plot_bars, plot_lines
+from ..reference import content_sha256, open_reference
+from .command_help import parse_command
+from .generation import ARCHIVE, RESULTS_FILE, evaluate_generation
+from .generation_config import GenerationConfig
+from .sweep_config import HELP, SweepConfig
+
+RUNS = "runs"
+TABLE_FILE, JSON_FILE, PLOT_FILE = "sweep.csv", "sweep.json", "sweep.png"
+# settings of `evaluate generation` that change no number
+FREE = ("output_dir", "batch_size", "num_workers")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The runs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Combination:
+    """A place in the sweep; what is None is the pipeline's own."""
+
+    guidance_scale: float | None
+    guidance_interval: tuple[float, float] | None
+    num_inference_steps: int | None
+    scheduler: str | None
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        parts = []
+        if self.guidance_scale is not None:
+            parts.append(f"scale-{self.guidance_scale:g}")
+        if self.guidance_interval is not None:
+            parts.append("interval-{:g}-{:g}".format(*self.guidance_interval))
+        if self.num_inference_steps is not None:
+            parts.append(f"steps-{self.num_inference_steps}")
+        return "_".join([*parts, *filter(None, [self.scheduler])])
+
+    def row(self) -> dict[str, Any]:
+        """Columns of the table."""
+        start, end = self.guidance_interval or (None, None)
+        return {
+            "guidance_scale": self.guidance_scale,
+            "interval_start": start,
+            "interval_end": end,
+            "num_inference_steps": self.num_inference_steps,
+            "scheduler": self.scheduler,
+        }
+
+
+def combinations(config: SweepConfig) -> list[Combination]:
+    """Every combination, the scales outermost."""
+    axes = (config.guidance_scales, config.guidance_intervals, config.num_inference_steps, config.schedulers)
+    return [Combination(*values) for values in itertools.product(*(axis or (None,) for axis in axes))]
+
+
+def generation_config(config: SweepConfig, combination: Combination) -> GenerationConfig:
+    """Settings of the run of a combination.
+
+    Raises:
+        ValueError: for settings that `evaluate generation` refuses, or one that is swept over.
+    """
+    swept = {
+        "guidance_scale": combination.guidance_scale,
+        "guidance_interval": list(combination.guidance_interval) if combination.guidance_interval else None,
+        "num_inference_steps": combination.num_inference_steps,
+    }
+    swept = {name: value for name, value in swept.items() if value is not None}
+    sampling = config.generation.get("sampling", {})
+    for name in swept.keys() & (sampling if isinstance(sampling, dict) else {}):
+        raise ValueError(f"`generation.sampling.{name}` is {sampling[name]!r}, and is swept over; required: either.")
+    own = {"pipeline": config.pipeline, "scheduler": combination.scheduler}
+    own["output_dir"] = str(Path(config.output_dir) / RUNS / combination.name)
+    return make_config(GenerationConfig, {**config.generation, **own, "sampling": {**sampling, **swept}})
+
+
+def finished_record(settings: GenerationConfig) -> dict[str, Any] | None:
+    """What a run has measured, if it is done.
+
+    Raises:
+        ValueError: if it was measured with other settings.
+    """
+    path = Path(settings.output_dir) / RESULTS_FILE
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    wanted = json.loads(json.dumps(dataclasses.asdict(settings)))  # tuples as lists
+    for name, value in wanted.items():
+        if name not in FREE and record["settings"].get(name) != value:
+            raise ValueError(
+                f"{path} was measured with `{name}` {record['settings'].get(name)!r}, now it is {value!r}; required: "
+                "the same, or another `output_dir`."
+            )
+    return record
+
+
+def check_runs(
+    runs: dict[Combination, GenerationConfig],
+    records: dict[Combination, dict[str, Any] | None],
+    pipeline: DiffusionPipeline,
+    device: torch.device,
+) -> None:
+    """Raise ValueError if a run was begun, or measured, with other than what now lies under the same names.
+
+    Whatever has to be hashed for it, weights and reference, is hashed once for all runs.
+    """
+    own_scheduler, weights = pipeline.scheduler, None
+    for settings in runs.values():
+        pipeline.scheduler = own_scheduler
+        set_scheduler(pipeline, settings.scheduler, settings.shift)
+        if Path(settings.output_dir).exists():
+            weights = pipeline_identity(pipeline) if weights is None else weights
+            check_folder(Path(settings.output_dir), samples_identity(settings, pipeline, device, weights))
+    measured_by = None
+    for combination, record in records.items():
+        if record is not None:
+            settings = runs[combination]
+            measured_by = _measured_by(settings, record, pipeline) if measured_by is None else measured_by
+            before = {name: (record.get(name) or {}) for name in ("features", "reference")}
+            before["reference"] = {"sha256": before["reference"].get("sha256")}
+            if (difference := first_difference(before, measured_by)) is not None:
+                name, was, is_ = difference
+                raise ValueError(
+                    f"{Path(settings.output_dir) / RESULTS_FILE} was measured with {name} = {was}, now it is {is_}; "
+                    "required: the same, or another `output_dir`."
+                )
+
+
+def _measured_by(settings: GenerationConfig, record: dict[str, Any], pipeline: DiffusionPipeline) -> dict[str, Any]:
+    """The network of the features, and a hash of the reference, as they are now: the same for all runs."""
+    network, reference = make_network(settings), {"sha256": None}
+    if settings.reference is not None:
+        size = record["samples"]["height"], record["samples"]["width"]
+        _, images = open_reference(settings, network, size, pipeline)
+        reference = {"sha256": content_sha256(settings, images)}
+    return {"features": json.loads(json.dumps(network.description)), "reference": reference}
+
+
+def run_sweep(config: SweepConfig, accelerator: Accelerator) -> list[dict[str, Any]]:
+    """Measure every combination that isn't measured yet; write table, JSON file and plot, also between the runs.
+
+    Returns:
+        Rows of the table, on every process: the columns of `Combination.row`, and the results of the run.
+
+    Raises:
+        ValueError: before anything is drawn, for settings of any run that cannot be used as far as that can be known,
+            and for runs in the folder that were made with other settings, weights, images or versions.
+        ImportError: without matplotlib.
+    """
+    check_matplotlib()
+    folder = Path(config.output_dir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / RUNS).is_dir():
+        raise ValueError(f"`output_dir` is {config.output_dir!r}, no sweep; required: a new or an empty folder.")
+    runs = {combination: generation_config(config, combination) for combination in combinations(config)}
+    check_metric(config.metric, result_names(next(iter(runs.values()))))
+    records = {combination: finished_record(settings) for combination, settings in runs.items()}
+    check_runs(runs, records, load_pipeline(config.pipeline), accelerator.device)
+    accelerator.wait_for_everyone()  # all have looked before one writes
+    rows, references = [], {}
+    for number, (combination, settings) in enumerate(runs.items(), start=1):
+        record = records[combination]
+        if record is None:
+            accelerator.print(f"{number} of {len(runs)}: {combination.name}")
+            record = evaluate_generation(settings, accelerator, references)
+        if accelerator.is_main_process and not config.keep_images:
+            shutil.rmtree(Path(settings.output_dir) / IMAGES, ignore_errors=True)
+            (Path(settings.output_dir) / ARCHIVE).unlink(missing_ok=True)
+        rows.append({**combination.row(), **record["results"]})
+        if accelerator.is_main_process:
+            write_table(folder / TABLE_FILE, rows)
+            write_json(folder / JSON_FILE, {"settings": dataclasses.asdict(config), "rows": rows})
+            plot_sweep(folder / PLOT_FILE, rows, config)
+        accelerator.wait_for_everyone()
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Table and plot
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Columns that hold nothing in any row are left out."""
+    names = [name for name in dict.fromkeys(itertools.chain(*rows)) if any(row.get(name) is not None for row in rows)]
+    partial = partial_name(path)
+    with open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    publish(partial, path)
+
+
+def check_metric(metric: str | None, measured: list[str]) -> None:
+    """Raise ValueError for a metric that isn't measured, or if none is."""
+    if not measured:
+        raise ValueError(
+            "`generation.reference` is not given, and nothing would be measured; required: a reference, or "
+            "`generation.inception` with images enough for `generation.num_splits`."
+        )
+    if metric is not None and metric not in measured:
+        raise ValueError(f"`metric` is {metric!r}; required: one of those measured, {', '.join(measured)}.")
+
+
+def plot_sweep(path: Path, rows: list[dict[str, Any]], config: SweepConfig) -> None:
+    """The metric over the first axis of numbers that has several values, a line for each combination of the others.
+
+    Where no axis of numbers has several, it is a bar for each combination.
+
+    Raises:
+        ValueError: if the runs did not measure `config.metric`.
+    """
+    axes = list(Combination(None, None, None, None).row())
+    measured = [name for name in rows[0] if name not in axes]
+    check_metric(config.metric, measured)
+    metric = config.metric or measured[0]
+    rows = [row for row in rows if row[metric] is not None]
+    # of the whole sweep, since after the first run no axis has several values
+    numbers = {
+        "guidance_scale": config.guidance_scales,
+        "num_inference_steps": config.num_inference_steps,
+        "interval_start": {start for start, _ in config.guidance_intervals},
+        "interval_end": {end for _, end in config.guidance_intervals},
+    }
+    x = next((name for name, values in numbers.items() if len(values) > 1), None)
+    if x is None:
+        names = [", ".join(str(row[axis]) for axis in axes if row[axis] is not None) for row in rows]
+        plot_bars(path, {name: row[metric] for name, row in zip(names, rows, strict=True)}, metric, config.pipeline)
+        return
+    varied = [name for name in axes if name != x and len({row[name] for row in rows}) > 1]
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        lines.setdefault(", ".join(f"{axis} {row[axis]}" for axis in varied), []).append((row[x], row[metric]))
+    plot_lines(path, lines, x, metric, config.pipeline)
+
+
+def main(argv: list[str] | None = None) -> None:
+    with one_line_errors((ValueError, ImportError)):
+        config = parse_command(SweepConfig, argv, __doc__, HELP)
+        datasets.disable_progress_bars()
+        accelerator = patient_accelerator()
+        run_sweep(config, accelerator)
+        if accelerator.is_main_process:
+            sys.stdout.write((Path(config.output_dir) / TABLE_FILE).read_text(encoding="utf-8"))
+            print(f"wrote {config.output_dir}: {TABLE_FILE}, {JSON_FILE}, {PLOT_FILE}")
+    accelerator.end_training()

@@ -1,0 +1,139 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Image sets as one file or as a folder, and grids of classes.
+
+python -m diffusers_lightningdit.evaluate tools pack --images FOLDER --output FILE.npz
+python -m diffusers_lightningdit.evaluate tools unpack --archive FILE.npz --output FOLDER
+python -m diffusers_lightningdit.evaluate tools grid --pipeline P --classes "[seven, 3]" --output FILE.png
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from ...data.latent_shards import partial_name, publish
+from ...grids import draw_images, labelled_grid
+from ...settings import check_at_least, one_line_errors
+from ..drawn_images import check_sampling, load_pipeline, set_scheduler
+from ..image_archive import check_new_file, pack_folder, unpack_archive
+from .command_help import parse_command
+
+HELP = {
+    "images": "folder of PNG files and nothing else, which are packed in the order of their names",
+    "archive": ".npz file with arr_0, uint8 [N, height, width, 3]",
+    "output": "a new file in an existing folder; of unpack a new or an empty folder",
+    "pipeline": "folder or Hub id of a class-conditional pipeline",
+    "classes": "ids or names, a row for each; default: the first ten",
+    "num_columns": "images of each class",
+    "seed": "of the first image; the next ones count on",
+    "sampling": "sampling.NAME=VALUE are arguments of the pipeline's call, as sampling.guidance_scale=2.0",
+    "scheduler": "class of diffusers; default: the pipeline's",
+    "batch_size": "images drawn at a time",
+    "zoom": "pixels a side that each pixel becomes",
+}
+
+
+@dataclasses.dataclass(kw_only=True)
+class PackConfig:
+    """Settings of `evaluate tools pack`."""
+
+    images: str
+    output: str
+
+
+@dataclasses.dataclass(kw_only=True)
+class UnpackConfig:
+    """Settings of `evaluate tools unpack`."""
+
+    archive: str
+    output: str
+
+
+@dataclasses.dataclass(kw_only=True)
+class GridConfig:
+    """Settings of `evaluate tools grid`.
+
+    Raises:
+        ValueError: for a value that cannot be drawn with, or an output that exists.
+    """
+
+    pipeline: str
+    output: str
+    classes: tuple[int | str, ...] | None = None
+    num_columns: int = 8
+    seed: int = 0
+    sampling: dict = dataclasses.field(default_factory=dict)
+    scheduler: str | None = None
+    batch_size: int = 16
+    zoom: int = 1
+
+    def __post_init__(self):
+        for name in ("num_columns", "batch_size", "zoom"):
+            check_at_least(name, getattr(self, name), 1)
+        check_at_least("seed", self.seed, 0)
+        check_new_file(self.output, ".png")
+        if self.classes is not None and not self.classes:
+            raise ValueError("`classes` is empty; required: at least one class.")
+
+
+def draw_class_grid(config: GridConfig) -> tuple[int, int]:
+    """Write a grid with a titled row for each class; returns its numbers of rows and columns.
+
+    Image j of row i comes from the seed `config.seed` + i * num_columns + j.
+
+    Raises:
+        ValueError: if the pipeline cannot be used, or has no such class or setting.
+    """
+    pipeline = load_pipeline(config.pipeline)
+    check_sampling(pipeline, config.sampling)
+    set_scheduler(pipeline, config.scheduler)
+    num_classes = pipeline.transformer.config.num_classes
+    chosen = list(range(min(10, num_classes)) if config.classes is None else config.classes)
+    class_ids = pipeline.get_label_ids(chosen)
+    pipeline.to(Accelerator().device)
+    labels = [class_id for class_id in class_ids for _ in range(config.num_columns)]
+    images = list(draw_images(pipeline, labels, config.seed, config.batch_size, **config.sampling))
+    names = getattr(pipeline, "id2label", {})
+    titles = [f"{class_id} {names.get(class_id, '').split(',')[0]}".strip() for class_id in class_ids]
+    rows = [
+        (title, images[row * config.num_columns : (row + 1) * config.num_columns]) for row, title in enumerate(titles)
+    ]
+    partial = partial_name(Path(config.output))
+    labelled_grid(rows, zoom=config.zoom).save(partial, format="PNG")
+    publish(partial, Path(config.output))
+    return len(class_ids), config.num_columns
+
+
+def _pack(config: PackConfig) -> str:
+    return f"{pack_folder(config.images, config.output)} images"
+
+
+def _unpack(config: UnpackConfig) -> str:
+    return f"{unpack_archive(config.archive, config.output)} images"
+
+
+def _grid(config: GridConfig) -> str:
+    num_rows, num_columns = draw_class_grid(config)
+    return f"{num_rows} rows of {num_columns} images"
+
+
+TOOLS: dict[str, tuple[type, Callable]] = {
+    "pack": (PackConfig, _pack),
+    "unpack": (UnpackConfig, _unpack),
+    "grid": (GridConfig, _grid),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__.strip())
+        raise SystemExit(0)
+    with one_line_errors((ValueError, OSError)):
+        if argv[0] not in TOOLS:
+            raise ValueError(f"the tool is {argv[0]!r}; required: one of {', '.join(TOOLS)}.")
+        config_class, tool = TOOLS[argv[0]]
+        config = parse_command(config_class, argv[1:], __doc__, HELP)
+        print(f"wrote {config.output}: {tool(config)}")

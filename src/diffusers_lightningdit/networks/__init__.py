@@ -1,0 +1,2 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Frozen networks that look at images."""

@@ -1,0 +1,154 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""What the transformer is trained on: cached latents, or images that a frozen VAE encodes."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch.utils.data import DataLoader, Dataset
+
+from ...data.global_batches import is_flipped
+from ...data.images import ImageDataset, UnusableImage
+from ...data.latent_dataset import LatentsDataset, UnusableLatents
+from ...data.latents import MomentsDataset, encode_moments, latents_size
+from ...data.row_stream import RowStream
+from ...data.streamed_rows import (
+    StreamedImages,
+    StreamedLatents,
+    StreamedRows,
+    StreamError,
+    check_sampled_statistics,
+)
+from ...keyed_random import KeyedRandom
+from ...models import AutoencoderVAVAE
+from .config import FlowTrainingConfig
+
+DATA_ERRORS = (UnusableImage, UnusableLatents, StreamError, OSError)  # while training, on any one process
+NUM_CHECKED = 1024  # latents of a stream, whose statistics are compared with those of the VAE
+REMEDY = "To fine-tune on other data, with the statistics of the VAE: `check_statistics=false`."
+
+
+class RandomlyFlipped(Dataset):
+    """A data set of images, each mirrored with probability 0.5 in each epoch of its `EpochIndex`."""
+
+    def __init__(self, images: ImageDataset, seed: int):
+        self.images = images
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict:
+        item = self.images[index]
+        if is_flipped(self.seed, getattr(index, "epoch", 0), int(index)):
+            item["pixel_values"] = item["pixel_values"].flip(-1)
+        return item
+
+
+@dataclass
+class TransformerData:
+    """A data set, and what a transformer has to know of it.
+
+    Attributes:
+        dataset: of items with `class_labels` and `pixel_values`, `moments` or `latents`; or a stream of them.
+        sample_size: side of the latents.
+        num_classes: labels are below it.
+        id2label: names of the labels, or None.
+    """
+
+    dataset: Dataset | StreamedRows
+    sample_size: int
+    num_classes: int
+    id2label: dict[int, str] | None
+
+
+def load_data(
+    config: FlowTrainingConfig, vae: AutoencoderVAVAE, data: str, split: str, for_training: bool, labels: bool = True
+) -> TransformerData:
+    """Training data, or validation data, which is never mirrored, and of a stream its first samples.
+
+    Without `labels` images need none, and have no classes.
+
+    Raises:
+        ValueError: in one line, if it cannot be read, or doesn't fit the VAE or (if `config.check_statistics`) its
+            statistics.
+    """
+    if config.streaming:
+        return _load_stream(config, vae, data, split, for_training, labels)
+    if config.data_kind == "images":
+        sample_size = latents_size(config.resolution, vae)
+        label_column = config.label_column if labels else None
+        images = ImageDataset(data, config.resolution, split, config.image_column, label_column)
+        return TransformerData(images, sample_size, len(images.id2label or {}), images.id2label)
+    latents = LatentsDataset(
+        data,
+        split,
+        random_flip=for_training and config.random_flip,
+        seed=config.seed,
+        in_memory=for_training and config.latents_in_memory,
+        num_classes=config.num_classes,
+    )
+    latents.check_vae(vae)
+    if config.check_statistics:
+        try:
+            latents.check_statistics(vae.config.latents_mean, vae.config.latents_std)
+        except ValueError as error:
+            raise ValueError(f"{error} {REMEDY}") from error
+    num_classes = config.num_classes or latents.num_classes
+    return TransformerData(latents, _side(latents.shape, data), num_classes, latents.id2label)
+
+
+def _load_stream(
+    config: FlowTrainingConfig, vae: AutoencoderVAVAE, data: str, split: str, for_training: bool, labels: bool
+) -> TransformerData:
+    source: StreamedImages | StreamedLatents
+    random_flip = for_training and config.random_flip
+    if config.data_kind == "images":
+        sample_size = latents_size(config.resolution, vae)
+        label_column = config.label_column if labels else None
+        source = StreamedImages(data, config.resolution, split, config.image_column, label_column, random_flip)
+        num_classes = len(source.id2label or {})
+    else:
+        source = StreamedLatents(data, split, random_flip, config.num_classes)
+        source.check_vae(vae)
+        sample_size, num_classes = _side(source.shape, data), source.num_classes
+        if for_training and config.check_statistics:
+            stream = RowStream(source, 1, config.seed, config.shuffle_block_size, config.num_open_files)
+            latents = torch.cat([batch["latents"] for batch in stream.first_epoch(64, NUM_CHECKED)])
+            try:
+                check_sampled_statistics(latents, vae.config.latents_mean, vae.config.latents_std, data)
+            except ValueError as error:
+                raise ValueError(f"{error} {REMEDY}") from error
+    dataset = source if for_training else source.first(config.num_validation_samples)
+    return TransformerData(dataset, sample_size, num_classes, source.id2label)
+
+
+def _side(shape: tuple[int, int, int], data: str) -> int:
+    if shape[1] != shape[2]:
+        raise ValueError(f"{data} holds latents of shape {list(shape)}; required: square ones.")
+    return shape[1]
+
+
+def dataset_to_train_on(
+    config: FlowTrainingConfig, data: TransformerData, vae: AutoencoderVAVAE, show_progress: bool
+) -> Dataset | StreamedRows:
+    """The data set itself; images encoded once, by every process, or mirrored where the settings say so."""
+    if config.streaming:
+        return data.dataset  # which mirrors
+    if config.data_kind == "images" and config.latents_in_memory:
+        images = DataLoader(data.dataset, batch_size=64, num_workers=config.num_workers)
+        return MomentsDataset(vae, images, show_progress)
+    if config.data_kind == "images" and config.random_flip:
+        return RandomlyFlipped(data.dataset, config.seed)
+    return data.dataset
+
+
+@torch.no_grad()
+def normalized_latents(batch: dict, vae: AutoencoderVAVAE, draws: KeyedRandom) -> torch.Tensor:
+    """Latents of a batch of any of the kinds, sampled from their posterior: [B, C, height, width]."""
+    latents = batch.get("latents")
+    if latents is None:
+        moments = batch["moments"] if "moments" in batch else encode_moments(vae, batch["pixel_values"])
+        posterior = DiagonalGaussianDistribution(moments.float())
+        latents = posterior.mean + posterior.std * draws.normal("posterior", posterior.mean.shape[1:])
+    return vae.normalize_latents(latents)

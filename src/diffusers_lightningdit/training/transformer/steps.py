@@ -1,0 +1,148 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""The algorithm by which a transformer learns the velocity: full training and LoRA go through these steps."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+
+from ...data.global_batches import GlobalBatchSampler
+from ...data.row_stream import RowStream
+from ...flow_matching import drop_labels, flow_matching_losses, logit_normal_times, uniform_times
+from ...keyed_random import KeyedRandom
+from ...models import AutoencoderVAVAE, LightningDiTTransformer2DModel
+from ..loop import accumulating, due, finish_step, train_steps
+from ..progress import TrainingProgress, forward_flops
+from ..run_state import RunState
+from .config import FlowTrainingConfig
+from .data import TransformerData, dataset_to_train_on, normalized_latents
+from .validation import check_share, draw_grid, save_grid, validation_losses
+
+NAME = "transformer"  # of the one model of the run, in checkpoints
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loss
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def training_loss(
+    config: FlowTrainingConfig,
+    model: torch.nn.Module,
+    latents: torch.Tensor,
+    class_labels: torch.Tensor,
+    draws: KeyedRandom,
+    step: int,
+    architecture: dict,
+) -> torch.Tensor:
+    """Mean loss of a batch: normalised latents [B, C, height, width], class_labels [B]."""
+    noise = draws.normal("noise", latents.shape[1:])
+    uniform = draws.uniform("times")
+    if config.time_sampling == "uniform" or step >= (config.uniform_times_from_step or step + 1):
+        times = uniform_times(uniform, config.time_range)
+    else:
+        times = logit_normal_times(uniform, config.logit_normal_mean, config.logit_normal_std, config.time_range)
+    labels = drop_labels(
+        class_labels, draws.uniform("labels"), architecture["class_dropout_prob"], architecture["num_classes"]
+    )
+    mse, cosine = flow_matching_losses(model, noise, latents, times, labels)
+    return mse.mean() + cosine.mean() if config.use_cosine_loss else mse.mean()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Beginning
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def load_validation_data(
+    config: FlowTrainingConfig, load: Callable[[str, str], TransformerData], num_processes: int
+) -> TransformerData | None:
+    """What to validate with, by `load(data, split)`, or None if `validation_steps` is not set.
+
+    Raises:
+        ValueError: in one line, if it cannot be read, or shared by the processes.
+    """
+    if config.validation_steps is None:
+        return None
+    try:
+        validation = load(config.validation_data or config.data, config.validation_split)
+    except ValueError as error:
+        raise ValueError(f"validation data: {error}") from error
+    check_share(config.num_validation_samples, len(validation.dataset), num_processes)
+    return validation
+
+
+def image_flops(architecture: dict, num_passes: int) -> int:
+    """Floating-point operations of training on one image, which costs as much as `num_passes` forward passes."""
+    with torch.device("meta"):
+        model = LightningDiTTransformer2DModel.from_config(architecture)
+        latents = torch.empty(1, model.config.in_channels, *[model.config.sample_size] * 2)
+        return num_passes * forward_flops(model, latents, torch.empty(1), torch.empty(1, dtype=torch.long))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Steps
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def train(
+    config: FlowTrainingConfig,
+    accelerator: Accelerator,
+    vae: AutoencoderVAVAE,
+    data: TransformerData,
+    validation: TransformerData | None,
+    sampler: GlobalBatchSampler | RowStream,
+    state: RunState,
+    make_pipeline: Callable[[], DiffusionPipeline],
+    num_passes: int = 3,
+    sample_class_ids: Sequence[int] | None = None,
+) -> None:
+    """Take the steps that are left.
+
+    Args:
+        config, accelerator, vae, data, sampler, state: of the run, the model under the name `NAME`.
+        validation: data to measure losses on, or None.
+        make_pipeline: what to draw with, on the CPU; every process calls it.
+        num_passes: forward passes that a step costs as much as; a backward pass for all weights costs two.
+        sample_class_ids: classes to draw; all by default.
+    """
+    model, architecture = state.models[NAME], state.architectures[NAME]
+    micro_batch_size = config.global_batch_size // accelerator.num_processes // config.gradient_accumulation_steps
+    dataset = dataset_to_train_on(config, data, vae, show_progress=accelerator.is_main_process)
+    progress = TrainingProgress(config, accelerator, state.step, image_flops(architecture, num_passes))
+    state.report = progress.report
+    steps = train_steps(config, dataset, sampler, state.position, accelerator)
+
+    with progress:
+        while state.step < config.max_train_steps:
+            losses = []
+            micro_batches = next(steps)
+            for number, (batch, draws) in enumerate(micro_batches, start=1):
+                latents = normalized_latents(batch, vae, draws)
+                with accumulating(accelerator, model, is_last=number == len(micro_batches)):
+                    with accelerator.autocast():
+                        loss = training_loss(
+                            config, model, latents, batch["class_labels"], draws, state.step, architecture
+                        )
+                    accelerator.backward(loss / len(micro_batches))
+                losses.append(loss.detach())
+            metrics = finish_step(
+                state, {"loss": torch.stack(losses).mean()}, lambda means: means["loss"], config.max_grad_norm, [NAME]
+            )
+            progress.update(state.step, metrics)
+
+            if state.secure(config.checkpointing_steps, config.max_train_steps):
+                continue  # back at an earlier step
+            if due(state.step, config.validation_steps, config.max_train_steps):
+                num_samples = config.num_validation_samples
+                progress.record(
+                    state.step,
+                    validation_losses(model, validation, vae, num_samples, micro_batch_size, config.seed, accelerator),
+                )
+            if due(state.step, config.sample_steps, config.max_train_steps):
+                pipeline = make_pipeline().to(accelerator.device)
+                if accelerator.is_main_process:
+                    grid = draw_grid(pipeline, config.num_samples, config.seed, micro_batch_size, sample_class_ids)
+                    save_grid(grid, config.output_dir, state.step, accelerator)
+                accelerator.wait_for_everyone()

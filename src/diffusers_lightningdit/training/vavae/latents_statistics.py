@@ -1,0 +1,70 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""The statistics of an autoencoder's latents over its data, in one pass that the processes share."""
+
+from collections.abc import Iterator
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from ...data.global_batches import GlobalBatchSampler
+from ...data.latents import LatentsStatistics, encode_moments
+from ...data.row_stream import RowStream
+from ...keyed_random import KeyedRandom
+from ...models import AutoencoderVAVAE
+from ..transformer.validation import spread
+from .config import VAVAETrainingConfig
+
+BATCH_SIZE = 64  # for any number of processes: rounding depends on it
+
+
+def measure_latents(
+    config: VAVAETrainingConfig,
+    vae: AutoencoderVAVAE,
+    dataset: Dataset,
+    sampler: GlobalBatchSampler | RowStream,
+    accelerator: Accelerator,
+) -> LatentsStatistics:
+    """Statistics of draws of the latents of all images, or of `statistics_samples` of them.
+
+    These are spread over the data, or the first ones of a stream's order. Every process has to call it, and gets the
+    same: to the last bit that of one process, where they compute alike.
+
+    Args:
+        config: for `statistics_samples`, `seed`, `num_workers`.
+        vae: on the accelerator's device.
+        dataset, sampler: of the training.
+        accelerator: of the run.
+    """
+    statistics = LatentsStatistics(vae.config.latent_channels)
+    batches = own_batches(config, dataset, sampler, accelerator.process_index, accelerator.num_processes)
+    for first, batch in tqdm(batches, desc="latents statistics", disable=not accelerator.is_main_process):
+        posterior = DiagonalGaussianDistribution(encode_moments(vae, batch["pixel_values"]).float())
+        places = range(first, first + len(posterior.mean))
+        draws = KeyedRandom(config.seed, 0, places, vae.device)
+        # of samples, not of means: what the transformer is trained on
+        statistics.update(posterior.mean + posterior.std * draws.normal("statistics", posterior.mean.shape[1:]))
+    total = LatentsStatistics(vae.config.latent_channels)
+    for state in gather_object([statistics.state_dict()]):
+        total.merge(state)
+    return total
+
+
+def own_batches(
+    config: VAVAETrainingConfig,
+    dataset: Dataset,
+    sampler: GlobalBatchSampler | RowStream,
+    rank: int,
+    num_processes: int,
+) -> Iterator[tuple[int, dict]]:
+    """This process's batches of the images to measure, in turns, each with the number of its first image."""
+    if isinstance(sampler, RowStream):
+        batches = sampler.first_epoch(BATCH_SIZE, config.statistics_samples, rank, num_processes)
+    else:
+        indices = spread(len(dataset), min(config.statistics_samples or len(dataset), len(dataset)))
+        parts = [indices[first : first + BATCH_SIZE] for first in range(0, len(indices), BATCH_SIZE)]
+        batches = DataLoader(dataset, batch_sampler=parts[rank::num_processes], num_workers=config.num_workers)
+    for number, batch in enumerate(batches):
+        yield (number * num_processes + rank) * BATCH_SIZE, batch

@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from diffusers_lightningdit.metrics.alignment import linear_cka
+from diffusers_lightningdit.metrics.channel_statistics import channel_statistics, latent_quality
+
+
+def test_channels():
+    latents = torch.randn(5, 3, 4, 4) * torch.tensor([1.0, 2, 3]).view(3, 1, 1) + 1
+    statistics = channel_statistics(latents)
+    assert statistics["mean"] == pytest.approx(latents.mean((0, 2, 3)).tolist(), rel=1e-5)
+    assert statistics["std"] == pytest.approx(latents.std((0, 2, 3)).tolist(), rel=1e-5)
+    assert statistics["smallest"] == pytest.approx(latents.amin((0, 2, 3)).tolist())
+    assert statistics["largest"] == pytest.approx(latents.amax((0, 2, 3)).tolist())
+
+
+def test_effective_channels():
+    values = torch.linalg.qr(torch.randn(64, 4, dtype=torch.float64)).Q
+    values = torch.linalg.qr(values - values.mean(0)).Q  # centred, orthogonal, of equal variance
+    independent = values.T.reshape(1, 4, 8, 8)
+    assert channel_statistics(independent)["effective_channels"] == pytest.approx(4)
+    copies = independent[:, :1].expand(-1, 4, -1, -1)
+    assert channel_statistics(copies)["effective_channels"] == pytest.approx(1)
+    assert channel_statistics(independent[:, :1])["effective_channels"] == pytest.approx(1)
+    assert channel_statistics(torch.ones(1, 4, 8, 8))["effective_channels"] == 0
+
+
+def test_latents_that_are_none():
+    with pytest.raises(ValueError, match=r"shape \[4, 4\]; required: \[B, C, h, w\]"):
+        channel_statistics(torch.zeros(4, 4))
+
+
+def test_only_what_can_be_had_is_measured():
+    latents, labels = torch.randn(40, 4, 2, 2), torch.arange(2).repeat(20)
+    features = torch.randn(40, 6, 2, 2)
+    always = {"effective_channels", "density_std", "density_cv", "normalized_entropy", "gini_coefficient"}
+    assert set(latent_quality(latents)) == set(latent_quality(latents, torch.arange(40))) == always
+    measures = latent_quality(latents, labels, features)
+    assert set(measures) == always | {"linear_probe_accuracy", "linear_cka", "distance_matrix_gap"}
+    assert 0 <= measures["linear_probe_accuracy"] <= 1
+    assert measures["linear_cka"] == linear_cka(latents, features)
+    assert all(isinstance(value, float) for value in measures.values())

@@ -1,0 +1,60 @@
+import json
+import math
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffusers_lightningdit.metrics.uniformity import principal_plane, uniformity
+
+
+@pytest.mark.parametrize("name", ["gauss", "clusters", "uniform"])
+@pytest.mark.parametrize("suffix", ["", "__float64_input"])
+def test_the_recorded_metrics(golden, name, suffix):
+    points = load_file(golden("uniformity/points.safetensors"))[name]
+    recorded = json.loads(golden("uniformity/metrics.json").read_text())[name + suffix]
+    assert uniformity(points.double() if suffix else points) == pytest.approx(recorded, rel=1e-9)
+
+
+def test_an_even_ring_is_as_even_as_can_be():
+    angles = torch.arange(64, dtype=torch.float64) * 2 * math.pi / 64
+    metrics = uniformity(torch.stack([angles.cos(), angles.sin()], 1))
+    assert metrics == pytest.approx(
+        {"density_std": 0, "density_cv": 0, "normalized_entropy": 1, "gini_coefficient": 0}, abs=1e-8
+    )
+
+
+def test_the_plane_holds_the_largest_variance():
+    coordinates = torch.randn(200, 2, dtype=torch.float64)
+    coordinates = (coordinates - coordinates.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(coordinates.T.cov())).T
+    coordinates = coordinates * torch.tensor([5.0, 3.0])  # uncorrelated, of standard deviation 5 and 3
+    axes = torch.linalg.qr(torch.randn(12, 2, dtype=torch.float64)).Q
+    plane = principal_plane((coordinates @ axes.T + 4).view(200, 3, 2, 2))
+    torch.testing.assert_close(plane.abs(), coordinates.abs())
+    assert (plane.gather(0, plane.abs().argmax(0, keepdim=True)) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        (torch.zeros(5, 3), r"shape \[5, 3\]; required: \[N, 2\]"),
+        (torch.zeros(2, 2), "N at least 3"),
+        (torch.arange(10.0)[:, None].expand(-1, 2), "lie on a line"),
+        (torch.full((5, 2), math.nan), "NaN or infinity"),
+    ],
+)
+def test_points_without_a_density(points, message):
+    with pytest.raises(ValueError, match=message):
+        uniformity(points)
+
+
+def test_too_few_latents_for_a_plane():
+    with pytest.raises(ValueError, match=r"shape \[2, 4\]; required: 3 latents"):
+        principal_plane(torch.zeros(2, 4))
+
+
+def test_without_scipy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    with pytest.raises(ImportError, match=r"diffusers-lightningdit\[evaluation\]"):
+        uniformity(torch.rand(5, 2))

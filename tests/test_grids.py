@@ -1,0 +1,40 @@
+import pytest
+from PIL import Image
+
+from diffusers_lightningdit.grids import labelled_grid
+
+WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (255, 0, 0)
+
+
+def image(color, size=(8, 6)) -> Image.Image:
+    return Image.new("RGB", size, color)
+
+
+def test_images_without_words_are_where_they_belong():
+    grid = labelled_grid([("", [image(RED), image(BLACK)]), ("", [image(BLACK)])], zoom=2)
+    assert grid.size == (2 * (16 + 2), 2 * (12 + 2))
+    expected = {(0, 0): RED, (15, 11): RED, (16, 0): WHITE, (18, 0): BLACK, (0, 14): BLACK, (18, 14): WHITE}
+    assert {place: grid.getpixel(place) for place in expected} == expected
+
+
+def test_words_are_beside_the_images():
+    plain = labelled_grid([("", [image(RED)])])
+    titled = labelled_grid([("a title", [image(RED)])], columns=["name"])
+    left, top = titled.width - plain.width, titled.height - plain.height
+    assert left > 20 and top > 10
+    assert titled.crop((left, top, *titled.size)).tobytes() == plain.tobytes()
+    for place in ((0, top, left, titled.height), (left, 0, titled.width, top)):
+        assert min(titled.crop(place).convert("L").getextrema()) < 128  # something is written there
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "message"),
+    [
+        ([], [], "the sizes of the images are none"),
+        ([("", [image(RED), image(RED, (6, 8))])], [], "the sizes of the images are 6x8, 8x6; required: images of one"),
+        ([("", [image(RED)])], ["a", "b"], "`columns` has 2 names; required: 1"),
+    ],
+)
+def test_bad_input(rows, columns, message):
+    with pytest.raises(ValueError, match=message):
+        labelled_grid(rows, columns)

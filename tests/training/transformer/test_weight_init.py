@@ -1,0 +1,72 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffusers_lightningdit import LightningDiTTransformer2DModel
+from diffusers_lightningdit.original import load_transformer
+from diffusers_lightningdit.original.transformer import transformer_rows
+from diffusers_lightningdit.training.transformer.weight_init import initialize_weights, load_initial_transformer
+
+TINY = {"sample_size": 4, "in_channels": 4, "num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8}
+
+
+def tiny(**changes) -> LightningDiTTransformer2DModel:
+    return LightningDiTTransformer2DModel(**{**TINY, "num_classes": 3, **changes})
+
+
+def test_changed_shapes_are_treated_as_the_original_does(golden):
+    recorded = json.loads(golden("train/weight_init_shape_mismatch.json").read_text())
+    target = recorded["target_constructor"]
+    source = load_transformer(golden(recorded["source_checkpoint"]))
+    torch.manual_seed(0)
+    config = {**source.config, "in_channels": target["in_channels"], "num_classes": target["num_classes"]}
+    model = LightningDiTTransformer2DModel.from_config(config)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    remarks = initialize_weights(model, source.state_dict())
+
+    after, weights = model.state_dict(), source.state_dict()
+    copied, kept = [], []
+    for row in transformer_rows(model):
+        if all(after[name].equal(weights[name]) for name in row.ours):
+            copied.append(row.original)
+        elif all(after[name].equal(before[name]) for name in row.ours):
+            kept.append(row.original)
+    computed_here = {"feat_rope.freqs_cos", "feat_rope.freqs_sin"}
+    assert set(copied) == set(recorded["loaded_exactly"]) - computed_here
+    assert set(kept) == set(recorded["left_at_own_initialisation"])
+    expected = load_file(golden("train/weight_init_shape_mismatch.safetensors"))["x_embedder.proj.weight"]
+    assert torch.equal(after["patch_embed.weight"], expected)
+    assert len(remarks) == 4
+    assert "`class_embedder.embedding_table.weight` has shape [11, 64] in `weight_init`, [13, 64] here" in remarks[1]
+
+
+def test_the_same_shapes_are_copied_silently():
+    source, model = tiny(), tiny()
+    torch.nn.init.normal_(source.proj_out.weight)
+    assert initialize_weights(model, source.state_dict()) == []
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_missing_and_unknown_tensors_are_said():
+    remarks = initialize_weights(tiny(use_qk_norm=True, num_layers=1), tiny(num_layers=2).state_dict())
+    assert "`transformer_blocks.0.attn.norm_q.weight` is not in `weight_init`: keeps its own initialisation" in remarks
+    assert "`transformer_blocks.1.adaln.weight` of `weight_init` is not in the model: left out" in remarks
+
+
+def test_another_architecture():
+    with pytest.raises(ValueError, match="no weight of the blocks of `weight_init` fits"):
+        initialize_weights(tiny(), tiny(attention_head_dim=12).state_dict())
+
+
+def test_sources(tmp_path, golden):
+    tiny().save_pretrained(tmp_path / "model")
+    tiny().save_pretrained(tmp_path / "pipeline" / "transformer")
+    for folder in ("model", "pipeline"):
+        assert load_initial_transformer(str(tmp_path / folder)).config.num_classes == 3
+    path = str(golden("dit/learn_sigma_p2/ckpt_train.pt"))
+    assert load_initial_transformer(path).config.learn_sigma
+    for name in (str(tmp_path), str(tmp_path / "none"), str(tmp_path / "none.pt")):
+        with pytest.raises(ValueError, match=r"no such file|required: folder or Hub id of a LightningDiT transformer"):
+            load_initial_transformer(name)
