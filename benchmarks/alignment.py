@@ -140,7 +140,7 @@ def measure_cell(folder: Path, channels: int, is_aligned: bool, seed: int, argum
 
 
 def measure(folder: Path, cell: Path, num_images: int) -> dict[str, float]:
-    """What is measured of a finished cell."""
+    """Measure a finished cell: reconstruction, accuracy, Fréchet distance, organisation of the latents."""
     from diffusers import DiffusionPipeline
     from judge import classifier_features, fit_classifier, generate, real_images, reconstruct
 
