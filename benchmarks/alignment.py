@@ -29,9 +29,9 @@ import torch
 from diffusers_lightningdit.files import read_json, write_json
 
 REPOSITORY = Path(__file__).parents[1]
-DIGITS = REPOSITORY / "examples" / "digits"
+EXAMPLE = REPOSITORY / "examples" / "digits"
 TRAINING_SCRIPTS = REPOSITORY / "training_scripts"
-sys.path.insert(0, str(DIGITS))
+sys.path.insert(0, str(EXAMPLE))
 
 VAE = {
     "resolution": 32,
@@ -142,7 +142,7 @@ def measure_cell(folder: Path, channels: int, is_aligned: bool, seed: int, argum
 
 
 def measure(folder: Path, cell: Path, num_images: int) -> dict[str, float]:
-    """What is measured of a finished cell."""
+    """Measure a finished cell: reconstruction, accuracy, Fréchet distance, organisation of the latents."""
     from diffusers import DiffusionPipeline
     from judge import classifier_features, fit_classifier, generate, real_images, reconstruct
 
@@ -280,12 +280,12 @@ def run(arguments: argparse.Namespace) -> list[dict]:
     folder = arguments.output_dir
     check_settings(folder, arguments)
     log, data = folder / "log.txt", folder / "data"
-    make_once(data, "train.parquet", DIGITS / "prepare.py", "--output_dir", str(data), log=log)
+    make_once(data, "train.parquet", EXAMPLE / "prepare.py", "--output_dir", str(data), log=log)
     for seed in (0, 1):  # the one to align to, and the one to measure with
         encoder = folder / f"encoder{seed}"
         words = settings({"data": str(data), "output_dir": str(encoder), "seed": seed,
                           "num_train_steps": arguments.encoder_steps})  # fmt: skip
-        make_once(encoder, "model.safetensors", DIGITS / "train_encoder.py", *words, log=log)
+        make_once(encoder, "model.safetensors", EXAMPLE / "train_encoder.py", *words, log=log)
     cells = list(itertools.product(arguments.seeds, arguments.latent_channels, (False, True)))
     results = []
     with ThreadPoolExecutor(arguments.jobs) as pool:

@@ -1,6 +1,38 @@
-"""The documentation names tests as its proof: they exist."""
+"""The documentation says what is there, and the docstrings say it in plain sentences."""
 
+import ast
 import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+FOLDERS = ("src", "pipelines", "training_scripts", "conversion", "examples", "benchmarks", "demo", "docs")
+SOURCES = sorted(file for folder in FOLDERS for file in (REPOSITORY / folder).rglob("*.py"))
+# "seed: of the run." says what an argument belongs to, not what it is.
+ELLIPTIC_ARGUMENT = re.compile(r"^\s+[\w, ]+: (of|for|from|to) ", re.MULTILINE)
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(REPOSITORY)))
+def test_docstrings_are_sentences(file):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree) or file.name == "__init__.py", "a module has a docstring"
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            docstring = ast.get_docstring(node) or ""
+            name = getattr(node, "name", "the module")
+            assert not docstring.startswith("What"), f"the docstring of {name} begins with What: {docstring[:80]}"
+            arguments = docstring.partition("Args:")[2].partition("\nRaises:")[0].partition("\nReturns:")[0]
+            elliptic = ELLIPTIC_ARGUMENT.search(arguments)
+            assert elliptic is None, (
+                f"{name}: {elliptic[0].strip()}... says what the argument belongs to, not what it is"
+            )
+
+
+def test_the_list_of_files_is_up_to_date():
+    generated = runpy.run_path(str(REPOSITORY / "docs" / "file_tree.py"))["page"]()
+    assert (REPOSITORY / "docs" / "files.md").read_text(encoding="utf-8") == generated, "run python docs/file_tree.py"
 
 
 def test_every_test_named_in_the_features_exists(repository):

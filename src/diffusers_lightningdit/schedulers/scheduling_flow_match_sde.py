@@ -128,7 +128,7 @@ class FlowMatchSDEScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             num_inference_steps: steps, the last one included; at least 1.
-            device: of `timesteps`; `sigmas` stay on the CPU.
+            device: where `timesteps` are put; `sigmas` stay on the CPU.
 
         Raises:
             ValueError: if `num_inference_steps` is less than 1.
