@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from diffusers_lightningdit.data.images import from_8_bits
 from diffusers_lightningdit.evaluation.autoencoders import decode, mean_latents
 from diffusers_lightningdit.evaluation.commands.generation_config import GenerationConfig
 from diffusers_lightningdit.evaluation.drawn_images import DrawnImages, draw_block, load_pipeline
@@ -29,6 +28,7 @@ from diffusers_lightningdit.evaluation.networks import exact_arithmetic, make_ne
 from diffusers_lightningdit.evaluation.set_statistics import measure_images
 from diffusers_lightningdit.metrics.frechet import FeatureStatistics
 from diffusers_lightningdit.metrics.precision_recall import precision_and_recall
+from diffusers_lightningdit.pixels import from_8_bits
 from diffusers_lightningdit.settings import make_config, one_line_errors
 
 TOGETHER = "drawing, writing, features and sums together"

@@ -21,7 +21,7 @@ from huggingface_hub import create_repo
 
 from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, LightningDiTTransformer2DModel
 from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
-from diffusers_lightningdit.data.latents import load_frozen_vae
+from diffusers_lightningdit.data.latent_encoding import load_frozen_vae
 from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.files import write_result
 from diffusers_lightningdit.original import read_training_checkpoint

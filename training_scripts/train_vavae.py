@@ -18,7 +18,7 @@ from torch import nn
 
 from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
 from diffusers_lightningdit.data.images import ImageDataset
-from diffusers_lightningdit.data.latents import latents_size
+from diffusers_lightningdit.data.latent_encoding import latents_size
 from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.data.streamed_rows import FirstRows, StreamedImages
 from diffusers_lightningdit.files import write_result

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from diffusers_lightningdit.data.global_batches import EpochIndex, GlobalBatchSampler, is_flipped
+from diffusers_lightningdit.data.global_batches import EpochIndex, GlobalBatchSampler
 
 
 def global_batches(num_batches, world_size=1, gradient_accumulation_steps=1, start=0, **arguments):
@@ -97,11 +97,3 @@ def test_batches_reach_workers_in_order():
     loader = DataLoader(EpochsAndIndices(), batch_sampler=sampler, num_workers=1)
     batches = [[tuple(row) for row in batch.tolist()] for batch in itertools.islice(loader, 3)]
     assert batches == global_batches(3)
-
-
-def test_half_of_the_samples_are_flipped_anew_in_each_epoch():
-    flips = [[is_flipped(0, epoch, index) for index in range(2000)] for epoch in range(2)]
-    assert sum(flips[0]) == pytest.approx(1000, abs=90)  # 4 standard deviations
-    assert sum(a != b for a, b in zip(*flips, strict=True)) == pytest.approx(1000, abs=90)
-    assert flips[0][:50] == [is_flipped(0, 0, index) for index in range(50)]
-    assert flips[0] != [is_flipped(1, 0, index) for index in range(2000)]

@@ -13,9 +13,7 @@ from diffusers_lightningdit.data.images import (
     ImageDataset,
     UnusableImage,
     center_crop,
-    from_8_bits,
     image_to_pixels,
-    to_8_bits,
 )
 from diffusers_lightningdit.settings import one_line_errors
 
@@ -169,9 +167,3 @@ def test_a_damaged_image_is_named_in_one_line(tmp_path, capsys, num_workers):
         list(images)
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"error: {tmp_path}, {file} (row 1): ")
-
-
-def test_8_bits_and_back():
-    images = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_8_bits(from_8_bits(images)), images)
-    assert to_8_bits(torch.tensor([-3.0, -1, 0, 1, 3])).tolist() == [0, 0, 128, 255, 255]

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from diffusers_lightningdit import AutoencoderVAVAE
 from diffusers_lightningdit.data import latent_caching
 from diffusers_lightningdit.data.images import image_to_pixels
-from diffusers_lightningdit.data.latent_caching import CachingConfig, cache_latents, draw_latents, posterior_noise
+from diffusers_lightningdit.data.latent_caching import CachingConfig, cache_latents
 from diffusers_lightningdit.data.latent_dataset import LatentsDataset
-from diffusers_lightningdit.data.latents import encode_moments
+from diffusers_lightningdit.data.latent_encoding import draw_latents, encode_moments
+from diffusers_lightningdit.keyed_random import posterior_noise
 from diffusers_lightningdit.original import load_autoencoder, read_latents_statistics
 
 NUM_IMAGES = 11
@@ -106,7 +107,7 @@ def test_statistics_are_written_for_the_original_and_into_a_copy_of_the_vae(cach
     dataset = LatentsDataset(str(folder))
     dataset.check_vae(copy)
     dataset.check_statistics(copy.config.latents_mean, copy.config.latents_std)
-    dataset.check_own_statistics()
+    dataset.check_statistics(mean, std)
     assert dataset.id2label == {0: "cat", 1: "dog", 2: "owl"}
     assert contents(Path(vae)) == before
 
@@ -166,6 +167,15 @@ def test_a_run_stopped_before_any_rename_goes_on_to_the_same_files(cache, monkey
                 break  # there are no more renames
         assert contents(cache(f"stopped_{stop_at}", format=format)) == expected
     assert stop_at == 12  # settings, 3 shards with their records, report, statistics, VAE, information
+
+
+def test_a_folder_begun_by_another_version_is_refused(cache, tmp_path):
+    folder = tmp_path / "cached"
+    (folder / "progress").mkdir(parents=True)
+    (folder / "progress" / "settings.json").write_text("{}")
+    with pytest.raises(ValueError, match="was begun by a version of this project whose records of shards are different"):
+        cache("cached")
+    assert [path.name for path in folder.iterdir()] == ["progress"]
 
 
 def test_whole_shards_are_not_encoded_again(cache, monkeypatch):
@@ -299,13 +309,3 @@ def test_latents_are_the_originals(golden):
         moments = [encode_moments(vae, batch) for batch in (pixels.flip(-1) if flip else pixels).split(info["batch"])]
         latents = torch.cat([draw_latents(*pair) for pair in zip(moments, draws, strict=True)])
         torch.testing.assert_close(latents, expected[name], atol=1e-4, rtol=0)
-
-
-def test_noise_depends_on_image_and_flip_only():
-    noise = [posterior_noise(seed, index, flip, (4, 8, 8)) for seed, index, flip in [(0, 5, False), (0, 5, True)]]
-    assert torch.equal(noise[0], posterior_noise(0, 5, False, (4, 8, 8)))
-    assert not torch.equal(noise[0], noise[1])
-    assert not torch.equal(noise[0], posterior_noise(1, 5, False, (4, 8, 8)))
-    many = torch.stack([posterior_noise(0, index, False, (4, 8, 8)) for index in range(200)])
-    assert many.mean().item() == pytest.approx(0, abs=0.02)
-    assert many.std().item() == pytest.approx(1, abs=0.02)

@@ -9,10 +9,11 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from diffusers_lightningdit import AutoencoderVAVAE
-from diffusers_lightningdit.data.global_batches import EpochIndex, GlobalBatchSampler, is_flipped
+from diffusers_lightningdit.data.global_batches import EpochIndex, GlobalBatchSampler
 from diffusers_lightningdit.data.latent_dataset import LatentsDataset
 from diffusers_lightningdit.data.latent_shards import shard_name, write_shard
 from diffusers_lightningdit.files import weights_sha256, write_json
+from diffusers_lightningdit.keyed_random import is_flipped
 from diffusers_lightningdit.original import read_latents_statistics
 
 SHARD_SIZES = (7, 4, 1)
@@ -142,7 +143,8 @@ def test_reads_are_the_originals(golden, in_memory):
 
 
 def test_the_originals_statistics_belong_to_its_shards(golden):
-    LatentsDataset(str(golden("latent_dataset/imagenet_train_64"))).check_own_statistics()
+    folder = golden("latent_dataset/imagenet_train_64")
+    LatentsDataset(str(folder)).check_statistics(*read_latents_statistics(folder / "latents_stats.pt"))
 
 
 # -- what doesn't belong together --
@@ -177,14 +179,6 @@ def test_statistics_are_judged_by_a_sample(tmp_path):
         dataset.check_statistics((values.mean(1) + 1).tolist(), values.std(1).tolist(), num_images=100)
     with pytest.raises(ValueError, match="100 images measured"):
         dataset.check_statistics(values.mean(1).tolist(), (values.std(1) * 2).tolist(), num_images=100)
-
-
-def test_a_stale_statistics_file_is_named(shards, tmp_path):
-    from diffusers_lightningdit.data.latent_shards import write_statistics
-
-    write_statistics(tmp_path / "shards", [3.0] * 4, [1.0] * 4)
-    with pytest.raises(ValueError, match=r"shards/latents_stats.pt has mean 3, std 1 for channel"):
-        LatentsDataset(shards).check_own_statistics()
 
 
 def test_the_vae_that_made_them(shards, tmp_path):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_lightningdit import AutoencoderVAVAE
 from diffusers_lightningdit.data.images import ImageDataset
-from diffusers_lightningdit.data.latents import encode_moments
+from diffusers_lightningdit.data.latent_encoding import encode_moments
 from diffusers_lightningdit.losses import FoundationProjection, PatchGANDiscriminator
 from diffusers_lightningdit.networks.lpips import LPIPS
 from diffusers_lightningdit.original import read_autoencoder

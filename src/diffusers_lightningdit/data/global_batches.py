@@ -8,8 +8,9 @@ leaves other samples.
 
 from collections.abc import Iterator
 
-import numpy as np
 from torch.utils.data import Sampler
+
+from ..keyed_random import keyed_permutation
 
 
 class EpochIndex(int):
@@ -24,11 +25,6 @@ class EpochIndex(int):
 
     def __getnewargs__(self):  # for worker processes
         return int(self), self.epoch
-
-
-def is_flipped(seed: int, epoch: int, index: int) -> bool:
-    """Whether a sample is mirrored in an epoch: probability 0.5, independent of the order of reading."""
-    return bool(np.random.default_rng([seed, epoch, index]).random() < 0.5)
 
 
 def part_size(global_batch_size: int, world_size: int, gradient_accumulation_steps: int) -> int:
@@ -119,7 +115,7 @@ class GlobalBatchSampler(Sampler):
     def __iter__(self) -> Iterator[list[EpochIndex]]:
         epoch, batch = self.position(self.start)
         while True:
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
+            order = keyed_permutation(self.num_samples, self.seed, epoch)
             for first in range(batch * self.global_batch_size, self._epoch_end, self.global_batch_size):
                 for step in range(self.gradient_accumulation_steps):
                     offset = first + (step * self.world_size + self.rank) * self._part_size

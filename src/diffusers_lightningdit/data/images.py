@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..files import first_line, one_line
+from ..pixels import from_8_bits
 from ..settings import check_choice
 
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -24,16 +25,6 @@ class UnusableImage(ValueError):
 # ---------------------------------------------------------------------------------------------------------------------
 # One image
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def from_8_bits(images: torch.Tensor) -> torch.Tensor:
-    """uint8 -> pixels in [-1, 1], float32, as the original's data sets do."""
-    return (images.float() / 255 - 0.5) / 0.5
-
-
-def to_8_bits(pixels: torch.Tensor) -> torch.Tensor:
-    """Pixels in [-1, 1] -> uint8, by truncation of clamp(127.5 x + 128, 0, 255), as the original does."""
-    return (127.5 * pixels.float() + 128).clamp(0, 255).to(torch.uint8)
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:

@@ -10,6 +10,7 @@ Letters in the shape comments: B batch, C latent channels.
 
 import dataclasses
 import itertools
+import math
 import shutil
 import time
 from collections import deque
@@ -18,18 +19,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
-import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Array3D, ClassLabel, Features, Value
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from ..files import atomic_write, check_output_dir, new_folder, one_line, read_json, weights_sha256, write_json
+from ..keyed_random import posterior_noise
 from ..models import AutoencoderVAVAE
 from ..settings import check_at_least, check_choice
 from .image_rows import ImageRows, Sample
+from .latent_encoding import draw_latents, encode_moments, latents_size, load_frozen_vae
 from .latent_shards import (
     DTYPES,
     INFO_FILE,
@@ -37,9 +38,10 @@ from .latent_shards import (
     write_shard,
     write_statistics,
 )
-from .latents import LatentsStatistics, encode_moments, latents_size, load_frozen_vae
+from .latent_statistics import LatentsStatistics
 
 PROGRESS_FOLDER = "progress"  # while it lasts: the settings, and a record of each whole shard
+PROGRESS_VERSION = 2  # of these records: version 1 held sums in place of means and scatters
 SKIPPED_FILE = "skipped_images.json"
 ROW_GROUP_SIZE = 100  # rows of a parquet file that a stream reads at a time
 
@@ -89,17 +91,6 @@ class CachingConfig:
 # ---------------------------------------------------------------------------------------------------------------------
 # Encoding
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def posterior_noise(seed: int, index: int, flip: bool, shape: tuple[int, int, int]) -> torch.Tensor:
-    """N(0, 1) for an image or the mirrored image, float32 [C, height, width]: a function of the arguments alone."""
-    return torch.from_numpy(np.random.default_rng([seed, index, flip]).standard_normal(shape, dtype=np.float32))
-
-
-def draw_latents(moments: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """m + exp(l / 2) e, on the CPU: [B, 2 C, height, width], noise [B, C, height, width] -> float32 raw latents."""
-    posterior = DiagonalGaussianDistribution(moments.float())
-    return (posterior.mean + posterior.std * noise.to(moments.device)).cpu()
 
 
 class ShardEncoder:
@@ -158,10 +149,10 @@ class ShardEncoder:
         for flip in (False, True):
             moments = encode_moments(self.vae, pixels.flip(-1) if flip else pixels)
             noise = [posterior_noise(self.config.seed, sample.index, flip, self.shape) for sample in samples]
-            pair.append(draw_latents(moments, torch.stack(noise)).to(DTYPES[self.config.dtype]))
+            pair.append(draw_latents(moments, torch.stack(noise)).cpu().to(DTYPES[self.config.dtype]))
         for sample, *both in zip(samples, *pair, strict=True):
             largest = torch.stack(both).double().abs().amax().item()
-            if not largest < LatentsStatistics.LIMIT:
+            if not math.isfinite(largest):
                 sample.error = f"its latents hold {largest:g} in {self.config.dtype} (VAE in {self.config.vae_dtype})"
         return pair[0], pair[1]
 
@@ -188,6 +179,11 @@ class LatentFiles:
         begun = self.progress / "settings.json"
         if self.is_complete or begun.exists():
             before = read_json(self.folder / INFO_FILE)["settings"] if self.is_complete else read_json(begun)
+            if not self.is_complete and before.get("progress_version") != PROGRESS_VERSION:
+                raise ValueError(
+                    f"{self.folder} was begun by a version of this project whose records of shards are different; "
+                    "required: to go on with that version, or another `output_dir`."
+                )
             for name, value in settings.items():
                 if before.get(name) != value:
                     raise ValueError(
@@ -212,7 +208,7 @@ class LatentFiles:
             *self.progress.glob("*.partial"),
         ]:
             shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
-        write_json(self.progress / "settings.json", self.settings)
+        write_json(self.progress / "settings.json", {**self.settings, "progress_version": PROGRESS_VERSION})
 
     def name(self, shard: int) -> str:
         return shard_name(shard) if self.config.format == "safetensors" else f"train-{shard:05d}.parquet"
@@ -230,11 +226,11 @@ class LatentFiles:
         Raises:
             ValueError: if the disk doesn't take it; shards that were written before are kept.
         """
-        statistics = LatentsStatistics(tensors["latents"].shape[1])
+        statistics = None
         num_images = len(tensors["labels"])
         path = self.folder / self.name(shard)
         if num_images:
-            statistics.update(tensors["latents"])
+            statistics = dataclasses.asdict(LatentsStatistics.of(tensors["latents"]))
             try:
                 if self.config.format == "safetensors":
                     write_shard(path, **tensors)
@@ -245,7 +241,7 @@ class LatentFiles:
                     f"{path} cannot be written ({one_line(error)}); required: space and permission. What "
                     "was written before is kept."
                 ) from error
-        record = {"num_images": num_images, "skipped": skipped, "statistics": statistics.state_dict()}
+        record = {"num_images": num_images, "skipped": skipped, "statistics": statistics}
         write_json(self._record_path(shard), record)
 
     def _write_parquet(self, path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -281,9 +277,8 @@ class LatentFiles:
                 f"none of the {len(skipped)} images of {self.config.data} can be used; required: sound images, see "
                 f"{self.folder / SKIPPED_FILE}."
             )
-        statistics = LatentsStatistics(len(records[0]["statistics"]["sums"]))
-        for record in records.values():
-            statistics.merge(record["statistics"])
+        measured = (record["statistics"] for record in records.values() if record["num_images"])
+        statistics = LatentsStatistics.combine(LatentsStatistics(**values) for values in measured)
         write_statistics(self.folder, statistics.mean, statistics.std)
         self._write_vae(statistics)
         if self.config.format == "parquet":

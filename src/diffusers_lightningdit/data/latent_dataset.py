@@ -12,10 +12,11 @@ import torch
 from torch.utils.data import Dataset
 
 from ..files import weights_sha256
-from ..original import read_latents_statistics
-from .global_batches import is_flipped
+from ..keyed_random import is_flipped
+from ..models import AutoencoderVAVAE
 from .images import load_rows
-from .latent_shards import STATISTICS_FILE, LatentShards, read_info
+from .latent_shards import LatentShards, read_info
+from .latent_statistics import check_statistics
 
 
 class UnusableLatents(ValueError):
@@ -114,65 +115,23 @@ class LatentsDataset(Dataset):
 
     # -- does it belong together? --
 
-    def check_vae(self, vae: torch.nn.Module) -> None:
-        """Raise ValueError if the latents were made by another VAE than this one, as far as the data tells.
-
-        The channels always tell; data that this project made also knows its VAE's weights (in the type they have in the
-        file, so check before casting).
-        """
-        if vae.config.latent_channels != self.shape[0]:
-            raise ValueError(
-                f"{self.data} holds latents of {self.shape[0]} channels; required: the VAE's "
-                f"{vae.config.latent_channels}."
-            )
-        recorded = (self.info or {}).get("vae_sha256")
-        if recorded is not None and recorded != weights_sha256(vae):
-            raise ValueError(f"{self.data} was made by a VAE with other weights; required: the VAE it was made by.")
+    def check_vae(self, vae: AutoencoderVAVAE) -> None:
+        """Raise ValueError if the latents were made by another VAE than this one; see `check_made_by`."""
+        check_made_by(vae, self.data, self.shape, self.info)
 
     def check_statistics(
         self, mean: list[float], std: list[float], name: str = "the VAE's config", num_images: int = 1024
     ) -> None:
-        """Raise ValueError if statistics per channel aren't those of these latents.
-
-        `num_images` images, spread evenly, are measured. Required is an agreement of the means and variances to 6 of
-        the standard errors that such a sample has (none if it is all there is), plus 1 % of the standard deviation.
+        """Raise ValueError if statistics per channel are not those of these latents; see `check_statistics`.
 
         Args:
-            mean, std: [C] each.
-            name: where they come from, for the message.
-            num_images: to measure.
+            mean, std: The statistics, [C] each.
+            name: Where they come from, for the message.
+            num_images: The number of images to measure, spread evenly over the data.
         """
-        for key, value in (("mean", mean), ("std", std)):
-            if value is None or len(value) != self.shape[0]:
-                raise ValueError(
-                    f"{name} has a {key} of {0 if value is None else len(value)} channels; required: the "
-                    f"{self.shape[0]} of the latents in {self.data}."
-                )
-        mean, std = torch.tensor(mean).double(), torch.tensor(std).double()
-        num_images = min(num_images, len(self))
-        indices = np.linspace(0, len(self) - 1, num_images).round().astype(int).tolist()
-        values = torch.stack([self.read(index, flip=False) for index in indices]).flatten(2).double()  # [M, C, h w]
-        population = len(self) * values.shape[2]
-        # per image: its mean and its mean square distance from the given mean, each [M, C]
-        means, squares = values.mean(2), (values - mean[:, None]).square().mean(2)
-        squares = squares * (population / max(population - 1, 1))  # `std` is the unbiased one
-        for measured, expected, unit in ((means, mean, std), (squares, std.square(), 2 * std.square())):
-            unseen = 1 - num_images / len(self)
-            error = 6 * measured.std(0, unbiased=False) * (unseen / num_images) ** 0.5 + 0.01 * unit
-            distance = (measured.mean(0) - expected).abs()
-            if not (distance <= error).all():
-                channel = int((distance / error).nan_to_num(torch.inf).argmax())
-                raise ValueError(
-                    f"{name} has mean {mean[channel]:.4g}, std {std[channel]:.4g} for channel {channel}, the latents "
-                    f"in {self.data} have mean {means.mean(0)[channel]:.4g}, std {values[:, channel].std():.4g} "
-                    f"({num_images} images measured); required: their own statistics."
-                )
-
-    def check_own_statistics(self) -> None:
-        """Raise ValueError if a `latents_stats.pt` in the folder isn't of the shards beside it."""
-        path = Path(self.data) / STATISTICS_FILE
-        if path.exists():
-            self.check_statistics(*read_latents_statistics(path), name=str(path))
+        indices = np.linspace(0, len(self) - 1, min(num_images, len(self))).round().astype(int).tolist()
+        sample = torch.stack([self.read(index, flip=False) for index in indices])
+        check_statistics(sample, mean, std, self.data, name, len(self))
 
 
 def require_finite(latents: torch.Tensor, place: str) -> torch.Tensor:
@@ -228,3 +187,24 @@ def check_latent_features(
         )
     id2label = dict(enumerate(label.names)) if isinstance(label, datasets.ClassLabel) else None
     return tuple(latents.shape), id2label
+
+
+def check_made_by(vae: AutoencoderVAVAE, data: str, shape: tuple[int, int, int], info: dict | None) -> None:
+    """Raise ValueError if latents were made by another VAE, as far as the data tells.
+
+    The channels always tell; data that this project made also knows its VAE's weights, in the type that they have in
+    the file, so check before casting.
+
+    Args:
+        vae: The VAE to be used with them.
+        data: The name of the data, for the message.
+        shape: The shape of the latents, (C, height, width).
+        info: The content of `latents_info.json`, if there is one.
+    """
+    if vae.config.latent_channels != shape[0]:
+        raise ValueError(
+            f"{data} holds latents of {shape[0]} channels; required: the VAE's {vae.config.latent_channels}."
+        )
+    recorded = (info or {}).get("vae_sha256")
+    if recorded is not None and recorded != weights_sha256(vae):
+        raise ValueError(f"{data} was made by a VAE with other weights; required: the VAE it was made by.")

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-import numpy as np
 from torch.utils.data import default_collate
 
-from .global_batches import is_flipped, part_size
+from ..keyed_random import is_flipped, keyed_permutation
+from .global_batches import part_size
 from .streamed_rows import Row, StreamedRows, StreamError, reading
 
 NUM_THREADS = 4  # that decode images, in each process
@@ -130,7 +130,7 @@ class RowStream:
         num_before = start["num_before"]
         for block, rows in self._blocks(start, epochs):
             block["num_before"] = num_before
-            order = np.random.default_rng([self.seed, block["epoch"], block["number"]]).permutation(len(rows))
+            order = keyed_permutation(len(rows), self.seed, block["epoch"], block["number"])
             for place in order[max(first - num_before, 0) :].tolist():
                 yield block, block["number"] * self.shuffle_block_size + place, rows[place]
             num_before += len(rows)
@@ -139,7 +139,7 @@ class RowStream:
         """Blocks of rows as they lie in the files, each with its place; `datasets` keeps the place within a file."""
         rows, first_group, states, number = self.source.rows, start["group"], start["files"], start["number"]
         for epoch in epochs:
-            order = np.random.default_rng([self.seed, epoch]).permutation(self._num_parts).tolist()
+            order = keyed_permutation(self._num_parts, self.seed, epoch).tolist()
             groups = [order[i : i + self.num_open_files] for i in range(0, len(order), self.num_open_files)]
             for group in range(first_group, len(groups)):
                 files = [rows.shard(self._num_parts, index) for index in groups[group]]

@@ -17,10 +17,10 @@ import torch
 from datasets import ClassLabel
 from torch.utils.data import Dataset
 
-from ..files import one_line, read_json, weights_sha256
+from ..files import one_line, read_json
 from ..models import AutoencoderVAVAE
 from .images import UnusableImage, load_rows, read_pixels
-from .latent_dataset import check_latent_features, require_finite
+from .latent_dataset import check_latent_features, check_made_by, require_finite
 from .latent_shards import INFO_FILE
 
 Row = dict | pyarrow.Table  # one row, undecoded
@@ -221,42 +221,7 @@ class StreamedLatents(StreamedRows):
         latents = torch.from_numpy(np.array(numbers, dtype=np.float32).reshape(self.shape))
         return {"latents": require_finite(latents, "the row")}
 
-    # -- does it belong together? --
-
     def check_vae(self, vae: AutoencoderVAVAE) -> None:
-        """Raise ValueError if the latents were made by another VAE, as `LatentsDataset.check_vae`."""
-        if vae.config.latent_channels != self.shape[0]:
-            raise ValueError(
-                f"{self.data} holds latents of {self.shape[0]} channels; required: the VAE's "
-                f"{vae.config.latent_channels}."
-            )
-        info = Path(self.data) / INFO_FILE  # beside the files of a folder; of a Hub id it isn't fetched
-        recorded = read_json(info).get("vae_sha256") if info.exists() else None
-        if recorded is not None and recorded != weights_sha256(vae):
-            raise ValueError(f"{self.data} was made by a VAE with other weights; required: the VAE it was made by.")
-
-
-def check_sampled_statistics(latents: torch.Tensor, mean: list[float], std: list[float], data: str) -> None:
-    """Raise ValueError if statistics per channel are not those of latents of which these are some.
-
-    Required is an agreement of the means and variances to 6 standard errors of the samples, plus 5 % of the standard
-    deviation, since rows of a few files are no random sample of all.
-
-    Args:
-        latents: [M, C, height, width], raw, at least one.
-        mean, std: [C] each, of the VAE's config.
-        data: the name of the latents, for the message.
-    """
-    values = latents.flatten(2).double()  # [M, C, height width]
-    mean, std = torch.tensor(mean).double(), torch.tensor(std).double()
-    means, squares = values.mean(2), (values - mean[:, None]).square().mean(2)  # [M, C]
-    for measured, expected, unit in ((means, mean, std), (squares, std.square(), 2 * std.square())):
-        error = 6 * measured.std(0, unbiased=False) * len(values) ** -0.5 + 0.05 * unit
-        distance = (measured.mean(0) - expected).abs()
-        if not (distance <= error).all():
-            channel = int((distance / error).nan_to_num(torch.inf).argmax())
-            raise ValueError(
-                f"the VAE's config has mean {mean[channel]:.4g}, std {std[channel]:.4g} for channel {channel}, the "
-                f"latents in {data} have mean {means.mean(0)[channel]:.4g}, std {values[:, channel].std():.4g} "
-                f"({len(values)} images measured); required: their own statistics."
-            )
+        """Raise ValueError if the latents were made by another VAE than this one; see `check_made_by`."""
+        info = Path(self.data) / INFO_FILE  # beside the files of a folder; of a Hub id it is not fetched
+        check_made_by(vae, self.data, self.shape, read_json(info) if info.exists() else None)

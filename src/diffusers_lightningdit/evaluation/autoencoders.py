@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoModel, ModelMixin
 
 from ..data.images import PREPROCESSINGS
-from ..data.latents import latents_size, load_frozen_vae
+from ..data.latent_encoding import latents_size, load_frozen_vae
 from ..files import first_line, one_line
 from ..models import AutoencoderVAVAE
 from ..settings import check_at_least, check_choice

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..data.images import from_8_bits
 from ..files import one_line, weights_sha256
+from ..pixels import from_8_bits
 from ..settings import check_choice
 from .foundation_model import FoundationModel, load_vision_model
 

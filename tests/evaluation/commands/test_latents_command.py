@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from diffusers_lightningdit.data.images import ImageDataset
-from diffusers_lightningdit.data.latents import load_frozen_vae
+from diffusers_lightningdit.data.latent_encoding import load_frozen_vae
 from diffusers_lightningdit.evaluate import main
 from diffusers_lightningdit.evaluation.commands.latents import chosen_images
 from diffusers_lightningdit.metrics.alignment import distance_matrix_gap, linear_cka

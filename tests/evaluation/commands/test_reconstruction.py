@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 
 from diffusers_lightningdit.data.images import ImageDataset
-from diffusers_lightningdit.data.latents import load_frozen_vae
+from diffusers_lightningdit.data.latent_encoding import load_frozen_vae
 from diffusers_lightningdit.evaluate import main
 from diffusers_lightningdit.evaluation.commands.reconstruction import (
     ReconstructionTotals,

@@ -2,8 +2,8 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from diffusers_lightningdit import AutoencoderVAVAE
-from diffusers_lightningdit.data.global_batches import EpochIndex, is_flipped
-from diffusers_lightningdit.keyed_random import KeyedRandom
+from diffusers_lightningdit.data.global_batches import EpochIndex
+from diffusers_lightningdit.keyed_random import KeyedRandom, is_flipped
 from diffusers_lightningdit.training.transformer.data import RandomlyFlipped, normalized_latents
 
 

@@ -5,8 +5,8 @@ import torch
 from accelerate import Accelerator
 
 from diffusers_lightningdit import AutoencoderVAVAE
-from diffusers_lightningdit.data.images import to_8_bits
 from diffusers_lightningdit.metrics.frechet import FeatureStatistics
+from diffusers_lightningdit.pixels import to_8_bits
 from diffusers_lightningdit.settings import make_config
 from diffusers_lightningdit.training.vavae.config import VAVAETrainingConfig
 from diffusers_lightningdit.training.vavae.networks import Teachers

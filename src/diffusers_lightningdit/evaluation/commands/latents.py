@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import ModelMixin
 
-from ...data.images import ImageDataset, from_8_bits, to_8_bits
+from ...data.images import ImageDataset
 from ...files import atomic_write, check_output_dir, partial_name, weights_sha256, write_json
 from ...metrics.alignment import distance_matrix_gap, linear_cka
 from ...metrics.channel_statistics import channel_statistics
@@ -32,6 +32,7 @@ from ...metrics.linear_classifier import can_be_split, linear_probe_accuracy, pr
 from ...metrics.tsne import check_scikit_learn, tsne_plane
 from ...metrics.uniformity import point_density, principal_plane, uniformity
 from ...networks.foundation_model import IMAGE_NORMALIZATIONS, FoundationModel
+from ...pixels import from_8_bits, to_8_bits
 from ...processes import patient_accelerator
 from ...settings import check_at_least, check_choice, one_line_errors
 from ..autoencoders import HELP as AUTOENCODER_HELP

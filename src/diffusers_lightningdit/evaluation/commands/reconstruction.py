@@ -24,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import ModelMixin
 
-from ...data.images import ImageDataset, from_8_bits, to_8_bits
+from ...data.images import ImageDataset
 from ...data.latent_shards import DTYPES
 from ...files import (
     atomic_write,
@@ -39,6 +39,7 @@ from ...metrics.frechet import FeatureStatistics
 from ...metrics.image_similarity import peak_signal_to_noise_ratio, structural_similarity
 from ...networks.inception import PUBLISHED_SHA256
 from ...networks.lpips import LPIPS
+from ...pixels import from_8_bits, to_8_bits
 from ...processes import patient_accelerator
 from ...settings import check_choice, one_line_errors
 from ..autoencoders import HELP as AUTOENCODER_HELP

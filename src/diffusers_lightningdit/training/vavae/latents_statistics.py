@@ -1,16 +1,17 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """The statistics of an autoencoder's latents over its data, in one pass that the processes share."""
 
+import itertools
 from collections.abc import Iterator
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ...data.global_batches import GlobalBatchSampler
-from ...data.latents import LatentsStatistics, encode_moments
+from ...data.latent_encoding import draw_latents, encode_moments
+from ...data.latent_statistics import LatentsStatistics
 from ...data.row_stream import RowStream
 from ...keyed_random import KeyedRandom
 from ...models import AutoencoderVAVAE
@@ -38,18 +39,17 @@ def measure_latents(
         dataset, sampler: of the training.
         accelerator: of the run.
     """
-    statistics = LatentsStatistics(vae.config.latent_channels)
+    measured = {}
     batches = own_batches(config, dataset, sampler, accelerator.process_index, accelerator.num_processes)
     for first, batch in tqdm(batches, desc="latents statistics", disable=not accelerator.is_main_process):
-        posterior = DiagonalGaussianDistribution(encode_moments(vae, batch["pixel_values"]).float())
-        places = range(first, first + len(posterior.mean))
-        draws = KeyedRandom(config.seed, 0, places, vae.device)
-        # of samples, not of means: what the transformer is trained on
-        statistics.update(posterior.mean + posterior.std * draws.normal("statistics", posterior.mean.shape[1:]))
-    total = LatentsStatistics(vae.config.latent_channels)
-    for state in gather_object([statistics.state_dict()]):
-        total.merge(state)
-    return total
+        moments = encode_moments(vae, batch["pixel_values"])
+        images = range(first, first + len(moments))
+        draws = KeyedRandom(config.seed, 0, images, vae.device)
+        # of draws, not of means, since the transformer is trained on draws
+        noise = draws.normal("statistics", (vae.config.latent_channels, *moments.shape[2:]))
+        measured[first] = LatentsStatistics.of(draw_latents(moments, noise))
+    measured = dict(itertools.chain.from_iterable(part.items() for part in gather_object([measured])))
+    return LatentsStatistics.combine(measured[first] for first in sorted(measured))
 
 
 def own_batches(

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ...data.latents import latents_size, load_frozen_vae
+from ...data.latent_encoding import latents_size, load_frozen_vae
 from ...losses import FoundationProjection, PatchGANDiscriminator
 from ...models import AutoencoderVAVAE
 from ...networks.foundation_model import FoundationModel

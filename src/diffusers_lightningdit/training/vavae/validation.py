@@ -14,7 +14,6 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ...data.images import to_8_bits
 from ...files import one_line
 from ...metrics.alignment import distance_matrix_gap, linear_cka
 from ...metrics.channel_statistics import channel_statistics
@@ -24,6 +23,7 @@ from ...metrics.interpolation_distance import interpolation_distance
 from ...metrics.linear_classifier import linear_probe_accuracy
 from ...metrics.uniformity import principal_plane, uniformity
 from ...models import AutoencoderVAVAE
+from ...pixels import to_8_bits
 from ..transformer.validation import spread
 from .config import VAVAETrainingConfig
 from .networks import Teachers

@@ -1,0 +1,88 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Images as raw latents: the frozen autoencoder, the moments of the posteriors, and draws from them.
+
+Letters in the shape comments: B batch, C latent channels.
+"""
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch.utils.data import DataLoader, TensorDataset
+from tqdm.auto import tqdm
+
+from ..models import AutoencoderVAVAE
+
+
+def load_frozen_vae(name: str, with_statistics: bool = True) -> AutoencoderVAVAE:
+    """Load an `AutoencoderVAVAE` for encoding only.
+
+    Args:
+        name: The folder or Hub id.
+        with_statistics: Require the statistics of its latents in the config, as normalising latents does.
+
+    Raises:
+        ValueError: if there is none, if it is another model, or if its config lacks required statistics.
+    """
+    try:
+        model_class = AutoencoderVAVAE.load_config(name).get("_class_name")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`vae` is {name!r}; required: a folder or Hub id with a VAE's config.json.") from error
+    if model_class != AutoencoderVAVAE.__name__:
+        raise ValueError(f"`vae` is {name!r}, a {model_class}; required: an {AutoencoderVAVAE.__name__}.")
+    loaded = AutoencoderVAVAE.from_pretrained(name)
+    if with_statistics and loaded.config.latents_mean is None:
+        raise ValueError(f"`vae` is {name!r}, without `latents_mean` in its config; required: a VAE with statistics.")
+    # `_name_or_path`, a local folder perhaps, would be saved with every pipeline that is trained on this VAE
+    vae = AutoencoderVAVAE.from_config({k: v for k, v in loaded.config.items() if k != "_name_or_path"})
+    vae.load_state_dict(loaded.state_dict())
+    return vae.requires_grad_(False).eval()
+
+
+def latents_size(resolution: int, vae: AutoencoderVAVAE) -> int:
+    """The side of the latents of square images; raises ValueError if the VAE cannot halve `resolution` often enough."""
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    if resolution < factor or resolution % factor:
+        raise ValueError(f"`resolution` is {resolution}; required: a multiple of the VAE's factor, {factor}.")
+    return resolution // factor
+
+
+@torch.no_grad()
+def encode_moments(vae: AutoencoderVAVAE, pixels: torch.Tensor) -> torch.Tensor:
+    """Mean and log-variance of the raw latents' posterior: [B, 3, height, width] -> [B, 2 C, height/f, width/f]."""
+    return vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.parameters
+
+
+def draw_latents(moments: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Draw raw latents m + exp(l / 2) e from the posterior N(m, exp(l)) (arXiv 1312.6114, equation 10).
+
+    Args:
+        moments: Means m and log-variances l, [B, 2 C, height, width].
+        noise: Numbers e from N(0, 1), [B, C, height, width].
+
+    Returns:
+        float32 [B, C, height, width], on the device of the moments.
+    """
+    posterior = DiagonalGaussianDistribution(moments.float())
+    return posterior.mean + posterior.std * noise.to(moments.device)
+
+
+class MomentsDataset(TensorDataset):
+    """A data set of images and labels, encoded once and held in memory.
+
+    Items are `{"moments": float32 [2 C, height, width], "class_labels": int}`.
+
+    Args:
+        vae: The autoencoder.
+        images: Batches of `{"pixel_values": [B, 3, height, width], "class_labels": int64 [B]}`.
+        show_progress: Whether to show a progress bar.
+    """
+
+    def __init__(self, vae: AutoencoderVAVAE, images: DataLoader, show_progress: bool = True):
+        moments, class_labels = [], []
+        for batch in tqdm(images, desc="encoding", disable=not show_progress):
+            moments.append(encode_moments(vae, batch["pixel_values"]).float().cpu())
+            class_labels.append(batch["class_labels"])
+        super().__init__(torch.cat(moments), torch.cat(class_labels))
+
+    def __getitem__(self, index: int) -> dict:
+        moments, class_label = super().__getitem__(index)
+        return {"moments": moments, "class_labels": class_label}
