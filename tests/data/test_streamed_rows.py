@@ -157,5 +157,5 @@ def test_bad_images_are_named(tmp_path):
     first = StreamedImages(str(tmp_path), 8).first(2)
     with pytest.raises(StreamError, match=f"{tmp_path}, row 0: wreck.png: UnidentifiedImageError: cannot identify"):
         first[0]
-    with pytest.raises(StreamError, match=f"{tmp_path}, row 1: its image: "):
+    with pytest.raises(StreamError, match=f"{tmp_path}, row 1: an image: "):
         first[1]

@@ -1,11 +1,14 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Images with class labels from Hugging Face `datasets`, as pixels that the models take."""
+"""Images with class labels from Hugging Face `datasets`: the columns, decoding, cropping, and a data set for torch."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import datasets
 import numpy as np
 import pyarrow.compute
 import torch
-from datasets import ClassLabel, load_dataset
+from datasets import ClassLabel, Value, load_dataset
 from datasets.exceptions import DatasetsError
 from PIL import Image
 from torch.utils.data import Dataset
@@ -15,7 +18,7 @@ from ..pixels import from_8_bits
 from ..settings import check_choice
 
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-MAX_SIDES_RATIO = 100  # of the longer to the shorter: what is cut away of such an image is made first
+MAX_SIDES_RATIO = 100  # of the longer side to the shorter: resizing comes before cropping, and would make a huge image
 
 
 class UnusableImage(ValueError):
@@ -28,7 +31,7 @@ class UnusableImage(ValueError):
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The centre square of an image, as [size, size] (the pre-processing of ADM, arXiv 2105.05233).
+    """Scale and crop an image to its centre square, [size, size] (the pre-processing of ADM, arXiv 2105.05233).
 
     Halving with a box filter while the shorter side is at least twice `size` keeps the bicubic step from aliasing.
     Smaller images are enlarged.
@@ -39,7 +42,7 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def plain_center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The same in one bicubic step; Pillow widens the filter where it makes an image smaller."""
+    """Scale and crop in one bicubic step; Pillow widens the filter where it makes an image smaller."""
     scale = size / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), resample=Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
@@ -49,56 +52,90 @@ def plain_center_crop(image: Image.Image, size: int) -> Image.Image:
 PREPROCESSINGS = {"original": center_crop, "plain": plain_center_crop}
 
 
-def image_to_pixels(image: Image.Image, size: int, preprocessing: str = "original") -> torch.Tensor:
-    """An image of any 8-bit mode -> centre square in RGB, float32 [3, size, size] in [-1, 1].
+@contextlib.contextmanager
+def decoding() -> Iterator[None]:
+    """Turn whatever Pillow's decoders raise into an `UnusableImage`."""
+    try:
+        yield
+    except UnusableImage:
+        raise
+    except Exception as error:
+        raise UnusableImage(f"{type(error).__name__}: {one_line(error)}") from error
+
+
+def to_rgb(image: Image.Image, modes: Sequence[str] = EIGHT_BIT_MODES) -> Image.Image:
+    """Convert an image to RGB.
 
     Args:
-        image: any of `EIGHT_BIT_MODES`.
-        size: side of the square.
-        preprocessing: one of `PREPROCESSINGS`.
+        image: The image.
+        modes: The modes of Pillow that are accepted. The others have more than 8 bits a channel, which Pillow's
+            conversion would clip.
 
     Raises:
-        UnusableImage: for an image of more than 8 bits a channel, which Pillow's conversion to RGB would clip, and for
-            one that is a mere line.
+        UnusableImage: for an image of another mode.
     """
-    if image.mode not in EIGHT_BIT_MODES:
-        raise UnusableImage(f"an image has mode {image.mode!r}; required: one of {', '.join(EIGHT_BIT_MODES)}.")
+    if image.mode not in modes:
+        raise UnusableImage(f"an image has mode {image.mode!r}; required: one of {', '.join(modes)}.")
+    return image.convert("RGB")
+
+
+def decode_rgb(open_image: Callable[[], Image.Image], modes: Sequence[str] = EIGHT_BIT_MODES) -> Image.Image:
+    """Open and decode an image, and convert it to RGB.
+
+    Args:
+        open_image: A function that opens the image, and may raise anything.
+        modes: As for `to_rgb`.
+
+    Raises:
+        UnusableImage: if the image is damaged, or of another mode.
+    """
+    with decoding(), open_image() as image:
+        return to_rgb(image, modes)
+
+
+def image_to_pixels(image: Image.Image, size: int, preprocessing: str = "original") -> torch.Tensor:
+    """Crop an image to its centre square: float32 [3, size, size], RGB in [-1, 1].
+
+    Args:
+        image: An image of one of `EIGHT_BIT_MODES`.
+        size: The side of the square, in pixels.
+        preprocessing: One of `PREPROCESSINGS`.
+
+    Raises:
+        UnusableImage: for an image of another mode, and for one that is a mere line.
+    """
     if max(image.size) > MAX_SIDES_RATIO * min(image.size):
         raise UnusableImage(
             f"an image has {image.width}x{image.height} pixels; required: sides that differ by a factor of at most "
             f"{MAX_SIDES_RATIO}."
         )
-    square = PREPROCESSINGS[preprocessing](image.convert("RGB"), size)
+    square = PREPROCESSINGS[preprocessing](to_rgb(image), size)
     pixels = torch.from_numpy(np.array(square))  # uint8 [size, size, 3]
     return from_8_bits(pixels.permute(2, 0, 1))
 
 
 def read_pixels(encoded: dict | None, size: int, preprocessing: str = "original") -> torch.Tensor:
-    """An image as `datasets` keeps it, `{"bytes": ..., "path": ...}` -> as `image_to_pixels`.
+    """Decode an image as `datasets` keeps it, `{"bytes": ..., "path": ...}`, and crop it as `image_to_pixels` does.
 
     Raises:
-        UnusableImage: if it is missing, damaged, or of a kind that `image_to_pixels` refuses.
+        UnusableImage: if it is missing, damaged, or refused by `image_to_pixels`.
     """
-    try:
+    with decoding():
         return image_to_pixels(datasets.Image().decode_example(encoded), size, preprocessing)
-    except UnusableImage:
-        raise
-    except Exception as error:  # Pillow's decoders raise anything
-        raise UnusableImage(f"{type(error).__name__}: {one_line(error)}") from error
 
 
-def image_name(encoded: dict | None, index: int) -> str:
-    """What to call an image in a message: its file, where that is known, and its row."""
-    return f"{(encoded or {}).get('path') or 'an image'} (row {index})"
+def image_name(encoded: dict | None) -> str:
+    """The name of an image for messages: that of its file, if it is known."""
+    return (encoded or {}).get("path") or "an image"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# A data set of images
+# The rows of a data set
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def load_rows(data: str, split: str, streaming: bool = False) -> datasets.Dataset | datasets.IterableDataset:
-    """`datasets.load_dataset` of a local folder (imagefolder, parquet, webdataset, ...) or a Hub id.
+    """Call `datasets.load_dataset` for a local folder (imagefolder, parquet, webdataset, ...) or a Hub id.
 
     Raises:
         ValueError: in one line, if it is not found, not reachable, damaged, or has no such split.
@@ -112,18 +149,72 @@ def load_rows(data: str, split: str, streaming: bool = False) -> datasets.Datase
         ) from error
 
 
+def load_image_rows(
+    data: str,
+    split: str,
+    image_column: str,
+    label_column: str | None,
+    streaming: bool = False,
+    numbers_as_labels: bool = False,
+) -> tuple[datasets.Dataset | datasets.IterableDataset, dict[int, str] | None]:
+    """Load a data set of images, and check its columns.
+
+    Args:
+        data, split, streaming: As for `load_rows`.
+        image_column: The name of the column of images.
+        label_column: The name of the `ClassLabel` column; None for images without labels.
+        numbers_as_labels: Accept a column of whole numbers as labels, too.
+
+    Returns:
+        (rows, id2label): the rows with these columns only and images undecoded; the names of the labels, None where
+        they have no names.
+
+    Raises:
+        ValueError: if the data cannot be read or has no row, or a column is missing or of another kind. (Whether a
+            stream has a row is known only when it is read.)
+    """
+    rows = load_rows(data, split, streaming)
+    features = rows.features or {}
+    columns = ", ".join(features) or "none that are known"
+    if not isinstance(features.get(image_column), datasets.Image):
+        raise ValueError(f"`image_column` is {image_column!r}; required: a column of images among {columns}.")
+    id2label = None
+    if label_column is not None:
+        label = features.get(label_column)
+        if isinstance(label, ClassLabel):
+            id2label = dict(enumerate(label.names))
+        elif not (numbers_as_labels and isinstance(label, Value) and "int" in label.dtype):
+            kinds = "column of class labels or whole numbers" if numbers_as_labels else "ClassLabel column"
+            raise ValueError(f"`label_column` is {label_column!r}; required: a {kinds} among {columns}.")
+    if not streaming and len(rows) == 0:
+        raise ValueError(f"`data` is {data!r}, split {split!r}, without a row; required: images.")
+    needed = [column for column in (image_column, label_column) if column is not None]
+    return rows.select_columns(needed).cast_column(image_column, datasets.Image(decode=False)), id2label
+
+
+def check_labels(rows: datasets.Dataset, label_column: str, num_classes: int) -> None:
+    """Raise ValueError if a row has no label, or one that is not below `num_classes`."""
+    labels = rows.data.column(label_column)
+    smallest, largest = pyarrow.compute.min_max(labels).as_py().values()
+    if labels.null_count or not 0 <= smallest <= largest < num_classes:
+        raise ValueError(
+            f"`label_column` {label_column!r} has {labels.null_count} rows without a label and labels from {smallest} "
+            f"to {largest}; required: 0 to {num_classes - 1} in every row."
+        )
+
+
 class ImageDataset(Dataset):
     """A data set of images that `datasets.load_dataset` reads: a local folder (imagefolder, parquet, ...) or a Hub id.
 
     Items are `{"pixel_values": float32 [3, resolution, resolution] in [-1, 1], "class_labels": int}`.
 
     Args:
-        data: local folder or Hub id.
-        resolution: side of the square images.
-        split: name of the split.
-        image_column: name of the column of images.
-        label_column: name of a `ClassLabel` column, whose names become `id2label`; None for images without labels.
-        preprocessing: one of `PREPROCESSINGS`.
+        data: The local folder or Hub id.
+        resolution: The side of the square images, in pixels.
+        split: The name of the split.
+        image_column: The name of the column of images.
+        label_column: The name of a `ClassLabel` column, whose names become `id2label`; None for images without labels.
+        preprocessing: One of `PREPROCESSINGS`.
 
     Raises:
         ValueError: if the data cannot be read, or a column is missing or of another kind; when an item is taken,
@@ -140,26 +231,10 @@ class ImageDataset(Dataset):
         preprocessing: str = "original",
     ):
         check_choice("preprocessing", preprocessing, PREPROCESSINGS)
-        rows = load_rows(data, split)
-        columns = ", ".join(rows.column_names)
-        if not isinstance(rows.features.get(image_column), datasets.Image):
-            raise ValueError(f"`image_column` is {image_column!r}; required: a column of images among {columns}.")
-        if len(rows) == 0:
-            raise ValueError(f"`data` is {data!r}, split {split!r}, without a row; required: images.")
-        self.id2label = None
+        self.rows, self.id2label = load_image_rows(data, split, image_column, label_column)
         if label_column is not None:
-            if not isinstance(rows.features.get(label_column), ClassLabel):
-                raise ValueError(f"`label_column` is {label_column!r}; required: a ClassLabel column among {columns}.")
-            self.id2label = dict(enumerate(rows.features[label_column].names))
-            labels = rows.data.column(label_column)
-            smallest, largest = pyarrow.compute.min_max(labels).as_py().values()
-            if labels.null_count or not 0 <= smallest <= largest < len(self.id2label):
-                raise ValueError(
-                    f"`label_column` {label_column!r} has {labels.null_count} rows without a label and labels from "
-                    f"{smallest} to {largest}; required: 0 to {len(self.id2label) - 1} in every row."
-                )
+            check_labels(self.rows, label_column, len(self.id2label))
         self.data = data
-        self.rows = rows.cast_column(image_column, datasets.Image(decode=False))
         self.resolution = resolution
         self.image_column = image_column
         self.label_column = label_column
@@ -174,7 +249,7 @@ class ImageDataset(Dataset):
         try:
             item = {"pixel_values": read_pixels(encoded, self.resolution, self.preprocessing)}
         except UnusableImage as error:
-            raise UnusableImage(f"{self.data}, {image_name(encoded, index)}: {error}") from error
+            raise UnusableImage(f"{self.data}, {image_name(encoded)} (row {index}): {error}") from error
         if self.label_column is not None:
             item["class_labels"] = row[self.label_column]
         return item

@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Hugging Face data sets that stay where they are (the Hub), and the samples that their rows are decoded to.
+"""Hugging Face data sets that are read where they are (on the Hub, say), and the samples that their rows decode to.
 
-The samples are those of `LatentsDataset` and `ImageDataset`. In which order they are taken: row_stream.py.
+The samples are those of `LatentsDataset` and `ImageDataset`. row_stream.py decides in which order they are taken.
 """
 
 import contextlib
@@ -14,12 +14,11 @@ import datasets
 import numpy as np
 import pyarrow
 import torch
-from datasets import ClassLabel
 from torch.utils.data import Dataset
 
 from ..files import one_line, read_json
 from ..models import AutoencoderVAVAE
-from .images import UnusableImage, load_rows, read_pixels
+from .images import UnusableImage, image_name, load_image_rows, load_rows, read_pixels
 from .latent_dataset import check_latent_features, check_made_by, require_finite
 from .latent_shards import INFO_FILE
 
@@ -32,7 +31,7 @@ class StreamError(ValueError):
 
 @contextlib.contextmanager
 def reading(data: str) -> Iterator[None]:
-    """Whatever fails while rows are read becomes a `StreamError` that names the data."""
+    """Turn whatever fails while rows are read into a `StreamError` that names the data."""
     try:
         yield
     except StreamError:
@@ -43,16 +42,16 @@ def reading(data: str) -> Iterator[None]:
 
 
 class StreamedRows(ABC):
-    """Rows that are read in a stream, and what they are decoded to.
+    """Rows that are read in a stream, and the samples that they decode to.
 
     Args:
-        data, split: for `datasets.load_dataset`.
-        random_flip: whether samples are mirrored with probability 0.5 where they are taken in a random order.
+        data, split: The arguments of `datasets.load_dataset`.
+        random_flip: Whether samples are mirrored with probability 0.5 where they are taken in a random order.
 
     Attributes:
-        rows: undecoded, with only the columns that are needed.
-        id2label: names of the labels, or None.
-        id_of_label: what to call the labels, if not by themselves; the label is None where the data has none.
+        rows: The undecoded rows, with only the columns that are needed.
+        id2label: The names of the labels, or None.
+        id_of_label: Other numbers for the labels, by label; the label is None where the data has none.
 
     Raises:
         ValueError: in one line, for data that is missing, or has no such columns or no row.
@@ -65,29 +64,29 @@ class StreamedRows(ABC):
     def __init__(self, data: str, split: str, random_flip: bool):
         self.data = data
         self.random_flip = random_flip
-        self._load(load_rows(data, split, streaming=True))
+        self._load(data, split)
         if not self.first(1):
             raise ValueError(f"`data` is {data!r}, split {split!r}, without a row; required: at least one.")
 
     @abstractmethod
-    def _load(self, rows: datasets.IterableDataset) -> None:
-        """Check the columns, set the attributes."""
+    def _load(self, data: str, split: str) -> None:
+        """Open the stream, check its columns, and set the attributes."""
 
     @abstractmethod
     def _decode(self, row: Row, mirrored: bool) -> dict:
-        """The sample without its label; raises ValueError if there is none."""
+        """Decode a row to a sample without its label; raises ValueError if that cannot be done."""
 
     @abstractmethod
     def _label(self, row: Row) -> tuple[int | None, int]:
-        """The label of a row, if it has one, and what it has to be below."""
+        """The label of a row, if it has one, and the number that it has to be below."""
 
     def sample(self, row: Row, place: str, mirrored: bool = False) -> dict:
-        """What a row is decoded to.
+        """Decode a row.
 
         Args:
-            row: of `rows`.
-            place: of the row, for messages.
-            mirrored: of an image, the mirrored one.
+            row: A row of `rows`.
+            place: The place of the row in the data, for messages.
+            mirrored: Whether to mirror the image.
 
         Raises:
             StreamError: naming the place, for an image or latents that cannot be used, and a label out of range.
@@ -104,7 +103,7 @@ class StreamedRows(ABC):
         return sample if label is None else {**sample, "class_labels": label}
 
     def first(self, num_rows: int) -> "FirstRows":
-        """A data set of the first rows, or of all if there are fewer, which are kept in memory, undecoded."""
+        """The first rows, or all if there are fewer, as a data set that keeps them in memory, undecoded."""
         with reading(self.data):
             return FirstRows(self, list(itertools.islice(self.rows, num_rows)))
 
@@ -127,8 +126,8 @@ class StreamedImages(StreamedRows):
     """Images: `{"pixel_values": float32 [3, resolution, resolution] in [-1, 1], "class_labels": int}`.
 
     Args:
-        data, resolution, split, image_column, label_column: as of `ImageDataset`.
-        random_flip: as of `StreamedRows`.
+        data, resolution, split, image_column, label_column: As for `ImageDataset`.
+        random_flip: As for `StreamedRows`.
 
     Raises:
         ValueError: as `StreamedRows`.
@@ -148,20 +147,8 @@ class StreamedImages(StreamedRows):
         self.label_column = label_column
         super().__init__(data, split, random_flip)
 
-    def _load(self, rows: datasets.IterableDataset) -> None:
-        features = rows.features or {}
-        columns = ", ".join(features) or "none that are known"
-        if not isinstance(features.get(self.image_column), datasets.Image):
-            raise ValueError(f"`image_column` is {self.image_column!r}; required: a column of images among {columns}.")
-        self.id2label = None
-        if self.label_column is not None:
-            if not isinstance(features.get(self.label_column), ClassLabel):
-                raise ValueError(
-                    f"`label_column` is {self.label_column!r}; required: a ClassLabel column among {columns}."
-                )
-            self.id2label = dict(enumerate(features[self.label_column].names))
-        needed = [column for column in (self.image_column, self.label_column) if column is not None]
-        self.rows = rows.cast_column(self.image_column, datasets.Image(decode=False)).select_columns(needed)
+    def _load(self, data: str, split: str) -> None:
+        self.rows, self.id2label = load_image_rows(data, split, self.image_column, self.label_column, streaming=True)
 
     def _label(self, row: Row) -> tuple[int | None, int]:
         return (None, 0) if self.label_column is None else (row[self.label_column], len(self.id2label))
@@ -171,7 +158,7 @@ class StreamedImages(StreamedRows):
         try:
             pixels = read_pixels(encoded, self.resolution)
         except UnusableImage as error:
-            raise UnusableImage(f"{(encoded or {}).get('path') or 'its image'}: {error}") from error
+            raise UnusableImage(f"{image_name(encoded)}: {error}") from error
         return {"pixel_values": pixels.flip(-1) if mirrored else pixels}
 
 
@@ -179,14 +166,14 @@ class StreamedLatents(StreamedRows):
     """Raw latents: `{"latents": float32 [C, height, width], "class_labels": int}`.
 
     Args:
-        data, split: of a data set with the columns latents, latents_flip and label, as `cache_latents.py --format
-            parquet` writes it.
-        random_flip: as of `StreamedRows`; without it, no column `latents_flip` is needed.
-        num_classes: labels have to be below it; by default the number of names that came with the data.
+        data, split: The arguments of `datasets.load_dataset` for data with the columns latents, latents_flip and
+            label, as `cache_latents.py --format parquet` writes it.
+        random_flip: As for `StreamedRows`; without it, no column `latents_flip` is needed.
+        num_classes: The number that labels have to be below; by default the number of names that came with the data.
 
     Attributes:
-        shape: (C, height, width) of the latents.
-        num_classes: labels are below it.
+        shape: The shape of the latents, (C, height, width).
+        num_classes: The number of classes; labels are below it.
 
     Raises:
         ValueError: as `StreamedRows`, and where nothing tells the number of classes.
@@ -201,7 +188,8 @@ class StreamedLatents(StreamedRows):
         self.num_classes = num_classes
         super().__init__(data, split, random_flip)
 
-    def _load(self, rows: datasets.IterableDataset) -> None:
+    def _load(self, data: str, split: str) -> None:
+        rows = load_rows(data, split, streaming=True)
         self.shape, self.id2label = check_latent_features(self.data, rows.features, self.random_flip)
         self.num_classes = self.num_classes or len(self.id2label or ())
         if not self.num_classes:

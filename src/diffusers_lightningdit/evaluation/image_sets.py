@@ -166,7 +166,7 @@ class DatasetImages(ImageSet):
         super().__init__(f"{data}, split {split!r}", len(rows), crop, num_threads)
 
     def image_name(self, index: int) -> str:
-        return f"{self.name}, {image_name(self.rows[index][self.column], index)}"
+        return f"{self.name}, {image_name(self.rows[index][self.column])} (row {index})"
 
     def open_image(self, index: int) -> Image.Image:
         return datasets.Image().decode_example(self.rows[index][self.column])
