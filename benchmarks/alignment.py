@@ -27,9 +27,9 @@ from pathlib import Path
 import torch
 
 REPOSITORY = Path(__file__).parents[1]
-DIGITS = REPOSITORY / "examples" / "digits"
+EXAMPLE = REPOSITORY / "examples" / "digits"
 TRAINING_SCRIPTS = REPOSITORY / "training_scripts"
-sys.path.insert(0, str(DIGITS))
+sys.path.insert(0, str(EXAMPLE))
 
 VAE = {
     "resolution": 32,
@@ -278,12 +278,12 @@ def run(arguments: argparse.Namespace) -> list[dict]:
     folder = arguments.output_dir
     check_settings(folder, arguments)
     log, data = folder / "log.txt", folder / "data"
-    make_once(data, "train.parquet", DIGITS / "prepare.py", "--output_dir", str(data), log=log)
+    make_once(data, "train.parquet", EXAMPLE / "prepare.py", "--output_dir", str(data), log=log)
     for seed in (0, 1):  # the one to align to, and the one to measure with
         encoder = folder / f"encoder{seed}"
         words = settings({"data": str(data), "output_dir": str(encoder), "seed": seed,
                           "num_train_steps": arguments.encoder_steps})  # fmt: skip
-        make_once(encoder, "model.safetensors", DIGITS / "train_encoder.py", *words, log=log)
+        make_once(encoder, "model.safetensors", EXAMPLE / "train_encoder.py", *words, log=log)
     cells = list(itertools.product(arguments.seeds, arguments.latent_channels, (False, True)))
     results = []
     with ThreadPoolExecutor(arguments.jobs) as pool:
