@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 import diffusers_lightningdit  # noqa: F401  (makes the pipeline's classes loadable)
 from diffusers_lightningdit.data.images import ImageDataset
+from diffusers_lightningdit.files import write_json
 from diffusers_lightningdit.grids import draw_images, labelled_grid
 from diffusers_lightningdit.metrics.image_similarity import peak_signal_to_noise_ratio
 from diffusers_lightningdit.settings import one_line_errors
@@ -150,7 +151,7 @@ def main(argv: list[str] | None = None) -> dict:
     }
     print(json.dumps(metrics, indent=2))
     if arguments.metrics is not None:
-        arguments.metrics.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        write_json(arguments.metrics, metrics)
     if arguments.picture is not None:
         first_real = [torch.stack([real[real_labels == c][n] for c in range(num_classes)]) for n in range(3)]
         rows = [("real", to_images(row)) for row in first_real]

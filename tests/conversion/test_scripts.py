@@ -14,7 +14,8 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from safetensors.torch import load_file
 
 from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, LightningDiTTransformer2DModel
-from diffusers_lightningdit.original import load_autoencoder, read_autoencoder, read_checkpoint
+from diffusers_lightningdit.files import read_checkpoint
+from diffusers_lightningdit.original import load_autoencoder, read_autoencoder
 
 SCRIPTS = Path(__file__).parents[2] / "conversion"
 CASES = ["released", "qknorm_layernorm", "qknorm_rms_woshift", "learn_sigma_p2", "plain"]
@@ -392,8 +393,9 @@ def test_contradicting_yaml(sampling, tmp_path, fails):
 def test_output_is_never_overwritten(module, sampling, tmp_path, fails):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/precious").write_text("x")
-    assert "is not empty" in fails(module, checkpoint=sampling["checkpoint"])
-    assert "is a file" in fails(module, checkpoint=sampling["checkpoint"], output_dir=tmp_path / "out/precious")
+    for taken in (tmp_path / "out", tmp_path / "out/precious"):
+        line = fails(module, checkpoint=sampling["checkpoint"], output_dir=taken)
+        assert f"`output_dir` is {str(taken)!r}, which exists; required: a new or an empty folder" in line
     assert (tmp_path / "out/precious").read_text() == "x"
 
 

@@ -10,8 +10,9 @@ from diffusers.models.embeddings import apply_rotary_emb
 from safetensors.torch import load_file
 
 from diffusers_lightningdit import LightningDiTTransformer2DModel
+from diffusers_lightningdit.files import read_checkpoint
 from diffusers_lightningdit.models.transformer_lightningdit import LightningDiTRotaryEmbedding, sincos_position_table
-from diffusers_lightningdit.original import load_transformer, read_checkpoint, transformer_to_original
+from diffusers_lightningdit.original import load_transformer, transformer_to_original
 from diffusers_lightningdit.original.transformer import empty_transformer, rope_tables, transformer_rows
 
 CASES = ["released", "qknorm_layernorm", "qknorm_rms_woshift", "learn_sigma_p2", "plain"]

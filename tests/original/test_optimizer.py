@@ -9,12 +9,11 @@ from safetensors.torch import load_file
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffusers_lightningdit import LightningDiTTransformer2DModel
+from diffusers_lightningdit.files import read_checkpoint
 from diffusers_lightningdit.flow_matching import flow_matching_losses
 from diffusers_lightningdit.original import (
-    CheckpointError,
     OriginalConfig,
     load_transformer,
-    read_checkpoint,
     read_training_checkpoint,
     transformer_to_original,
 )
@@ -153,7 +152,7 @@ def test_a_checkpoint_whose_parts_do_not_fit(golden, tmp_path, change, message):
     checkpoint = torch.load(golden("train/step_plain_ckpt_0000002.pt"), weights_only=True)
     change(checkpoint)
     torch.save(checkpoint, tmp_path / "changed.pt")
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(ValueError, match=message):
         read_training_checkpoint(tmp_path / "changed.pt")
 
 

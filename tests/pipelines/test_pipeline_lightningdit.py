@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from diffusers_lightningdit import LightningDiTPipeline
 from diffusers_lightningdit.original import load_autoencoder, load_transformer
-from diffusers_lightningdit.pipelines.pipeline_lightningdit import guide
+from diffusers_lightningdit.pipelines.lightningdit_sampling import guide
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 NUM_GUIDED_CHANNELS = 3  # what the original always does

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 
+from ..files import first_line
 from ..keyed_random import image_generator, random_key
 from .image_sets import NumberedImages, numbered_name
 from .image_writer import ImageWriter
@@ -55,8 +56,7 @@ def load_pipeline(name_or_path: str) -> DiffusionPipeline:
     try:
         pipeline = DiffusionPipeline.from_pretrained(name_or_path)
     except Exception as error:  # diffusers lets through whatever its parts raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"`pipeline` is {name_or_path!r}; {required} ({reason}).") from error
+        raise ValueError(f"`pipeline` is {name_or_path!r}; {required} ({first_line(error)}).") from error
     transformer = getattr(pipeline, "transformer", None)
     if transformer is None or "num_classes" not in transformer.config or not hasattr(pipeline, "get_label_ids"):
         raise ValueError(f"`pipeline` is {name_or_path!r}, a {type(pipeline).__name__}; {required}.")

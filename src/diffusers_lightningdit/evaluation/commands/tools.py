@@ -9,11 +9,10 @@ python -m diffusers_lightningdit.evaluate tools grid --pipeline P --classes "[se
 import dataclasses
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from accelerate import Accelerator
 
-from ...data.latent_shards import partial_name, publish
+from ...files import atomic_write
 from ...grids import draw_labelled_grid
 from ...settings import check_at_least, one_line_errors
 from ..drawn_images import check_sampling, load_pipeline, set_scheduler
@@ -96,9 +95,8 @@ def draw_class_grid(config: GridConfig) -> tuple[int, int]:
     grid = draw_labelled_grid(
         pipeline, class_ids, config.num_columns, config.seed, config.batch_size, config.zoom, **config.sampling
     )
-    partial = partial_name(Path(config.output))
-    grid.save(partial, format="PNG")
-    publish(partial, Path(config.output))
+    with atomic_write(config.output) as partial:
+        grid.save(partial, format="PNG")
     return len(class_ids), config.num_columns
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ...data.images import to_8_bits
+from ...files import one_line
 from ...metrics.alignment import distance_matrix_gap, linear_cka
 from ...metrics.channel_statistics import channel_statistics
 from ...metrics.frechet import FeatureStatistics
@@ -88,7 +89,7 @@ class AutoencoderValidation:
                 value = measure()
             except (ValueError, torch.linalg.LinAlgError) as error:
                 if name not in self.left_out:
-                    self.report(f"validation leaves out `{name}`: {' '.join(str(error).split())}")
+                    self.report(f"validation leaves out `{name}`: {one_line(error)}")
                 self.left_out.add(name)
             else:
                 measures |= value if isinstance(value, dict) else {name: value}
