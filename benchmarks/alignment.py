@@ -147,9 +147,9 @@ def measure(folder: Path, cell: Path, num_images: int) -> dict[str, float]:
     from judge import classifier_features, fit_classifier, generate, real_images, reconstruct
 
     import diffusers_lightningdit  # noqa: F401  (makes the pipeline's classes loadable)
-    from diffusers_lightningdit.metrics.class_accuracy import class_accuracy
     from diffusers_lightningdit.metrics.frechet import FeatureStatistics
     from diffusers_lightningdit.metrics.image_similarity import peak_signal_to_noise_ratio
+    from diffusers_lightningdit.metrics.linear_classifier import class_accuracy
     from diffusers_lightningdit.networks.foundation_model import FoundationModel
 
     pipeline = DiffusionPipeline.from_pretrained(cell / "pipeline")

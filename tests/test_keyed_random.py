@@ -93,7 +93,7 @@ def test_noise_depends_on_image_and_flip_only():
     assert many.std().item() == pytest.approx(1, abs=0.02)
 
 
-def test_noise_depends_on_seed_and_index():
+def test_the_noise_of_an_image_depends_on_seed_and_index():
     def noise(seed, index):
         return torch.randn(3, generator=image_generator(seed, index)).tolist()
 

@@ -83,7 +83,8 @@ def real_images(data: str, resolution: int) -> tuple[torch.Tensor, torch.Tensor,
 
 def generate(pipeline: DiffusionPipeline, labels: torch.Tensor, seed: int, batch_size: int) -> torch.Tensor:
     """One image for each label; image i depends on `seed` + i, whatever the batch it is in."""
-    images = draw_images(pipeline, labels.tolist(), seed, batch_size, output_type="pt")
+    generators = [torch.Generator().manual_seed(seed + index) for index in range(len(labels))]
+    images = draw_images(pipeline, labels.tolist(), generators, batch_size, output_type="pt")
     return torch.stack([image.float().cpu() for image in tqdm(images, desc="generating", total=len(labels))])
 
 

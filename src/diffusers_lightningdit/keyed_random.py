@@ -105,14 +105,18 @@ def posterior_noise(seed: int, index: int, flip: bool, shape: tuple[int, int, in
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
-    """The generator of image `index`, on the CPU, for the same noise on every device.
+    """The generator for the noise of one image of a generated set, on the CPU: the same noise on every device.
 
-    Neighbouring indices have neighbouring seeds: of a hash of each, the 32 bits that count would coincide for a pair
-    of 50,000.
+    Neighbouring images have neighbouring seeds, since torch's CPU generator uses only 32 bits of a seed: of 50,000
+    hashes of (seed, index), two would probably agree in these.
+
+    Args:
+        seed: The seed of the set.
+        index: The index of the image in the set.
     """
     return torch.Generator().manual_seed((random_key(seed, "noise") + index) % 2**63)
 
 
 def random_label(seed: int, index: int, num_classes: int) -> int:
-    """The label of image `index`, uniform in 0 to num_classes - 1."""
+    """The label of one image of a generated set, uniform in 0 to num_classes - 1."""
     return random_key(seed, index, "label") % num_classes

@@ -29,8 +29,7 @@ from ...metrics.alignment import distance_matrix_gap, linear_cka
 from ...metrics.channel_statistics import channel_statistics
 from ...metrics.interpolation_distance import interpolation_distance
 from ...metrics.linear_classifier import can_be_split, linear_probe_accuracy, probed_images
-from ...metrics.tsne import check_scikit_learn, tsne_plane
-from ...metrics.uniformity import point_density, principal_plane, uniformity
+from ...metrics.uniformity import check_scikit_learn, point_density, principal_plane, tsne_plane, uniformity
 from ...networks.foundation_model import IMAGE_NORMALIZATIONS, FoundationModel
 from ...pixels import from_8_bits, to_8_bits
 from ...processes import patient_accelerator

@@ -67,7 +67,7 @@ class AutoencoderValidation:
         images of the reconstructions from the means of the posteriors. `validation_rfid`, `validation_rfd`: Fréchet
         distance of real and reconstructed images, in the features of Inception (of 8-bit images), and in the
         foundation model's averaged over positions; `latents_interpolation_fd`: in these, that of real images and those
-        between two latents (arXiv 2603.05630). `latents_*`: those of `latent_quality`, of the posteriors' means.
+        between two latents (arXiv 2603.05630). `latents_*`: measures of the posteriors' means.
 
         What cannot be computed of these images or these weights is left out, which is reported once.
         """
