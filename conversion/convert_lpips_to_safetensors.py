@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save
 
 from diffusers_lightningdit.files import atomic_write, file_sha256, read_checkpoint
-from diffusers_lightningdit.networks.lpips import ORIGIN, PUBLISHED_SHA256, STAGES, tensors_sha256
+from diffusers_lightningdit.networks.lpips import ORIGIN, PUBLISHED_SHA256, STAGES
 from diffusers_lightningdit.original.command_line import OneLineParser, run
 from diffusers_lightningdit.original.translation import check_shape, check_values, naming
 
@@ -85,7 +85,6 @@ def convert(args: argparse.Namespace) -> None:
         "linear": checked_sha256(args.linear, args.linear_sha256),
     }
     weights = translate(read_checkpoint(args.vgg16), read_checkpoint(args.linear), (args.vgg16, args.linear))
-    origin["tensors"] = tensors_sha256(weights)
     content = save(weights, {ORIGIN: json.dumps(origin)})  # one entry: the order of several varies
     with atomic_write(output) as partial:
         partial.write_bytes(content)

@@ -192,6 +192,25 @@ def file_sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def check_sha256(path: str | Path, digits: str, argument: str) -> str:
+    """Require a file to have a certain SHA-256 sum, and return that sum.
+
+    Args:
+        path: The file.
+        digits: The sum in hexadecimal, or at least its first 8 digits.
+        argument: The name of the setting that gives these digits, for the message.
+
+    Raises:
+        ValueError: if the file has another sum, or fewer digits are given.
+    """
+    found = file_sha256(path)
+    if len(digits) < 8 or not found.startswith(digits.lower()):
+        raise ValueError(
+            f"{path} has the sha256 {found}; required: the one that `{argument}` gives, {digits!r} (at least 8 digits)."
+        )
+    return found
+
+
 def weights_sha256(model: torch.nn.Module) -> str:
     """The SHA-256 sum of a model's weights, their names and types, whatever the device, in hexadecimal digits."""
     digest = hashlib.sha256()

@@ -44,7 +44,9 @@ def test_features_of_torch_fidelity(network, weights_file):
 
 
 def test_another_file_than_the_published(weights_file):
-    with pytest.raises(ValueError, match=r"whose sha256 begins with \w{12}; required: '6726825d'"):
+    with pytest.raises(
+        ValueError, match=r"has the sha256 \w{64}; required: the one that `inception_sha256` gives, '6726825d'"
+    ):
         InceptionFeatures(weights_file)
     with pytest.raises(ValueError, match=r"`inception` is 'missing.pth'; required: a file"):
         InceptionFeatures("missing.pth")

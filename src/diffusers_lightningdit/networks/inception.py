@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..files import file_sha256, read_checkpoint
+from ..files import check_sha256, one_line, read_checkpoint
 
 PUBLISHED_SHA256 = "6726825d"  # how the hash of the published file begins; it is in the file's name
 SPATIAL_CHANNELS = 7  # of the 192; 7 x 17 x 17 = 2023 values
@@ -40,19 +40,14 @@ class InceptionFeatures(nn.Module):
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"`inception` is {str(path)!r}; required: a file of weights.")
-        self.sha256 = file_sha256(path)
-        if len(sha256) < len(PUBLISHED_SHA256) or not self.sha256.startswith(sha256.lower()):
-            raise ValueError(
-                f"`inception` is {str(path)!r}, whose sha256 begins with {self.sha256[:12]}; required: {sha256!r} "
-                "(at least 8 digits), or `inception_sha256` of that file."
-            )
+        self.sha256 = check_sha256(path, sha256, "inception_sha256")
         weights = read_checkpoint(path)
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except (ImportError, RuntimeError) as error:  # the latter from a torchvision of another torch
-            reason = " ".join(str(error).split())
             raise ImportError(
-                f'`inception` needs torch-fidelity: pip install "diffusers-lightningdit[inception]" ({reason}).'
+                '`inception` needs torch-fidelity: pip install "diffusers-lightningdit[inception]" '
+                f"({one_line(error)})."
             ) from error
         # It would unpickle the file itself, whatever it holds: it gets what was read above, written anew.
         buffer = io.BytesIO()
