@@ -10,14 +10,12 @@ Run again after an interruption, it goes on where it was, and leaves the same fi
 
 import argparse
 import dataclasses
-import datetime
 import typing
 
 import datasets
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 
 from diffusers_lightningdit.data.latent_caching import CachingConfig, cache_latents
+from diffusers_lightningdit.processes import patient_accelerator
 from diffusers_lightningdit.settings import one_line_errors
 
 HELP = {
@@ -59,9 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         config = parse_arguments(argv)
         datasets.disable_progress_bars()
-        # a process that is done waits for the slowest one
-        patience = InitProcessGroupKwargs(timeout=datetime.timedelta(days=7))
-        accelerator = Accelerator(kwargs_handlers=[patience])
+        accelerator = patient_accelerator()  # a process that is done waits for the slowest one
         cache_latents(config, accelerator)
     accelerator.end_training()
 

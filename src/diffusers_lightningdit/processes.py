@@ -22,9 +22,9 @@ def patient_accelerator(
     """An accelerator whose processes wait for the slowest of them, or for what the main process does alone.
 
     Args:
-        patience: after which a process that waits for another one fails. torch's default is 10 minutes on GPUs, 30 on
-            CPUs.
-        handlers, arguments: for `Accelerator`.
+        patience: The time after which a process that waits for another one fails. torch's default is 10 minutes on
+            GPUs, 30 on CPUs.
+        handlers, arguments: Arguments of `Accelerator`.
 
     Raises:
         SeparateProcesses: if several processes were started which do not know of each other.

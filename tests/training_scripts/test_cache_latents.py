@@ -94,6 +94,16 @@ def test_a_killed_run_goes_on_to_the_same_files(arguments, one_process, tmp_path
     assert contents(folder) == one_process
 
 
+def test_processes_that_do_not_know_of_each_other_are_refused(arguments, tmp_path, capsys, monkeypatch):
+    """Each would take itself for the only one, and write every shard."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as exit:
+        cache_latents.main([*arguments, "--output_dir", str(tmp_path / "latents")])
+    assert exit.value.code == 2
+    assert "error: 2 processes were started which do not know of each other" in capsys.readouterr().err
+    assert not (tmp_path / "latents").exists()
+
+
 def test_errors_are_one_line(arguments, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit:
         cache_latents.main([*arguments, "--output_dir", str(tmp_path / "latents"), "--dtype", "int8"])
