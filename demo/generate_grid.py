@@ -1,9 +1,9 @@
 """Draw every class of a checkpoint a few times, as one labelled grid: the picture of the README.
 
-python demo/generate_grid.py [--pipeline FOLDER_OR_HUB_ID] [--output outputs/digits.png]
+python demo/generate_grid.py --pipeline FOLDER_OR_HUB_ID --output outputs/digits.png
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,8 +11,34 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
 import diffusers_lightningdit  # noqa: F401  (makes the pipeline's classes known to diffusers)
+from diffusers_lightningdit.settings import check_settings, one_line_errors, parse_config, setting
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@dataclass(kw_only=True)
+class GridConfig:
+    """Settings of generate_grid.py.
+
+    Raises:
+        ValueError: for a value that cannot be used.
+    """
+
+    pipeline: str = setting(
+        str(REPOSITORY / "model_cards" / "lightningdit-digits"), "Folder or Hub id of a class-conditional pipeline."
+    )
+
+    classes: tuple[int | str, ...] | None = setting(
+        None, "Names or ids of the classes to draw; null: all.", group="Sampling"
+    )
+    num_images_per_class: int = setting(8, "Images of each class.", minimum=1)
+    seed: int = setting(0, "The seed of the images.")
+
+    output: str = setting("outputs/digits.png", "The file of the picture.", group="Output")
+    scale: int = setting(2, "The whole factor that images are enlarged by.", minimum=1)
+
+    def __post_init__(self):
+        check_settings(self)
 
 
 def labelled_grid(rows: dict[str, list[Image.Image]], scale: int, gap: int = 4) -> Image.Image:
@@ -32,34 +58,29 @@ def labelled_grid(rows: dict[str, list[Image.Image]], scale: int, gap: int = 4) 
     return page
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pipeline", default=str(REPOSITORY / "model_cards" / "lightningdit-digits"))
-    parser.add_argument("--classes", nargs="+", help="names or ids of the classes to draw; all by default")
-    parser.add_argument("--num_images_per_class", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=int, default=2, help="enlarges the images by a whole factor")
-    parser.add_argument("--output", type=Path, default=Path("outputs/digits.png"))
-    arguments = parser.parse_args()
+def main(argv: list[str] | None = None) -> None:
+    with one_line_errors():
+        config = parse_config(GridConfig, argv, __doc__)
 
-    pipe = DiffusionPipeline.from_pretrained(arguments.pipeline)
+    pipe = DiffusionPipeline.from_pretrained(config.pipeline)
     if torch.cuda.is_available():
         pipe.to("cuda")
-    if arguments.classes is None:
+    if config.classes is None:
         classes = list(pipe.id2label) or list(range(pipe.transformer.config.num_classes))
     else:
-        classes = pipe.get_label_ids([int(c) if c.isdecimal() else c for c in arguments.classes])
+        classes = pipe.get_label_ids(list(config.classes))
 
-    generator = torch.Generator("cpu").manual_seed(arguments.seed)
-    images = pipe(classes, num_images_per_prompt=arguments.num_images_per_class, generator=generator).images
+    generator = torch.Generator("cpu").manual_seed(config.seed)
+    images = pipe(classes, num_images_per_prompt=config.num_images_per_class, generator=generator).images
     rows = {}
     for i, class_id in enumerate(classes):
         label = pipe.id2label.get(class_id, str(class_id)).partition(",")[0]
-        rows[label] = images[i * arguments.num_images_per_class : (i + 1) * arguments.num_images_per_class]
+        rows[label] = images[i * config.num_images_per_class : (i + 1) * config.num_images_per_class]
 
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    labelled_grid(rows, arguments.scale).save(arguments.output)
-    print(arguments.output.resolve())
+    output = Path(config.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    labelled_grid(rows, config.scale).save(output)
+    print(output.resolve())
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from torch import nn
 
 from ...data.latent_shards import read_json, write_json
 from ...processes import patient_accelerator
-from ...settings import one_line_errors
+from ...settings import one_line_errors, parse_config
 from ..comparison import compare, not_computed
 from ..drawn_images import DrawnImages, check_sampling, load_pipeline, set_scheduler, try_pipeline
 from ..identity import IMAGES, SAMPLES_FILE, check_folder, samples_identity
@@ -34,8 +34,7 @@ from ..networks import exact_arithmetic, make_network
 from ..records import collected_warnings, measurement_record
 from ..reference import Reference, measure_reference, measure_set
 from ..set_statistics import SetStatistics, read_all
-from .command_help import parse_command
-from .generation_config import HELP, GenerationConfig
+from .generation_config import GenerationConfig
 
 RESULTS_FILE = "generation.json"
 ARCHIVE = "images.npz"
@@ -241,7 +240,7 @@ def _record(
 
 def main(argv: list[str] | None = None) -> None:
     with one_line_errors((ValueError, ImportError, OSError)):
-        config = parse_command(GenerationConfig, argv, __doc__, HELP)
+        config = parse_config(GenerationConfig, argv, __doc__)
         datasets.disable_progress_bars()
         accelerator = patient_accelerator()
         record = evaluate_generation(config, accelerator)

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Measure a pipeline over guidance scales, guidance intervals, numbers of steps and schedulers.
+r"""Measure a pipeline over guidance scales, guidance intervals, numbers of steps and schedulers.
 
     python -m diffusers_lightningdit.evaluate sweep --pipeline P --output_dir FOLDER --guidance_scales "[1, 1.5, 2]" \
         --num_inference_steps "[20, 50]" generation.reference=REF generation.inception=FILE generation.num_images=5000
@@ -24,17 +24,16 @@ from diffusers import DiffusionPipeline
 
 from ...data.latent_shards import partial_name, publish, read_json, write_json
 from ...processes import patient_accelerator
-from ...settings import make_config, one_line_errors
+from ...settings import make_config, one_line_errors, parse_config
 from ..comparison import result_names
 from ..drawn_images import load_pipeline, set_scheduler
 from ..identity import IMAGES, check_folder, first_difference, pipeline_identity, samples_identity
 from ..networks import make_network
 from ..plots import check_matplotlib, plot_bars, plot_lines
 from ..reference import content_sha256, open_reference
-from .command_help import parse_command
 from .generation import ARCHIVE, RESULTS_FILE, evaluate_generation
 from .generation_config import GenerationConfig
-from .sweep_config import HELP, SweepConfig
+from .sweep_config import SweepConfig
 
 RUNS = "runs"
 TABLE_FILE, JSON_FILE, PLOT_FILE = "sweep.csv", "sweep.json", "sweep.png"
@@ -267,7 +266,7 @@ def plot_sweep(path: Path, rows: list[dict[str, Any]], config: SweepConfig) -> N
 
 def main(argv: list[str] | None = None) -> None:
     with one_line_errors((ValueError, ImportError)):
-        config = parse_command(SweepConfig, argv, __doc__, HELP)
+        config = parse_config(SweepConfig, argv, __doc__)
         datasets.disable_progress_bars()
         accelerator = patient_accelerator()
         run_sweep(config, accelerator)
