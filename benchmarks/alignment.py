@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 
+from diffusers_lightningdit.files import read_json, write_json
 from diffusers_lightningdit.settings import check_settings, one_line_errors, parse_config, required, setting
 
 REPOSITORY = Path(__file__).parents[1]
@@ -132,7 +133,7 @@ def measure_cell(folder: Path, channels: int, is_aligned: bool, seed: int, confi
     cell = folder / f"channels{channels}-{'aligned' if is_aligned else 'plain'}-seed{seed}"
     result = cell / "result.json"
     if result.is_file():
-        return json.loads(result.read_text(encoding="utf-8"))
+        return read_json(result)
     if cell.exists():
         shutil.rmtree(cell)
     log = cell / "log.txt"
@@ -160,7 +161,7 @@ def measure_cell(folder: Path, channels: int, is_aligned: bool, seed: int, confi
     }
     run_script(TRAINING_SCRIPTS / "train_lightningdit.py", *settings(SHARED, TRANSFORMER, transformer), log=log)
     values = {**place, **measure(folder, cell, config.num_images)}
-    result.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    write_json(result, values)
     for name in ("latents", "vae", "pipeline"):
         shutil.rmtree(cell / name)
     return values
@@ -172,9 +173,9 @@ def measure(folder: Path, cell: Path, num_images: int) -> dict[str, float]:
     from judge import classifier_features, fit_classifier, generate, real_images, reconstruct
 
     import diffusers_lightningdit  # noqa: F401  (makes the pipeline's classes loadable)
-    from diffusers_lightningdit.metrics.class_accuracy import class_accuracy
     from diffusers_lightningdit.metrics.frechet import FeatureStatistics
     from diffusers_lightningdit.metrics.image_similarity import peak_signal_to_noise_ratio
+    from diffusers_lightningdit.metrics.linear_classifier import class_accuracy
     from diffusers_lightningdit.networks.foundation_model import FoundationModel
 
     pipeline = DiffusionPipeline.from_pretrained(cell / "pipeline")
@@ -277,13 +278,13 @@ def check_folder(folder: Path, config: AlignmentConfig) -> None:
     now = {name: getattr(config, name) for name in ("vae_steps", "transformer_steps", "encoder_steps", "num_images")}
     file = folder / "settings.json"
     if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = read_json(file)
         if before != now:
             raise Failed(f"--output_dir is {folder}, with cells of {before}; required: the same, not {now}.")
     elif folder.exists() and any(folder.iterdir()):
         raise Failed(f"--output_dir is {folder}, which holds something else; required: a new or an empty folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(now) + "\n", encoding="utf-8")
+    write_json(file, now)
 
 
 def make_once(folder: Path, last_file: str, script: Path, *arguments: str, log: Path) -> None:
@@ -315,7 +316,7 @@ def run(config: AlignmentConfig) -> list[dict]:
         except Failed:
             pool.shutdown(cancel_futures=True)
             raise
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "results.json", results)
     rows = rows_of(results)
     (folder / "table.md").write_text(table(rows), encoding="utf-8")
     plot(rows, folder / "alignment.png")

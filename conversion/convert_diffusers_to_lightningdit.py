@@ -9,8 +9,8 @@ from an original checkpoint return bit by bit.
 
 from dataclasses import dataclass
 
+from diffusers_lightningdit.files import check_output_dir, new_folder
 from diffusers_lightningdit.original.export import original_files, write_original_files
-from diffusers_lightningdit.original.files import check_new_folder, new_folder
 from diffusers_lightningdit.settings import one_line_errors, parse_config, required
 
 
@@ -23,7 +23,7 @@ class ConversionConfig:
 
 
 def convert(config: ConversionConfig) -> None:
-    check_new_folder(config.output_dir)
+    check_output_dir(config.output_dir)
     files, remarks = original_files(config.checkpoint)
     with new_folder(config.output_dir) as folder:
         write_original_files(files, folder)

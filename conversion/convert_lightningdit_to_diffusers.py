@@ -10,6 +10,7 @@ multiplier and, for sizes that were never published, the number of heads. Contra
 
 from dataclasses import dataclass
 
+from diffusers_lightningdit.files import check_output_dir, new_folder, read_checkpoint
 from diffusers_lightningdit.original import (
     OriginalConfig,
     build_autoencoder,
@@ -17,9 +18,7 @@ from diffusers_lightningdit.original import (
     embedded_config,
     load_transformer,
     read_autoencoder,
-    read_checkpoint,
 )
-from diffusers_lightningdit.original.files import check_new_folder, new_folder
 from diffusers_lightningdit.settings import check_settings, one_line_errors, parse_config, required, setting
 
 
@@ -55,7 +54,7 @@ class ConversionConfig:
 
 
 def convert(config: ConversionConfig) -> None:
-    check_new_folder(config.output_dir)
+    check_output_dir(config.output_dir)
     checkpoint = read_checkpoint(config.checkpoint)
     original = OriginalConfig.read(config.config) if config.config else embedded_config(checkpoint)
     transformer = load_transformer(

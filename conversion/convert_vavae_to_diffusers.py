@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from safetensors.torch import save_file
 
+from diffusers_lightningdit.files import check_output_dir, new_folder
 from diffusers_lightningdit.original import build_autoencoder, read_autoencoder, training_models
-from diffusers_lightningdit.original.files import check_new_folder, new_folder
 from diffusers_lightningdit.original.vae_training import TRAINING_FOLDER
 from diffusers_lightningdit.settings import one_line_errors, parse_config, required, setting
 
@@ -34,7 +34,7 @@ class ConversionConfig:
 
 
 def convert(config: ConversionConfig) -> None:
-    check_new_folder(config.output_dir)
+    check_output_dir(config.output_dir)
     parts = read_autoencoder(config.checkpoint, config.config)
     vae = build_autoencoder(parts, config.latents_stats)
     models, left_over = training_models(parts.training)

@@ -23,6 +23,7 @@ from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, Light
 from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
 from diffusers_lightningdit.data.latents import load_frozen_vae
 from diffusers_lightningdit.data.row_stream import RowStream
+from diffusers_lightningdit.files import write_result
 from diffusers_lightningdit.original import read_training_checkpoint
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
@@ -31,7 +32,6 @@ from diffusers_lightningdit.training.loop import (
     make_adamw,
     make_batch_sampler,
     make_lr_scheduler,
-    write_result,
 )
 from diffusers_lightningdit.training.moving_averages import MovingAverages
 from diffusers_lightningdit.training.run_state import RunState

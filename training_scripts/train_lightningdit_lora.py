@@ -19,8 +19,8 @@ from accelerate import Accelerator
 from huggingface_hub import create_repo, upload_folder
 
 from diffusers_lightningdit import LightningDiTPipeline, LightningDiTTransformer2DModel
-from diffusers_lightningdit.data.latent_shards import weights_sha256
 from diffusers_lightningdit.data.row_stream import RowStream
+from diffusers_lightningdit.files import weights_sha256, write_result
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
 from diffusers_lightningdit.training.loop import (
@@ -28,7 +28,6 @@ from diffusers_lightningdit.training.loop import (
     make_adamw,
     make_batch_sampler,
     make_lr_scheduler,
-    write_result,
 )
 from diffusers_lightningdit.training.moving_averages import MovingAverages
 from diffusers_lightningdit.training.run_state import RunState

@@ -20,6 +20,7 @@ from diffusers_lightningdit.data.images import ImageDataset
 from diffusers_lightningdit.data.latents import latents_size
 from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.data.streamed_rows import FirstRows, StreamedImages
+from diffusers_lightningdit.files import write_result
 from diffusers_lightningdit.losses import VAELossSettings, autoencoder_losses, discriminator_losses
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
@@ -31,7 +32,6 @@ from diffusers_lightningdit.training.loop import (
     make_batch_sampler,
     make_lr_scheduler,
     train_steps,
-    write_result,
 )
 from diffusers_lightningdit.training.moving_averages import MovingAverages
 from diffusers_lightningdit.training.progress import TrainingProgress

@@ -16,14 +16,8 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from diffusers_lightningdit.settings import (
-    check_output_dir,
-    check_settings,
-    one_line_errors,
-    parse_config,
-    required,
-    setting,
-)
+from diffusers_lightningdit.files import check_output_dir
+from diffusers_lightningdit.settings import check_settings, one_line_errors, parse_config, required, setting
 
 CLASS_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 RESOLUTION = 32

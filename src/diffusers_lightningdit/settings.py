@@ -38,6 +38,8 @@ import torch
 import yaml
 from accelerate import PartialState
 
+from .files import one_line
+
 Config = TypeVar("Config")
 
 
@@ -111,8 +113,14 @@ class Setting:
             text += f", at least {self.minimum:g}"
         if self.above is not None:
             text += f", above {self.above:g}"
-        has_comma = "," in text
-        return f"{text}{',' if has_comma else ''} or null" if types.NoneType in _kinds(self.kind) else text
+        if types.NoneType in _kinds(self.kind):
+            text += ", or null" if "," in text else " or null"
+        return text
+
+    @property
+    def requirement_matters(self) -> bool:
+        """Whether the requirement says more than that the field is text, or true or false."""
+        return bool(self.choices) or not {*_kinds(self.kind)} <= {str, bool, types.NoneType}
 
 
 def setting(default: Any, help: str, *, group: str | None = None, **limits: Any) -> Any:
@@ -318,7 +326,7 @@ def _read_recipe(file: str) -> dict[str, Any]:
     try:
         recipe = yaml.load(Path(file).read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no YAML file: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{file} is no YAML file: {one_line(error)}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{file} holds a {type(recipe).__name__}; required: keys with values.")
     for key in recipe:
@@ -386,7 +394,7 @@ def help_text(config_class: type, description: str, width: int) -> str:
         lines = [f"{group}:"]
         for field in members:
             remarks = ["required" if field.is_required else f"default: {field.default_text}"]
-            if field.choices or not {*_kinds(field.kind)} <= {str, bool, types.NoneType}:
+            if field.requirement_matters:
                 remarks.insert(0, field.requirement)
             text = f"{field.help} ({'; '.join(remarks)})"
             first = f"  {field.name:<{margin - 4}}  "
@@ -406,10 +414,10 @@ def make_model_arguments(
     """The dictionary field `name`, with values of the types that `model_class` has for its arguments.
 
     Args:
-        name: of the field.
-        arguments: its keys and values, as they were read.
-        model_class: of the model.
-        follow: examples of the arguments that will follow from the data.
+        name: The name of the field.
+        arguments: The keys and values of the field, as they were read.
+        model_class: The class of the model.
+        follow: Examples of the arguments that will follow from the data.
 
     Raises:
         ValueError: in one line, for a key that is no argument, a value of another type, a whole number that is not
@@ -429,31 +437,10 @@ def make_model_arguments(
         with torch.device("meta"):
             model_class(**values, **(follow or {}))
     except Exception as error:  # of whatever layer does not fit
-        reason = " ".join(str(error).split())
-        raise ValueError(f"`{name}` is {values}; required: what makes a model of its class ({reason}).") from error
+        raise ValueError(
+            f"`{name}` is {values}; required: what makes a model of its class ({one_line(error)})."
+        ) from error
     return values
-
-
-# what a finished result has: of a pipeline, of a model, of a LoRA
-RESULT_FILES = ("model_index.json", "config.json", "pytorch_lora_weights.safetensors")
-
-
-def check_output_dir(output_dir: str, resuming: bool = False, leftovers: Sequence[str] = ()) -> None:
-    """Raise ValueError if `output_dir` is something that a result would overwrite.
-
-    Where training is `resuming`, the folder may hold checkpoints, logs and samples, but no finished result.
-    `leftovers` are names of files that a killed run may have left half written.
-    """
-    path = Path(output_dir)
-    if resuming and (path.is_dir() or not path.exists()):
-        for name in RESULT_FILES:
-            if (path / name).exists():
-                raise ValueError(
-                    f"`output_dir` is {output_dir!r}, which holds a finished result; required: another folder, "
-                    f"with `resume_from_checkpoint` one of {output_dir}/checkpoint-*."
-                )
-    elif path.exists() and (not path.is_dir() or any(file.name not in leftovers for file in path.iterdir())):
-        raise ValueError(f"`output_dir` is {output_dir!r}, which exists; required: a new or an empty folder.")
 
 
 def check_settings(config: Any) -> None:

@@ -1,5 +1,4 @@
 import itertools
-import os
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ from diffusers_lightningdit.training.loop import (
     make_lr_scheduler,
     step_optimizers,
     train_steps,
-    write_result,
 )
 from diffusers_lightningdit.training.moving_averages import MovingAverages
 from diffusers_lightningdit.training.run_state import RunState
@@ -202,28 +200,6 @@ def test_half_precision_on_a_cpu(tmp_path, monkeypatch):
 def test_due():
     assert [step for step in range(1, 8) if due(step, 3, last=7)] == [3, 6, 7]
     assert not due(7, None, last=7)
-
-
-def test_a_result_joins_checkpoints_and_replaces_what_a_killed_process_left(tmp_path):
-    folder = tmp_path / "run"
-    (folder / "checkpoint-5").mkdir(parents=True)
-    (folder / "unet").mkdir()
-    (folder / "unet" / "half").touch()
-
-    def write(partial):
-        (partial / "unet").mkdir()
-        (partial / "unet" / "whole").touch()
-        (partial / "model_index.json").write_text("{}")
-        (partial / "model_index.json").chmod(0o600)
-
-    umask = os.umask(0o027)
-    try:
-        write_result(str(folder), write)
-    finally:
-        os.umask(umask)
-    assert {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()} == {0o640}
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-    assert names == ["checkpoint-5", "model_index.json", "unet", "unet/whole"]
 
 
 @pytest.mark.parametrize(

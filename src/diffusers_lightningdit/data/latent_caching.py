@@ -10,7 +10,6 @@ Letters in the shape comments: B batch, C latent channels.
 
 import dataclasses
 import itertools
-import os
 import shutil
 import time
 from collections import deque
@@ -27,18 +26,14 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
+from ..files import atomic_write, check_output_dir, new_folder, one_line, read_json, weights_sha256, write_json
 from ..models import AutoencoderVAVAE
-from ..settings import check_output_dir, check_settings, required, setting
+from ..settings import check_settings, required, setting
 from .image_rows import ImageRows, Sample
 from .latent_shards import (
     DTYPES,
     INFO_FILE,
-    partial_name,
-    publish,
-    read_json,
     shard_name,
-    weights_sha256,
-    write_json,
     write_shard,
     write_statistics,
 )
@@ -51,7 +46,7 @@ ROW_GROUP_SIZE = 100  # rows of a parquet file that a stream reads at a time
 
 @dataclasses.dataclass(kw_only=True)
 class CachingConfig:
-    """What `cache_latents` makes, from what.
+    """Settings of cache_latents.py.
 
     Raises:
         ValueError: for a value that cannot be cached with.
@@ -90,7 +85,11 @@ class CachingConfig:
     seed: int = setting(0, "The seed of the posterior's noise.", minimum=0)
 
     output_dir: str = required("Folder of the latents: new, empty, or that of an interrupted run.", group="Output")
-    dtype: str = setting("float32", "The type of the latents in the files.", choices=DTYPES)
+    dtype: str = setting(
+        "float32",
+        "The type of the latents in the files; float16 (11 significant bits) and bfloat16 (8) take half the space.",
+        choices=DTYPES,
+    )
     format: str = setting(
         "safetensors",
         "The format of the files: safetensors, the original's shards, or parquet, a data set for `datasets` and the "
@@ -230,7 +229,11 @@ class LatentFiles:
     def prepare(self) -> None:
         """Make the folder, and clear what an interrupted run left half written; for one process."""
         self.progress.mkdir(parents=True, exist_ok=True)
-        for partial in [*self.folder.glob("*.partial"), *self.progress.glob("*.partial")]:
+        for partial in [
+            *self.folder.glob("*.partial"),
+            *self.folder.glob(".*.partial-*"),
+            *self.progress.glob("*.partial"),
+        ]:
             shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
         write_json(self.progress / "settings.json", self.settings)
 
@@ -262,7 +265,7 @@ class LatentFiles:
                     self._write_parquet(path, tensors)
             except (OSError, SafetensorError) as error:
                 raise ValueError(
-                    f"{path} cannot be written ({' '.join(str(error).split())}); required: space and permission. What "
+                    f"{path} cannot be written ({one_line(error)}); required: space and permission. What "
                     "was written before is kept."
                 ) from error
         record = {"num_images": num_images, "skipped": skipped, "statistics": statistics.state_dict()}
@@ -279,8 +282,8 @@ class LatentFiles:
         rows = datasets.Dataset.from_dict(
             columns, features=Features({"latents": array, "latents_flip": array, "label": label})
         )
-        rows.to_parquet(partial_name(path), batch_size=ROW_GROUP_SIZE)
-        publish(partial_name(path), path)
+        with atomic_write(path) as partial:
+            rows.to_parquet(partial, batch_size=ROW_GROUP_SIZE)
 
     def finish(self) -> dict:
         """Write statistics, report and the VAE's copy, when every shard is done; for one process.
@@ -328,10 +331,9 @@ class LatentFiles:
         """A copy of the VAE whose config holds these statistics."""
         vae = load_frozen_vae(self.config.vae, with_statistics=False)
         vae.set_latents_statistics(statistics.mean, statistics.std)
-        partial = partial_name(self.folder / "vae")
-        vae.save_pretrained(partial)
-        shutil.rmtree(self.folder / "vae", ignore_errors=True)  # of a run that was killed just here
-        os.replace(partial, self.folder / "vae")
+        shutil.rmtree(self.folder / "vae", ignore_errors=True)  # a run was killed just after this was written
+        with new_folder(self.folder / "vae") as partial:
+            vae.save_pretrained(partial)
 
 
 def write_card(path: Path) -> None:

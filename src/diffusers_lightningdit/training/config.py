@@ -6,7 +6,8 @@ import dataclasses
 from accelerate.tracking import get_available_trackers
 from diffusers.optimization import SchedulerType
 
-from ..settings import check_output_dir, check_settings, required, setting
+from ..files import check_output_dir
+from ..settings import check_settings, required, setting
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -5,10 +5,7 @@ import contextlib
 import datetime
 import itertools
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -31,9 +28,9 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.global_batches import GlobalBatchSampler, part_size
 from ..data.row_stream import RowStream
 from ..data.streamed_rows import StreamedRows
+from ..files import one_line
 from ..keyed_random import KeyedRandom, seed_process
 from ..processes import SeparateProcesses, patient_accelerator
-from ..settings import RESULT_FILES
 from .config import TrainingConfig
 from .run_state import RunState
 
@@ -70,9 +67,9 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     except SeparateProcesses:
         raise
     except (ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())
         raise ValueError(
-            f"`mixed_precision` is {config.mixed_precision!r}; required: what this machine computes in ({reason})."
+            f"`mixed_precision` is {config.mixed_precision!r}; required: what this machine computes in "
+            f"({one_line(error)})."
         ) from error
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # where Accelerate would use float32
         raise ValueError("`mixed_precision` is 'fp16'; required on a CPU: no or bf16.")
@@ -249,36 +246,3 @@ def finish_step(
 def due(step: int, interval: int | None, last: int) -> bool:
     """Whether something that is done every `interval` steps, and after the last, is due after this one."""
     return interval is not None and (step % interval == 0 or step == last)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Result
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def current_umask() -> int:
-    """What new files are not to be allowed; there is no way to ask but to set it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_result(output_dir: str, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder, then move what is in it to `output_dir`, which may hold checkpoints and logs already.
-
-    The file that tells a finished result comes last, so that a process that is killed can be resumed.
-    """
-    partial = Path(output_dir) / ".result.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    readable = 0o666 & ~current_umask()
-    for path in partial.rglob("*"):
-        if path.is_file():  # transformers and safetensors leave some that only their owner can read
-            path.chmod(readable)
-    for path in sorted(partial.iterdir(), key=lambda path: path.name in RESULT_FILES):
-        target = Path(output_dir) / path.name
-        if target.is_dir():  # of a run that was killed between two of these lines
-            shutil.rmtree(target)
-        os.replace(path, target)
-    partial.rmdir()

@@ -8,7 +8,6 @@ no state: they are functions of the position (see `keyed_random.py`), and so is 
 stream.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..data.row_stream import RowStream
+from ..files import json_values, read_json, write_json
 from .checkpoints import (
     CheckpointWriteError,
     DamagedCheckpoint,
@@ -183,7 +183,7 @@ class RunState:
     def __post_init__(self):
         # as JSON gives them back: tuples are lists there
         for name in ("identity", "architectures", "settings"):
-            setattr(self, name, json.loads(json.dumps(getattr(self, name), default=str)))
+            setattr(self, name, json_values(getattr(self, name)))
 
     def model(self, name: str) -> nn.Module:
         """A model without Accelerate's wrappers."""
@@ -217,7 +217,7 @@ class RunState:
                 with new_checkpoint(self.output_dir, self.step, num_bytes) as folder:
                     for name, tensors in files.items():
                         self._write_tensors(tensors, folder / name)
-                    (folder / STATE_FILE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+                    write_json(folder / STATE_FILE, state)
                 remove_old_checkpoints(self.output_dir, self.total_limit)
             except CheckpointWriteError as error:
                 message = str(error)
@@ -318,8 +318,8 @@ class RunState:
     @staticmethod
     def _read_state(path: Path) -> dict:
         try:
-            return json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            return read_json(path / STATE_FILE)
+        except ValueError as error:
             file = path / STATE_FILE
             raise DamagedCheckpoint(f"{file} is missing or damaged; required: as it was written.") from error
 

@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from ...metrics.inception_score import LEAST_IMAGES_OF_A_SPLIT
+from ...metrics.inception_score import MIN_IMAGES_PER_SPLIT
 from ...networks.foundation_model import IMAGE_NORMALIZATIONS
 from ...networks.inception import PUBLISHED_SHA256
 from ...networks.vision_features import POOLINGS
@@ -137,4 +137,4 @@ class GenerationConfig:
     @property
     def has_inception_score(self) -> bool:
         """Whether there are images enough for its splits."""
-        return self.inception is not None and self.num_images >= LEAST_IMAGES_OF_A_SPLIT * self.num_splits
+        return self.inception is not None and self.num_images >= MIN_IMAGES_PER_SPLIT * self.num_splits

@@ -106,7 +106,7 @@ class FlowTrainingConfig(TrainingConfig):
     num_samples: int = setting(16, "The images of a grid.", minimum=1)
     validation_steps: int | None = setting(
         None,
-        "Steps between two measurements of the loss at fixed times, always with the same noise; null: none.",
+        "Steps between two measurements of the loss at t = 0.1, ..., 0.9, always with the same noise; null: none.",
         minimum=1,
     )
     validation_data: str | None = setting(
