@@ -2,7 +2,7 @@
 """Draw images from a pipeline and compare them with a reference.
 
     python -m diffusers_lightningdit.evaluate generation --pipeline P --reference REF --inception FILE --output_dir DIR
-    accelerate launch -m diffusers_lightningdit.evaluate generation ... (several processes)
+    accelerate launch -m diffusers_lightningdit.evaluate generation ...
 
 `output_dir` gets images/000000.png, ... (or images.npz), samples.json with what determines them, and generation.json
 with the numbers and everything they depend on. Run again after an interruption, it goes on where it was.

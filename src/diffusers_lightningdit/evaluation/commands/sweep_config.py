@@ -41,7 +41,7 @@ class SweepConfig:
 
     def __post_init__(self):
         check_settings(self)
-        self.generation = nested(self.generation, of="generation.")
+        self.generation = nested(self.generation.items(), of="generation.")
         axes = ("guidance_scales", "guidance_intervals", "num_inference_steps", "schedulers")
         if not any(getattr(self, name) for name in axes):
             raise ValueError(f"{', '.join(f'`{name}`' for name in axes)} are empty; required: one of them, at least.")
