@@ -1,13 +1,14 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""The code that all pipelines of LightningDiT (arXiv 2501.01423) share, from the time grid to the denoising loop.
+"""The code that the pipelines of LightningDiT (arXiv 2501.01423) share. `SamplingMixin._denoise` is the sampling loop.
 
 A pipeline imports this file relatively, `from .lightningdit_sampling import ...`. diffusers' loader of custom pipelines
-follows that import: it copies or downloads this file together with the pipeline's. For this to work, this file imports
-nothing but torch, diffusers, numpy and PIL, and defines no `DiffusionPipeline`, of which diffusers accepts one only.
+follows that import: it copies or downloads this file together with the pipeline's, and `save_pretrained` writes both.
+For this to work, this file imports nothing but torch, diffusers, numpy and PIL, and defines no `DiffusionPipeline`, of
+which diffusers accepts only one beside its own.
 
 Time: the transformer uses t, with t = 0 for noise and t = 1 for data, and predicts the velocity, data - noise. The
 schedulers of diffusers use sigma = 1 - t, so that d latents / d sigma = -velocity. Only this file converts one into the
-other: `set_timesteps` computes t from sigma, `_denoise` negates the velocity.
+other: `set_timesteps` computes t from sigma, and `_denoise` negates the velocity.
 
 Letters in the shape comments: B batch, C latent channels. `height` and `width` of latents are those of the images
 divided by the downsampling factor of the autoencoder.
