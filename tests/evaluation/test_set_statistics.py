@@ -40,9 +40,9 @@ def images(arrays, tmp_path) -> ArchiveImages:
     return ArchiveImages(tmp_path / "images.npz")
 
 
-@pytest.mark.parametrize("rows_of_an_update", [1024, 10])
-def test_the_same_as_all_images_at_once(images, arrays, rows_of_an_update, monkeypatch):
-    monkeypatch.setattr(set_statistics, "ROWS_OF_AN_UPDATE", rows_of_an_update)
+@pytest.mark.parametrize("rows_per_update", [1024, 10])
+def test_the_same_as_all_images_at_once(images, arrays, rows_per_update, monkeypatch):
+    monkeypatch.setattr(set_statistics, "ROWS_PER_UPDATE", rows_per_update)
     network = SmallNetwork()
     measured = measure_images(images, network, Accelerator(cpu=True), block_size=8, num_splits=3, keep_features=True)
     assert network.batch_sizes == [8] * 5  # the last block is filled up

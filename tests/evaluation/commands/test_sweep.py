@@ -11,7 +11,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
 from diffusers_lightningdit.evaluate import main
-from diffusers_lightningdit.evaluation import identity, reference
+from diffusers_lightningdit.evaluation import provenance, reference
 from diffusers_lightningdit.evaluation.commands import sweep
 from diffusers_lightningdit.evaluation.commands.generation import evaluate_generation
 from diffusers_lightningdit.evaluation.commands.sweep import Combination, SweepConfig, combinations, generation_config
@@ -245,8 +245,8 @@ def test_a_finished_run_of_something_else(error_line, changeable, change, expect
 
 def test_what_is_finished_is_hashed_once(arguments, folder, monkeypatch):
     hashed = []
-    weights_sha256 = identity.weights_sha256
-    monkeypatch.setattr(identity, "weights_sha256", lambda model: (hashed.append(model), weights_sha256(model))[1])
+    weights_sha256 = provenance.weights_sha256
+    monkeypatch.setattr(provenance, "weights_sha256", lambda model: (hashed.append(model), weights_sha256(model))[1])
     before = table(folder)
     main([*arguments, "--output_dir", str(folder)])
     assert table(folder) == before

@@ -25,17 +25,17 @@ from torch import nn
 from ...files import read_json, write_json
 from ...processes import patient_accelerator
 from ...settings import one_line_errors
-from ..comparison import compare, not_computed
 from ..drawn_images import DrawnImages, check_sampling, load_pipeline, set_scheduler, try_pipeline
-from ..identity import IMAGES, SAMPLES_FILE, check_folder, samples_identity
+from ..generation_config import HELP, GenerationConfig
+from ..generation_metrics import compute_metrics, not_computed
 from ..image_archive import write_npz
 from ..image_sets import ArchiveImages
-from ..networks import exact_arithmetic, make_network
+from ..ordered_batches import exact_arithmetic
+from ..provenance import IMAGES, SAMPLES_FILE, check_folder, samples_provenance
 from ..records import collected_warnings, measurement_record
 from ..reference import Reference, measure_reference, measure_set
-from ..set_statistics import SetStatistics, read_all
+from ..set_statistics import SetStatistics, make_network, read_all
 from .command_help import parse_command
-from .generation_config import HELP, GenerationConfig
 
 RESULTS_FILE = "generation.json"
 ARCHIVE = "images.npz"
@@ -50,7 +50,7 @@ def image_set(
     config: GenerationConfig,
     pipeline: DiffusionPipeline,
     size: tuple[int, int],
-    identity: dict[str, Any],
+    provenance: dict[str, Any],
     accelerator: Accelerator,
 ) -> DrawnImages | ArchiveImages:
     """The set: what isn't there of it is drawn when it is read. Clears away what an ended run was writing.
@@ -73,7 +73,7 @@ def image_set(
             )
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / SAMPLES_FILE, identity)
+        write_json(folder / SAMPLES_FILE, provenance)
         (folder / IMAGES).mkdir(exist_ok=True)
         for path in (folder / IMAGES).glob("*.partial"):
             path.unlink()
@@ -154,7 +154,7 @@ def evaluate_generation(
         ImportError: for `inception` without torch-fidelity.
     """
     accelerator = patient_accelerator() if accelerator is None else accelerator
-    with exact_arithmetic(config.num_threads):
+    with exact_arithmetic(config.num_threads, accelerator.device):
         return _evaluate(config, accelerator, known_references)
 
 
@@ -166,8 +166,8 @@ def _evaluate(
     pipeline = load_pipeline(config.pipeline)
     check_sampling(pipeline, config.sampling)
     set_scheduler(pipeline, config.scheduler, config.shift)
-    identity = samples_identity(config, pipeline, device)
-    check_folder(folder, identity)
+    provenance = samples_provenance(config, pipeline, device)
+    check_folder(folder, provenance)
     pipeline.to(device)
     if config.dtype != "float32":
         pipeline.to(getattr(torch, config.dtype))
@@ -179,7 +179,7 @@ def _evaluate(
     if config.reference is not None:
         reference = measure_reference(config, network, size, pipeline, accelerator, known_references)
 
-    images = image_set(config, pipeline, size, identity, accelerator)
+    images = image_set(config, pipeline, size, provenance, accelerator)
     samples, speed = draw_and_measure(config, images, network, accelerator)
     num_classes = pipeline.transformer.config.num_classes
     outcome: list[dict[str, Any] | Exception | None] = [None]
@@ -188,7 +188,7 @@ def _evaluate(
             if samples is not None:
                 check_pixels(folder, config.num_images, samples.pixels_sha256)
             pack(config, images)
-            outcome = [_record(config, identity, samples, reference, network, num_classes, size, speed, accelerator)]
+            outcome = [_record(config, provenance, samples, reference, network, num_classes, size, speed, accelerator)]
         except (ValueError, ImportError, OSError) as error:  # the others, who wait for the record, must hear of it
             outcome = [error]
     (record,) = broadcast_object_list(outcome)
@@ -201,7 +201,7 @@ def _evaluate(
 
 def _record(
     config: GenerationConfig,
-    identity: dict[str, Any],
+    provenance: dict[str, Any],
     samples: SetStatistics | None,
     reference: Reference | None,
     network: nn.Module | None,
@@ -213,15 +213,19 @@ def _record(
     """The content of generation.json."""
     pixels = {} if samples is None else {"pixels_sha256": samples.pixels_sha256}
     with collected_warnings() as messages:
-        for line in [*([] if reference is None else reference.doubts), *not_computed(config, reference)]:
+        for line in [*([] if reference is None else reference.warnings), *not_computed(config, reference)]:
             warnings.warn(line, stacklevel=1)
-        results = {} if samples is None else compare(config, samples, reference, num_classes, accelerator.device)
-    weights = {**identity["weights_sha256"]} | ({} if network is None else {"features": network.description["sha256"]})
+        results = (
+            {} if samples is None else compute_metrics(config, samples, reference, num_classes, accelerator.device)
+        )
+    weights = {**provenance["weights_sha256"]} | (
+        {} if network is None else {"features": network.description["sha256"]}
+    )
     return {
         **measurement_record("generation", results, config, weights, accelerator),
         "warnings": messages,
         "samples": {
-            **identity,
+            **provenance,
             "num_images": config.num_images,
             "num_classes": num_classes,
             "height": size[0],

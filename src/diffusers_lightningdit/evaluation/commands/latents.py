@@ -35,11 +35,9 @@ from ...processes import patient_accelerator
 from ...settings import check_at_least, check_choice, one_line_errors
 from ..autoencoders import HELP as AUTOENCODER_HELP
 from ..autoencoders import AutoencoderConfig, decode, load_autoencoder, mean_latents
-from ..networks import exact_arithmetic
-from ..ordered_batches import ordered_batches
+from ..ordered_batches import exact_arithmetic, ordered_batches
 from ..plots import check_matplotlib, plot_density
-from ..records import collected_warnings, measurement_record
-from ..rounding import SIGNIFICANT_DIGITS, significant
+from ..records import SIGNIFICANT_DIGITS, collected_warnings, measurement_record, significant
 from .command_help import parse_command
 
 METRICS_FILE = "metrics.json"
@@ -188,7 +186,7 @@ def evaluate_latents(config: LatentsConfig, accelerator: Accelerator) -> dict[st
     check_output_dir(config.output_dir, leftovers=LEFTOVERS)
     check_scikit_learn()
     check_matplotlib()
-    with exact_arithmetic(config.num_threads):
+    with exact_arithmetic(config.num_threads, accelerator.device):
         return _evaluate(config, accelerator)
 
 

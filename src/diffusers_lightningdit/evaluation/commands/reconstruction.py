@@ -43,10 +43,9 @@ from ...processes import patient_accelerator
 from ...settings import check_choice, one_line_errors
 from ..autoencoders import HELP as AUTOENCODER_HELP
 from ..autoencoders import AutoencoderConfig, decode, load_autoencoder, mean_latents
-from ..networks import exact_arithmetic, make_network
-from ..ordered_batches import ordered_batches
-from ..records import collected_warnings, measurement_record
-from ..rounding import significant
+from ..ordered_batches import exact_arithmetic, ordered_batches
+from ..records import collected_warnings, measurement_record, significant
+from ..set_statistics import make_network
 from .command_help import parse_command
 
 METRICS_FILE = "metrics.json"
@@ -184,7 +183,7 @@ def evaluate_reconstruction(config: ReconstructionConfig, accelerator: Accelerat
         OSError: if the files cannot be written.
     """
     check_output_dir(config.output_dir, leftovers=LEFTOVERS)
-    with exact_arithmetic(config.num_threads):
+    with exact_arithmetic(config.num_threads, accelerator.device):
         return _evaluate(config, accelerator)
 
 

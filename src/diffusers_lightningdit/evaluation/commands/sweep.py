@@ -24,15 +24,15 @@ from diffusers import DiffusionPipeline
 from ...files import atomic_write, json_values, read_json, write_json
 from ...processes import patient_accelerator
 from ...settings import make_config, one_line_errors
-from ..comparison import result_names
 from ..drawn_images import load_pipeline, set_scheduler
-from ..identity import IMAGES, check_folder, first_difference, pipeline_identity, samples_identity
-from ..networks import make_network
+from ..generation_config import GenerationConfig
+from ..generation_metrics import metric_names
 from ..plots import check_matplotlib, plot_bars, plot_lines
+from ..provenance import IMAGES, check_folder, first_difference, pipeline_provenance, samples_provenance
 from ..reference import content_sha256, open_reference
+from ..set_statistics import make_network
 from .command_help import parse_command
 from .generation import ARCHIVE, RESULTS_FILE, evaluate_generation
-from .generation_config import GenerationConfig
 from .sweep_config import HELP, SweepConfig
 
 RUNS = "runs"
@@ -140,8 +140,8 @@ def check_runs(
         pipeline.scheduler = own_scheduler
         set_scheduler(pipeline, settings.scheduler, settings.shift)
         if Path(settings.output_dir).exists():
-            weights = pipeline_identity(pipeline) if weights is None else weights
-            check_folder(Path(settings.output_dir), samples_identity(settings, pipeline, device, weights))
+            weights = pipeline_provenance(pipeline) if weights is None else weights
+            check_folder(Path(settings.output_dir), samples_provenance(settings, pipeline, device, weights))
     measured_by = None
     for combination, record in records.items():
         if record is not None:
@@ -183,7 +183,7 @@ def run_sweep(config: SweepConfig, accelerator: Accelerator) -> list[dict[str, A
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / RUNS).is_dir():
         raise ValueError(f"`output_dir` is {config.output_dir!r}, no sweep; required: a new or an empty folder.")
     runs = {combination: generation_config(config, combination) for combination in combinations(config)}
-    check_metric(config.metric, result_names(next(iter(runs.values()))))
+    check_metric(config.metric, metric_names(next(iter(runs.values()))))
     records = {combination: finished_record(settings) for combination, settings in runs.items()}
     check_runs(runs, records, load_pipeline(config.pipeline), accelerator.device)
     accelerator.wait_for_everyone()  # all have looked before one writes
