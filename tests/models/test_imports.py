@@ -86,3 +86,21 @@ def test_no_function_is_defined_in_two_pipeline_files():
         for name in {node.name for node in nodes if isinstance(node, ast.FunctionDef)} - own:
             assert name not in seen, f"{name} is in {seen[name]} and {file.name}"
             seen[name] = file.name
+
+
+@pytest.mark.parametrize(
+    ("name", "methods"),
+    [
+        ("AutoencoderVAVAE", ["__init__", "normalize_latents"]),
+        ("LightningDiTTransformer2DModel", ["__init__", "forward"]),
+    ],
+)
+def test_a_model_begins_with_its_computation(name, methods):
+    """What diffusers does with a model beside calling it comes behind one banner at the end of its class."""
+    ((file, model),) = [
+        (file, node) for file in MODELS for node in parse(file).body if getattr(node, "name", "") == name
+    ]
+    functions = [node for node in model.body if isinstance(node, ast.FunctionDef)]
+    assert [function.name for function in functions[:2]] == methods
+    assert functions[1].lineno < 330
+    assert file.read_text(encoding="utf-8").count("    # Services: ") == 1
