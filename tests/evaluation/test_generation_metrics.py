@@ -10,7 +10,7 @@ from diffusers_lightningdit.metrics.frechet import FeatureStatistics
 
 
 def test_published_statistics_of_inception():
-    """The numbers that each kind of reference allows; those of the closed form for Gaussians on the axes."""
+    """Each kind of reference allows its metrics; the distances have a closed form for scaled covariances."""
     statistics = {}
     for kind, size in (("features", 3), ("spatial", 2)):
         statistics[kind] = FeatureStatistics(size)
@@ -37,7 +37,7 @@ def test_published_statistics_of_inception():
 
 @pytest.mark.parametrize(("num_images", "is_computed"), [(19, False), (20, True)])
 def test_inception_scores_of_too_few_images_for_the_splits(num_images, is_computed):
-    """Of an image alone it would be 1 by construction."""
+    """The score of a single image would be 1 by construction."""
     config = GenerationConfig(pipeline="p", output_dir="o", inception="w.pth", num_images=num_images, num_splits=10)
     samples = SetStatistics(num_images, {}, (2.5, 0.1), None, "")
     results = compute_metrics(config, samples, None, 10, torch.device("cpu"))

@@ -21,7 +21,7 @@ def test_all_files_are_there_at_the_end(tmp_path):
 
 
 def test_only_so_many_images_wait_in_memory(tmp_path, monkeypatch):
-    """With the threads held up, the third image has to wait, and says how long."""
+    """While the threads are blocked, the third image has to wait, and the time is recorded."""
     may_go_on = threading.Event()
     write = image_files._write_png
     monkeypatch.setattr(image_files, "_write_png", lambda *arguments: (may_go_on.wait(), write(*arguments)))

@@ -27,9 +27,9 @@ def test_each_item_once_and_in_order(indices):
 
 
 def square_in_turn(folder: Path, error: Exception | None, place: str) -> None:
-    """Each process writes what it gets for 11 batches, two at a turn, or the error that it ends with.
+    """Each process writes its results for 11 batches, two in a turn, or the error that it ends with.
 
-    The process whose part is batch 6 meets with the error there, or when it comes to its end.
+    The process that has batch 6 raises the error there, or at the end of its batches.
     """
     accelerator = Accelerator(cpu=True)
 

@@ -88,7 +88,7 @@ def test_labels_that_cannot_be_used(pipeline, vision_transformer, names, labels,
 
 
 def test_a_label_beyond_the_classes(pipeline, tmp_path):
-    """Which `datasets` itself does not refuse in a file that others wrote."""
+    """`datasets` itself accepts such labels in a file that others wrote."""
     config = config_of(data_set(tmp_path / "data", NAMES, [0, 1]), reference_label_column="label")
     images = open_images(config.reference, label_column="label")
     images.labels = torch.tensor([0, 10])

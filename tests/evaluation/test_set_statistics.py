@@ -15,7 +15,7 @@ from diffusers_lightningdit.metrics.inception_score import InceptionScore
 
 
 class SmallNetwork(nn.Module):
-    """A convolution; counts how many images it is given."""
+    """A convolution that records the sizes of its batches."""
 
     def __init__(self):
         super().__init__()
@@ -64,7 +64,7 @@ def test_the_same_as_all_images_at_once(images, arrays, rows_per_update, monkeyp
 
 
 class MadeImages:
-    """A set that tells when the making of each of its six blocks begins, and when it has ended."""
+    """A set that records when the making of each of its six blocks begins, and when the last one has ended."""
 
     num_images = 24
 
@@ -79,7 +79,7 @@ class MadeImages:
 
 
 def test_the_network_works_while_the_next_block_is_made():
-    """It waits for the next block to be begun with, in vain if it were in the way of that."""
+    """The network waits until the making of the next block begins, which would time out if it had to wait for it."""
     images = MadeImages()
 
     class WaitingNetwork(SmallNetwork):

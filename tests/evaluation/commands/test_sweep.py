@@ -30,11 +30,11 @@ def arguments(digits_pipeline, real_digits, vision_transformer) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(arguments, tmp_path_factory) -> Path:
-    """What a sweep leaves that was ended within its second run."""
+    """The output folder of a sweep that was interrupted in its second run."""
     folder = tmp_path_factory.mktemp("sweep")
 
     class Ended(Exception):
-        """As by a signal."""
+        """Interrupt as a signal does."""
 
     def end_at_the_second(settings, *arguments):
         if "scale-2" in settings.output_dir:
@@ -73,7 +73,7 @@ def test_a_sweep_goes_on_to_the_whole_table(folder):
 
 
 def test_the_reference_is_measured_once(arguments, folder, tmp_path, monkeypatch):
-    """And the numbers are those of runs of which each has measured it."""
+    """The metrics are the same as if each run had measured it."""
     titles, measure_set = [], reference.measure_set
     monkeypatch.setattr(reference, "measure_set", lambda *given: (titles.append(given[-1]), measure_set(*given))[1])
     main([*arguments, "--output_dir", str(tmp_path / "sweep")])
@@ -197,7 +197,7 @@ def test_a_run_with_other_settings(error_line, arguments, folder):
 
 @pytest.fixture
 def changeable(arguments, folder, tmp_path) -> tuple[list[str], Path]:
-    """A finished sweep over one scale, of a pipeline, a network and a reference that may be changed."""
+    """A finished sweep over one scale, with a pipeline, a network and a reference that a test may change."""
     words = list(arguments)
     words[words.index("--guidance_scales") + 1] = "[1]"
     for index, word in enumerate(words):

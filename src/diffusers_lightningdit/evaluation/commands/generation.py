@@ -197,7 +197,7 @@ def _evaluate(
             ValueError,
             ImportError,
             OSError,
-        ) as error:  # the other processes wait for the record, and must get the error
+        ) as error:  # the other processes, which wait, get it as well
             outcome = [error]
     (record,) = broadcast_object_list(outcome)
     if isinstance(record, Exception):
