@@ -28,7 +28,7 @@ def test_recorded_values(images):
 
 
 def ssim_with_scipy(x: np.ndarray, y: np.ndarray, value_range: float) -> float:
-    """Compute the SSIM of one channel; the filter is cut at 3.5 sigma, 5 pixels, and a margin of 5 pixels is left out."""
+    """Compute the SSIM of one channel; the filter is cut at 3.5 sigma (5 pixels), and a margin of 5 pixels left out."""
     mean = lambda image: gaussian_filter(image, 1.5, truncate=3.5)[5:-5, 5:-5]  # noqa: E731
     mean_x, mean_y = mean(x), mean(y)
     variances = mean(x * x) - mean_x**2 + mean(y * y) - mean_y**2
