@@ -3,15 +3,15 @@ import importlib
 import pytest
 
 from diffusers_lightningdit import evaluate
-from diffusers_lightningdit.evaluation.commands.generation_config import GenerationConfig
 from diffusers_lightningdit.evaluation.commands.latents import LatentsConfig
 from diffusers_lightningdit.evaluation.commands.reconstruction import ReconstructionConfig
 from diffusers_lightningdit.evaluation.commands.sweep import SweepConfig
+from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
 
 
 @pytest.mark.parametrize("command", evaluate.COMMANDS)
 def test_every_command_says_what_it_takes(command, capsys):
-    module = importlib.import_module(f"diffusers_lightningdit.evaluation.{command}")
+    module = importlib.import_module(f"diffusers_lightningdit.evaluation.commands.{command}")
     with pytest.raises(SystemExit) as exit_:
         evaluate.main([command, "--help"])
     assert exit_.value.code == 0
@@ -49,7 +49,7 @@ def test_an_unknown_command(capsys):
 
 @pytest.mark.parametrize(("command", "then"), [("generation", "goes on where it was"), ("tools", "begins anew")])
 def test_an_interruption_is_one_line(command, then, monkeypatch, capsys):
-    module = importlib.import_module(f"diffusers_lightningdit.evaluation.{command}")
+    module = importlib.import_module(f"diffusers_lightningdit.evaluation.commands.{command}")
 
     def interrupt(*arguments):
         raise KeyboardInterrupt

@@ -5,10 +5,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...metrics.inception_score import MIN_IMAGES_PER_SPLIT
-from ...networks.inception import PUBLISHED_SHA256
-from ...settings import check_at_least, check_choice
-from ..drawn_images import LABELS
+from ..metrics.inception_score import MIN_IMAGES_PER_SPLIT
+from ..networks.inception import PUBLISHED_SHA256
+from ..settings import check_at_least, check_choice
+from .drawn_images import LABELS
 
 FORMATS = ("png", "npz", "both")
 CROPS = ("none", "center")
