@@ -29,7 +29,7 @@ from diffusers_lightningdit.settings import (
     one_line_errors,
     parse_config,
 )
-from diffusers_lightningdit.training.loop import write_result
+from diffusers_lightningdit.training.result import write_result
 
 # Letters in the shape comments: B images. Pixels are [B, 3, height, width] in [-1, 1].
 

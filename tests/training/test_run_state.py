@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, list_checkpoints
 from diffusers_lightningdit.training.moving_averages import MovingAverages
-from diffusers_lightningdit.training.run_state import RunState, set_schedule
+from diffusers_lightningdit.training.run_state import RunState, find_checkpoint
 from diffusers_lightningdit.training.spike_guard import SpikeGuard, TrainingDiverged
 
 NAMES = ("generator", "critic")
@@ -39,6 +39,12 @@ def make_run(folder, width=3, seed=5, learning_rate=0.1, decays=(0.9, 0.99), rep
         report=report or (lambda line: None),
         **arguments,
     )
+
+
+def resume(run: RunState, checkpoint: str) -> None:
+    path = find_checkpoint(run.accelerator, run.output_dir, checkpoint, run.report)
+    if path is not None:
+        run.resume(path)
 
 
 def train(run: RunState, num_steps: int) -> None:
@@ -94,7 +100,7 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(saved):
         torch.manual_seed(99)  # other first weights, which the checkpoint replaces
         lines = []
         run = make_run(folder, report=lines.append)
-        run.resume(checkpoint)
+        resume(run, checkpoint)
         assert lines == [f"resumed from {folder}/checkpoint-4, step 4"]
         train(run, num_steps)
         assert_identical(everything(run), expected)
@@ -103,7 +109,7 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(saved):
 def test_latest_without_a_checkpoint_begins_anew(tmp_path):
     lines = []
     run = make_run(tmp_path / "none", report=lines.append)
-    run.resume("latest")
+    resume(run, "latest")
     assert run.step == 0
     assert lines == [f"no checkpoint in {tmp_path}/none: training begins anew"]
 
@@ -116,7 +122,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(saved):
     file.write_bytes(bytes(content))
     lines = []
     run = make_run(folder, report=lines.append)
-    run.resume("latest")
+    resume(run, "latest")
     assert lines == [
         f"{file} is damaged: its SHA-256 sum is not the one it was written with. The one before it is used.",
         f"resumed from {folder}/checkpoint-2, step 2",
@@ -127,7 +133,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(saved):
     assert_identical(everything(run), expected)
     assert (folder / "checkpoint-4.damaged-1").is_dir()
     with pytest.raises(ValueError, match=r"checkpoint-4\.damaged-1/generator\.safetensors is damaged"):
-        make_run(folder).resume(str(folder / "checkpoint-4.damaged-1"))
+        resume(make_run(folder), str(folder / "checkpoint-4.damaged-1"))
 
 
 def test_nothing_but_damaged_checkpoints_is_an_error(saved):
@@ -135,7 +141,7 @@ def test_nothing_but_damaged_checkpoints_is_an_error(saved):
     for step in (2, 4):
         (folder / f"checkpoint-{step}" / "state.json").unlink()
     with pytest.raises(ValueError, match=r"There is no earlier checkpoint in .* to resume from"):
-        make_run(folder).resume("latest")
+        resume(make_run(folder), "latest")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +157,7 @@ def test_a_checkpoint_of_another_run_changes_nothing(saved, arguments, message):
     run = make_run(folder, **arguments)
     before = everything(run)
     with pytest.raises(ValueError, match=message):
-        run.resume("latest")
+        resume(run, "latest")
     assert_identical(everything(run), before)
 
 
@@ -160,17 +166,17 @@ def test_changed_shapes_that_the_arguments_do_not_tell(saved):
     run = make_run(folder)
     run.models["critic"].weight = nn.Parameter(torch.zeros(1, 5))
     with pytest.raises(ValueError, match=r"critic.safetensors has `weight` of shape \[1, 2\]; required: \[1, 5\]"):
-        run.resume("latest")
+        resume(run, "latest")
 
 
 def test_a_path_that_is_none_or_would_be_overtaken(saved):
     folder, _ = saved
     with pytest.raises(ValueError, match="`resume_from_checkpoint` is '/no/such'; required: latest, or the folder"):
-        make_run(folder).resume("/no/such")
+        resume(make_run(folder), "/no/such")
     with pytest.raises(ValueError, match=r"checkpoint-2', but .*checkpoint-4 is later; required: latest, or another"):
-        make_run(folder).resume(str(folder / "checkpoint-2"))
+        resume(make_run(folder), str(folder / "checkpoint-2"))
     run = make_run(folder / "other")
-    run.resume(str(folder / "checkpoint-2"))
+    resume(run, str(folder / "checkpoint-2"))
     assert run.step == 2
 
 
@@ -178,7 +184,7 @@ def test_settings_may_change_and_are_said(saved):
     folder, _ = saved
     lines = []
     run = make_run(folder, learning_rate=0.2, report=lines.append)
-    run.resume("latest")
+    resume(run, "latest")
     assert lines[0] == "`learning_rate` is now 0.2; the checkpoint was trained with 0.1"
     assert run.optimizers["generator"].param_groups[0]["lr"] == pytest.approx(0.2 / 5)  # at step 4 of its schedule
 
@@ -194,7 +200,7 @@ def test_a_limit(tmp_path):
 def test_a_full_disk(saved, monkeypatch):
     folder, _ = saved
     run = make_run(folder)
-    run.resume("latest")
+    resume(run, "latest")
     train(run, 1)
     free = shutil.disk_usage(folder)._replace(free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
@@ -207,7 +213,7 @@ def test_roll_back_goes_on_with_later_data(saved):
     folder, _ = saved
     lines = []
     run = make_run(folder, report=lines.append)
-    run.resume("latest")
+    resume(run, "latest")
     good = everything(run)
     train(run, 1)
     for _ in range(10):
@@ -224,7 +230,7 @@ def test_roll_back_goes_on_with_later_data(saved):
     train(run, 1)
     run.save()
     other = make_run(folder)
-    other.resume("latest")
+    resume(other, "latest")
     assert (other.step, other.position) == (5, 16)
 
 
@@ -232,19 +238,3 @@ def test_roll_back_without_a_checkpoint(tmp_path):
     run = make_run(tmp_path)
     with pytest.raises(TrainingDiverged, match="has no checkpoint to return to; required: a lower `learning_rate`"):
         run.roll_back()
-
-
-def test_a_schedule_is_set_where_it_would_be():
-    def rates(num_steps, jump):
-        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-        scheduler = LambdaLR(optimizer, lambda step: math.cos(step / 10))
-        if jump:
-            set_schedule(scheduler, num_steps)
-        for _ in range(0 if jump else num_steps):
-            optimizer.step()
-            scheduler.step()
-        optimizer.step()
-        scheduler.step()
-        return scheduler.get_last_lr(), optimizer.param_groups[0]["lr"]
-
-    assert rates(7, jump=True) == rates(7, jump=False)

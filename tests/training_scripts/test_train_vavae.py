@@ -18,7 +18,7 @@ from diffusers_lightningdit.data.latents import encode_moments
 from diffusers_lightningdit.losses import FoundationProjection, PatchGANDiscriminator
 from diffusers_lightningdit.networks.lpips import LPIPS
 from diffusers_lightningdit.original import read_autoencoder
-from diffusers_lightningdit.training.vavae.networks import load_parts
+from diffusers_lightningdit.training.vavae.networks import load_networks
 
 
 def run(recipe: str, data: str, output_dir: Path, *settings: str) -> None:
@@ -224,7 +224,7 @@ def test_fine_tuning_of_an_original_checkpoint(golden, data, vae_recipe, tmp_pat
     assert "original.ckpt has no complete projection: a new one is trained" in said
     assert "original.ckpt has `loss.logvar` 0.25: it is kept" in said
     assert [record["logvar"] for record in records(tmp_path / "vae")] == [0.25]
-    assert load_parts(str(tmp_path / "vae")).logvar == 0.25
+    assert load_networks(str(tmp_path / "vae")).logvar == 0.25
     found = weights(tmp_path / "vae")
     for name, tensor in read_autoencoder(tmp_path / "original.ckpt").state_dict.items():
         torch.testing.assert_close(found[f"diffusion_pytorch_model.safetensors: {name}"], tensor)

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
@@ -129,6 +131,16 @@ class TrainingProgress:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
         if self.config.trackers:
             self.accelerator.log(metrics, step=step)
+
+    def record_image(self, step: int, image: Image.Image) -> None:
+        """Write `samples/step-<step>.png`, and show it in those trackers that show images; on the main process only."""
+        path = Path(self.config.output_dir) / "samples" / f"step-{step}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+        for tracker in self.accelerator.trackers:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            if hasattr(tracker, "log_images"):
+                tracker.log_images({"samples": np.asarray(image)[None]}, step=step, **layout)
 
     def __enter__(self) -> "TrainingProgress":
         return self

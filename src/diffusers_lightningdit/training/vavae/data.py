@@ -3,7 +3,7 @@
 
 from ...data.images import ImageDataset
 from ...data.streamed_rows import FirstRows, StreamedImages
-from ..transformer.validation import check_share
+from ..validation_samples import check_share
 from .config import VAVAETrainingConfig
 
 

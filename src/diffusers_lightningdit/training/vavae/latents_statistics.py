@@ -14,7 +14,7 @@ from ...data.latents import LatentsStatistics, encode_moments
 from ...data.row_stream import RowStream
 from ...keyed_random import KeyedRandom
 from ...models import AutoencoderVAVAE
-from ..transformer.validation import spread
+from ..validation_samples import spread
 from .config import VAVAETrainingConfig
 
 BATCH_SIZE = 64  # for any number of processes: rounding depends on it

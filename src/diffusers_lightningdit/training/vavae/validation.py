@@ -23,7 +23,7 @@ from ...metrics.interpolation_distance import interpolation_distance
 from ...metrics.linear_classifier import linear_probe_accuracy
 from ...metrics.uniformity import principal_plane, uniformity
 from ...models import AutoencoderVAVAE
-from ..transformer.validation import spread
+from ..validation_samples import own_share, spread
 from .config import VAVAETrainingConfig
 from .networks import Teachers
 
@@ -49,10 +49,9 @@ class AutoencoderValidation:
         accelerator: Accelerator,
         report: Callable[[str], None] = print,
     ):
-        share = config.num_validation_samples // accelerator.num_processes
-        first = accelerator.process_index * share
-        indices = spread(len(dataset), config.num_validation_samples)[first : first + share]
-        self.batches = DataLoader(Subset(dataset, indices), batch_size=min(share, 32))
+        num_samples, num_processes = config.num_validation_samples, accelerator.num_processes
+        _, indices = own_share(len(dataset), num_samples, accelerator.process_index, num_processes)
+        self.batches = DataLoader(Subset(dataset, indices), batch_size=min(len(indices), 32))
         self.teachers = teachers
         self.accelerator = accelerator
         self.report = report
