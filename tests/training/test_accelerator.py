@@ -1,7 +1,10 @@
+import accelerate
 import pytest
+import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from diffusers_lightningdit.training.accelerator import make_accelerator
+from diffusers_lightningdit.training import accelerator
 from diffusers_lightningdit.training.config import TrainingConfig
 
 
@@ -20,4 +23,21 @@ def fresh_accelerate_state():
 def test_half_precision_on_a_cpu(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     with pytest.raises(ValueError, match="`mixed_precision` is 'fp16'; required on a CPU: no or bf16"):
-        make_accelerator(example_config(tmp_path, mixed_precision="fp16"))
+        accelerator.make_accelerator(example_config(tmp_path, mixed_precision="fp16"))
+
+
+def test_eight_bits_need_a_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(accelerator, "is_torchao_available", lambda: False)
+    monkeypatch.setattr(accelerate.state, "is_fp8_available", lambda: False)
+    with pytest.raises(ValueError, match="`mixed_precision` is 'fp8'; required: what this machine computes in"):
+        accelerator.make_accelerator(example_config(tmp_path, mixed_precision="fp8"))
+
+
+def test_eight_bits_need_a_recent_gpu(tmp_path, monkeypatch):
+    pytest.importorskip("torchao")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(Accelerator, "device", property(lambda self: torch.device("cuda")))
+    monkeypatch.setattr(accelerator, "check_cuda_fp8_capability", lambda: False)
+    with pytest.raises(ValueError, match="`mixed_precision` is 'fp8'; required: a GPU of compute"):
+        accelerator.make_accelerator(example_config(tmp_path, mixed_precision="fp8"))

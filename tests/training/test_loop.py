@@ -1,8 +1,11 @@
+import math
+
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_lightningdit.training.loop import clip_gradients, due, finish_step, step_optimizers
 from diffusers_lightningdit.training.moving_averages import MovingAverages
@@ -98,6 +101,60 @@ def test_the_end_of_a_step(tmp_path, factor, other, moves, said):
     assert torch.equal(models[0].weight, before) == torch.equal(average, before) == (not moves)
     assert averages.num_steps == moves
     assert (lines, state.step, metrics["loss"], metrics["learning_rate"]) == (said, 1, 2.0, 0.1)
+
+
+def run_of_two_models(tmp_path, lines: list[str]) -> RunState:
+    accelerator, models, optimizers = scaled_run(False)
+    names = ("generator", "critic")
+    schedules = [LambdaLR(optimizer.optimizer, lambda step: 1.0) for optimizer in optimizers]
+    averages = {"generator": MovingAverages(models[0].parameters(), (0.5,))}
+    by_name = [dict(zip(names, values, strict=True)) for values in (models, optimizers, schedules)]
+    return RunState(
+        accelerator, str(tmp_path), *by_name, averages, SpikeGuard(), {}, {}, {}, report=lines.append
+    )  # fmt: skip
+
+
+def backward_of_both(state: RunState, factor: float = 1.0) -> None:
+    for model, scale in zip(state.models.values(), (1.0, factor), strict=True):
+        state.accelerator.backward(scale * model(torch.ones(1, 3)).square().sum())
+
+
+def finish_both(state: RunState) -> dict[str, float]:
+    return finish_step(state, {"loss": torch.tensor(2.0)}, lambda means: means["loss"], None, list(state.models))
+
+
+def test_the_gradient_norm_of_every_model_has_to_be_finite(tmp_path):
+    """That of the second is recorded, and judged only for NaN and infinity: a discriminator's may vanish and return."""
+    lines: list[str] = []
+    state = run_of_two_models(tmp_path, lines)
+    before = [model.weight.detach().clone() for model in state.models.values()]
+    backward_of_both(state, factor=math.inf)
+    metrics = finish_both(state)
+    assert not math.isfinite(metrics["critic_grad_norm"]) and math.isfinite(metrics["grad_norm"])
+    assert lines[0].startswith("step 1 skipped: critic_grad_norm is ")
+    assert all(torch.equal(m.weight, weight) for m, weight in zip(state.models.values(), before, strict=True))
+    state.guard.window = 4
+    for factor in (1e-8, 1e-8, 1e-8, 1.0):
+        backward_of_both(state, factor)
+        assert finish_both(state)["skipped"] == 1
+
+
+def test_the_host_reads_numbers_of_the_device_once_a_step(tmp_path, monkeypatch):
+    class Reads(TorchDispatchMode):
+        number = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.number += func is torch.ops.aten._local_scalar_dense.default  # item, float, bool
+            return func(*args, **(kwargs or {}))
+
+    lists = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: lists.append(len(self)) or tolist(self))
+    state = run_of_two_models(tmp_path, [])
+    backward_of_both(state)
+    with Reads() as reads:
+        finish_both(state)
+    assert (reads.number, lists) == (0, [3])  # the loss and two norms
 
 
 def test_due():

@@ -1,4 +1,7 @@
 import math
+import sys
+import types
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -6,7 +9,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffusers_lightningdit.training.config import TrainingConfig
-from diffusers_lightningdit.training.optimizers import make_lr_scheduler, set_schedule
+from diffusers_lightningdit.training.optimizers import make_adamw, make_lr_scheduler, set_schedule
+from diffusers_lightningdit.training.transformer.config import LightningDiTTrainingConfig
 
 
 def example_config(tmp_path, **settings) -> TrainingConfig:
@@ -53,3 +57,23 @@ def test_a_schedule_is_set_where_it_would_be():
         return scheduler.get_last_lr(), optimizer.param_groups[0]["lr"]
 
     assert rates(7, jump=True) == rates(7, jump=False)
+
+
+def test_eight_bit_moments_need_bitsandbytes(tmp_path, monkeypatch):
+    arguments = {"data": "x", "vae": "x", "output_dir": str(tmp_path / "new"), "optimizer": "adamw_8bit"}
+    if find_spec("bitsandbytes") is None:
+        with pytest.raises(ValueError, match="`optimizer` is 'adamw_8bit'; required: the package bitsandbytes"):
+            LightningDiTTrainingConfig(**arguments)
+
+    class AdamW8bit(torch.optim.AdamW):
+        """A stand-in: which class gets which settings. Its own moments of 8 bits need a GPU."""
+
+    package, module = types.ModuleType("bitsandbytes"), types.ModuleType("bitsandbytes.optim")
+    module.AdamW8bit = AdamW8bit
+    monkeypatch.setitem(sys.modules, "bitsandbytes", package)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", module)
+    optimizer = make_adamw("adamw_8bit", [nn.Parameter(torch.zeros(1))], 0.5, (0.1, 0.2), 0.3)
+    assert type(optimizer) is AdamW8bit
+    assert {name: optimizer.defaults[name] for name in ("lr", "betas", "weight_decay")} == {
+        "lr": 0.5, "betas": (0.1, 0.2), "weight_decay": 0.3
+    }  # fmt: skip

@@ -1,7 +1,10 @@
 """Saving and restoring a run of two models, as that of an autoencoder and its discriminator."""
 
+import hashlib
+import json
 import math
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -15,26 +18,37 @@ from diffusers_lightningdit.training.run_state import RunState, find_checkpoint
 from diffusers_lightningdit.training.spike_guard import SpikeGuard, TrainingDiverged
 
 NAMES = ("generator", "critic")
+sgd_with_momentum = partial(torch.optim.SGD, momentum=0.9)
 
 
-def make_run(folder, width=3, seed=5, learning_rate=0.1, decays=(0.9, 0.99), report=None, **arguments) -> RunState:
+def make_run(
+    folder,
+    width=3,
+    seed=5,
+    learning_rate=0.1,
+    decays=(0.9, 0.99),
+    names=NAMES,
+    critic_optimizer=sgd_with_momentum,
+    report=None,
+    **arguments,
+) -> RunState:
     accelerator = Accelerator(cpu=True)
     models = {"generator": nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width)), "critic": nn.Linear(2, 1)}
     optimizers = {
         "generator": torch.optim.AdamW(models["generator"].parameters(), lr=learning_rate),
-        "critic": torch.optim.SGD(models["critic"].parameters(), lr=learning_rate, momentum=0.9),
+        "critic": critic_optimizer(models["critic"].parameters(), lr=learning_rate),
     }
-    prepared = {name: accelerator.prepare(models[name], optimizers[name]) for name in NAMES}
+    prepared = {name: accelerator.prepare(models[name], optimizers[name]) for name in names}
     return RunState(
         accelerator,
         str(folder),
-        models={name: prepared[name][0] for name in NAMES},
-        optimizers={name: prepared[name][1] for name in NAMES},
-        lr_schedulers={name: LambdaLR(optimizers[name], lambda step: 1 / (1 + step)) for name in NAMES},
-        averages={"generator": MovingAverages(models["generator"].parameters(), decays)},
+        models={name: prepared[name][0] for name in names},
+        optimizers={name: prepared[name][1] for name in names},
+        lr_schedulers={name: LambdaLR(optimizers[name], lambda step: 1 / (1 + step)) for name in names},
+        averages={"generator": MovingAverages(models["generator"].parameters(), decays)} if decays else {},
         guard=SpikeGuard(),
         identity={"seed": seed},
-        architectures={"generator": {"width": width}, "critic": {}},
+        architectures={name: {"width": width} if name == "generator" else {} for name in names},
         settings={"learning_rate": learning_rate, "output_dir": str(folder)},
         report=report or (lambda line: None),
         **arguments,
@@ -63,17 +77,19 @@ def train(run: RunState, num_steps: int) -> None:
 
 def everything(run: RunState) -> dict:
     content = {}
-    for name in NAMES:
+    for name in run.models:
         content |= {f"{name}.{key}": value.clone() for key, value in run.models[name].state_dict().items()}
         for number, state in enumerate(run.optimizers[name].state_dict()["state"].values()):
             content |= {
                 f"{name}.optimizer.{number}.{key}": torch.as_tensor(value).clone() for key, value in state.items()
             }
         content[f"{name}.lr"] = torch.tensor(run.lr_schedulers[name].get_last_lr(), dtype=torch.float64)
-    for decay, shadows in run.averages["generator"]:
+    for decay, shadows in run.averages.get("generator", ()):
         content |= {f"ema.{decay}.{number}": shadow.clone() for number, shadow in enumerate(shadows)}
     content["losses"] = torch.tensor(list(run.guard.losses), dtype=torch.float64)
-    content["counts"] = torch.tensor([run.step, run.position, run.averages["generator"].num_steps])
+    content["counts"] = torch.tensor(
+        [run.step, run.position, run.averages["generator"].num_steps if run.averages else 0]
+    )
     return content
 
 
@@ -150,6 +166,14 @@ def test_nothing_but_damaged_checkpoints_is_an_error(saved):
         ({"width": 4}, "checkpoint-4 has `generator.width` 3, this run 4; required: the same architecture"),
         ({"seed": 6}, "`seed` is 6; required: 5, as in the checkpoint"),
         ({"decays": (0.5,)}, r"the EMA decay 0\.5 is not in the checkpoint"),
+        (
+            {"names": ("generator",)},
+            "checkpoint-4 has the models critic, generator, this run generator; required: the same models",
+        ),
+        (
+            {"critic_optimizer": torch.optim.AdamW},
+            "the optimiser of `critic` is AdamW; required: SGD, whose state is in the checkpoint",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_run_changes_nothing(saved, arguments, message):
@@ -159,6 +183,55 @@ def test_a_checkpoint_of_another_run_changes_nothing(saved, arguments, message):
     with pytest.raises(ValueError, match=message):
         resume(run, "latest")
     assert_identical(everything(run), before)
+
+
+@pytest.mark.parametrize(
+    ("saved_with", "resumed_with", "message"),
+    [
+        ({"names": ("generator",)}, {}, "has the models generator, this run critic, generator; required: the same"),
+        ({"decays": ()}, {}, r"the EMA decay 0\.9 is not in the checkpoint"),
+    ],
+)
+def test_a_checkpoint_of_less_than_the_run_changes_nothing(tmp_path, saved_with, resumed_with, message):
+    make_run(tmp_path, **saved_with).save()
+    run = make_run(tmp_path, **resumed_with)
+    before = everything(run)
+    with pytest.raises(ValueError, match=message):
+        resume(run, "latest")
+    assert_identical(everything(run), before)
+
+
+def test_averages_that_are_not_wanted_any_more_are_left_out(saved):
+    folder, _ = saved
+    run = make_run(folder, decays=())
+    resume(run, "latest")
+    assert run.step == 4
+
+
+def test_a_checkpoint_of_an_earlier_version_does_not_name_the_optimisers(saved):
+    folder, expected = saved
+    path = folder / "checkpoint-4"
+    state = json.loads((path / "state.json").read_text())
+    assert state.pop("optimizers") == {"generator": "AdamW", "critic": "SGD"}
+    content = json.dumps(state).encode()
+    (path / "state.json").write_bytes(content)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["state.json"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    run = make_run(folder)
+    resume(run, "latest")
+    train(run, 2)
+    assert_identical(everything(run), expected)
+
+
+def test_an_optimiser_that_has_not_begun_is_saved_as_it_is(tmp_path):
+    """As a discriminator's before its first step: torch's gathering would take a step with it, which Adam counts."""
+    run = make_run(tmp_path)
+    run.save()
+    assert not run.optimizers["generator"].state
+    other = make_run(tmp_path)
+    resume(other, "latest")
+    assert not other.optimizers["generator"].state
 
 
 def test_changed_shapes_that_the_arguments_do_not_tell(saved):
@@ -232,6 +305,25 @@ def test_roll_back_goes_on_with_later_data(saved):
     other = make_run(folder)
     resume(other, "latest")
     assert (other.step, other.position) == (5, 16)
+
+
+def test_a_roll_back_leaves_the_checkpoints_on_schedule(tmp_path):
+    """A checkpoint that was due among the bad steps is not made up for after the return: it would push out another."""
+    run = make_run(tmp_path, total_limit=2)
+    for _ in range(2):
+        train(run, 2)
+        assert not run.secure(2, 100)
+    for _ in range(10):
+        run.guard.check(math.nan, 1.0)
+        run.step, run.position = run.step + 1, run.position + 1
+        went_back = run.secure(2, 100)
+    assert went_back and run.step == 4
+    train(run, 1)
+    run.secure(2, 100)
+    assert list_checkpoints(tmp_path) == [2, 4]
+    train(run, 1)
+    run.secure(2, 100)
+    assert list_checkpoints(tmp_path) == [4, 6]
 
 
 def test_roll_back_without_a_checkpoint(tmp_path):

@@ -5,7 +5,13 @@ import datetime
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AORecipeKwargs, DistributedDataParallelKwargs, KwargsHandler, is_torchao_available
+from accelerate.utils import (
+    AORecipeKwargs,
+    DistributedDataParallelKwargs,
+    KwargsHandler,
+    check_cuda_fp8_capability,
+    is_torchao_available,
+)
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from ..processes import SeparateProcesses, patient_accelerator
@@ -46,6 +52,8 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         ) from error
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # where Accelerate would use float32
         raise ValueError("`mixed_precision` is 'fp16'; required on a CPU: no or bf16.")
+    if config.mixed_precision == "fp8" and accelerator.device.type == "cuda" and not check_cuda_fp8_capability():
+        raise ValueError("`mixed_precision` is 'fp8'; required: a GPU of compute capability 8.9 or above, or bf16.")
     if accelerator.is_fsdp2 and config.mixed_precision != "no":
         # Weights are gathered in 16 bits. Inputs stay float32, as under autocast alone: the policy of Accelerate would
         # round t, the noisy latents and the residual stream as well, and sum gradients in 16 bits.
