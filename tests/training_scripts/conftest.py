@@ -28,6 +28,20 @@ def fresh_accelerate_state():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.fixture
+def compiled(monkeypatch) -> list[str]:
+    """Classes of the modules that are compiled: forward and backward graphs, but without minutes of generated code."""
+    compile_module, names = torch.nn.Module.compile, []
+
+    def compile_without_generating_code(self, *args, **kwargs):
+        names.append(type(self).__name__)
+        compile_module(self, *args, backend="aot_eager", **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_without_generating_code)
+    yield names
+    torch._dynamo.reset()
+
+
 @pytest.fixture(scope="session")
 def run_and_be_killed():
     """run_and_be_killed("vavae", "checkpoint-2", "optimizer", ...): ends by SIGKILL while it writes that checkpoint."""

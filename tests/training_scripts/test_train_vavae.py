@@ -128,6 +128,17 @@ def test_gradient_checkpointing_changes_memory_only(data, vae_recipe, tmp_path):
             assert saving[name] == pytest.approx(plain[name], rel=1e-5), name
 
 
+def test_a_compiled_autoencoder_changes_rounding_only(data, vae_recipe, tmp_path, compiled):
+    """Also with the adaptive weights, which go through parts of the backward graph on their own."""
+    settings = ["max_train_steps=2", "disc_start=0", "logging_steps=1"]
+    run(vae_recipe, data, tmp_path / "plain", *settings)
+    run(vae_recipe, data, tmp_path / "compiled", *settings, "compile_vae=true")
+    assert len(compiled) == 2
+    for plain, other in zip(records(tmp_path / "plain"), records(tmp_path / "compiled"), strict=True):
+        for name in {"total_loss", "d_weight", "vf_weight", "disc_loss", "grad_norm"} & plain.keys():
+            assert other[name] == pytest.approx(plain[name], rel=1e-5), name
+
+
 def test_two_processes_weigh_the_losses_and_measure_the_latents_as_one_does(data, vae_recipe, tmp_path):
     """The learning rate is so small that the weights whose latents are measured are the same, but for rounding."""
     settings = ["disc_weight=0", "vf_weight=0.5", "max_train_steps=2", "logging_steps=1", "checkpointing_steps=null",
