@@ -1,4 +1,4 @@
-"""The package. `pipelines/` lies at the top level, so that one file serves `import` and `custom_pipeline=`."""
+"""The package. `pipelines/` lies at the top level: the same files serve `import` and `custom_pipeline=`."""
 
 from pathlib import Path
 

@@ -26,10 +26,12 @@ from pathlib import Path
 
 import torch
 
+from diffusers_lightningdit.files import read_json, write_json
+
 REPOSITORY = Path(__file__).parents[1]
-DIGITS = REPOSITORY / "examples" / "digits"
+EXAMPLE = REPOSITORY / "examples" / "digits"
 TRAINING_SCRIPTS = REPOSITORY / "training_scripts"
-sys.path.insert(0, str(DIGITS))
+sys.path.insert(0, str(EXAMPLE))
 
 VAE = {
     "resolution": 32,
@@ -105,7 +107,7 @@ def measure_cell(folder: Path, channels: int, is_aligned: bool, seed: int, argum
     cell = folder / f"channels{channels}-{'aligned' if is_aligned else 'plain'}-seed{seed}"
     result = cell / "result.json"
     if result.is_file():
-        return json.loads(result.read_text(encoding="utf-8"))
+        return read_json(result)
     if cell.exists():
         shutil.rmtree(cell)
     log = cell / "log.txt"
@@ -133,7 +135,7 @@ def measure_cell(folder: Path, channels: int, is_aligned: bool, seed: int, argum
     }
     run_script(TRAINING_SCRIPTS / "train_lightningdit.py", *settings(SHARED, TRANSFORMER, transformer), log=log)
     values = {**place, **measure(folder, cell, arguments.num_images)}
-    result.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    write_json(result, values)
     for name in ("latents", "vae", "pipeline"):
         shutil.rmtree(cell / name)
     return values
@@ -145,9 +147,9 @@ def measure(folder: Path, cell: Path, num_images: int) -> dict[str, float]:
     from judge import classifier_features, fit_classifier, generate, real_images, reconstruct
 
     import diffusers_lightningdit  # noqa: F401  (makes the pipeline's classes loadable)
-    from diffusers_lightningdit.metrics.class_accuracy import class_accuracy
     from diffusers_lightningdit.metrics.frechet import FeatureStatistics
     from diffusers_lightningdit.metrics.image_similarity import peak_signal_to_noise_ratio
+    from diffusers_lightningdit.metrics.linear_classifier import class_accuracy
     from diffusers_lightningdit.networks.foundation_model import FoundationModel
 
     pipeline = DiffusionPipeline.from_pretrained(cell / "pipeline")
@@ -258,13 +260,13 @@ def check_settings(folder: Path, arguments: argparse.Namespace) -> None:
     now = {name: getattr(arguments, name) for name in ("vae_steps", "transformer_steps", "encoder_steps", "num_images")}
     file = folder / "settings.json"
     if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = read_json(file)
         if before != now:
             raise Failed(f"--output_dir is {folder}, with cells of {before}; required: the same, not {now}.")
     elif folder.exists() and any(folder.iterdir()):
         raise Failed(f"--output_dir is {folder}, which holds something else; required: a new or an empty folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(now) + "\n", encoding="utf-8")
+    write_json(file, now)
 
 
 def make_once(folder: Path, last_file: str, script: Path, *arguments: str, log: Path) -> None:
@@ -278,12 +280,12 @@ def run(arguments: argparse.Namespace) -> list[dict]:
     folder = arguments.output_dir
     check_settings(folder, arguments)
     log, data = folder / "log.txt", folder / "data"
-    make_once(data, "train.parquet", DIGITS / "prepare.py", "--output_dir", str(data), log=log)
+    make_once(data, "train.parquet", EXAMPLE / "prepare.py", "--output_dir", str(data), log=log)
     for seed in (0, 1):  # the one to align to, and the one to measure with
         encoder = folder / f"encoder{seed}"
         words = settings({"data": str(data), "output_dir": str(encoder), "seed": seed,
                           "num_train_steps": arguments.encoder_steps})  # fmt: skip
-        make_once(encoder, "model.safetensors", DIGITS / "train_encoder.py", *words, log=log)
+        make_once(encoder, "model.safetensors", EXAMPLE / "train_encoder.py", *words, log=log)
     cells = list(itertools.product(arguments.seeds, arguments.latent_channels, (False, True)))
     results = []
     with ThreadPoolExecutor(arguments.jobs) as pool:
@@ -296,7 +298,7 @@ def run(arguments: argparse.Namespace) -> list[dict]:
         except Failed:
             pool.shutdown(cancel_futures=True)
             raise
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "results.json", results)
     rows = rows_of(results)
     (folder / "table.md").write_text(table(rows), encoding="utf-8")
     plot(rows, folder / "alignment.png")

@@ -9,9 +9,9 @@ from an original checkpoint return bit by bit.
 
 import argparse
 
+from diffusers_lightningdit.files import check_output_dir, new_folder
 from diffusers_lightningdit.original.command_line import OneLineParser, run
 from diffusers_lightningdit.original.export import original_files, write_original_files
-from diffusers_lightningdit.original.files import check_new_folder, new_folder
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -22,7 +22,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def convert(args: argparse.Namespace) -> None:
-    check_new_folder(args.output_dir)
+    check_output_dir(args.output_dir)
     files, remarks = original_files(args.checkpoint)
     with new_folder(args.output_dir) as folder:
         write_original_files(files, folder)

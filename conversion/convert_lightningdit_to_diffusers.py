@@ -10,18 +10,16 @@ multiplier and, for sizes that were never published, the number of heads. Contra
 
 import argparse
 
+from diffusers_lightningdit.files import check_output_dir, new_folder, read_checkpoint
 from diffusers_lightningdit.original import (
-    CheckpointError,
     OriginalConfig,
     build_autoencoder,
     build_pipeline,
     embedded_config,
     load_transformer,
     read_autoencoder,
-    read_checkpoint,
 )
 from diffusers_lightningdit.original.command_line import OneLineParser, run
-from diffusers_lightningdit.original.files import check_new_folder, new_folder
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -37,9 +35,9 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def convert(args: argparse.Namespace) -> None:
-    check_new_folder(args.output_dir)
+    check_output_dir(args.output_dir)
     if args.latents_stats is not None and args.vae is None:
-        raise CheckpointError("latents_stats is given without vae; required: --vae, whose config keeps the statistics.")
+        raise ValueError("latents_stats is given without vae; required: --vae, whose config keeps the statistics.")
     checkpoint = read_checkpoint(args.checkpoint)
     config = OriginalConfig.read(args.config) if args.config else embedded_config(checkpoint)
     transformer = load_transformer(

@@ -16,11 +16,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from diffusers_lightningdit.files import atomic_write, file_sha256, read_checkpoint
 from diffusers_lightningdit.networks.lpips import ORIGIN, PUBLISHED_SHA256, STAGES, tensors_sha256
-from diffusers_lightningdit.original import CheckpointError, read_checkpoint
 from diffusers_lightningdit.original.command_line import OneLineParser, run
-from diffusers_lightningdit.original.files import naming
-from diffusers_lightningdit.original.translation import check_shape, check_values
+from diffusers_lightningdit.original.translation import check_shape, check_values, naming
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -39,25 +38,25 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def checked_sha256(file: str, required: str) -> str:
-    """The file's sha256; raises CheckpointError if it does not begin with the required digits."""
+    """The file's sha256; raises ValueError if it does not begin with the required digits."""
     if len(required) < 8:
-        raise CheckpointError(f"{file}: its sha256 is to begin with {required!r}; required: 8 digits at least.")
+        raise ValueError(f"{file}: its sha256 is to begin with {required!r}; required: 8 digits at least.")
     if not Path(file).is_file():
-        raise CheckpointError(f"{file}: no such file; required: the published weights.")
-    found = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        raise ValueError(f"{file}: no such file; required: the published weights.")
+    found = file_sha256(file)
     if not found.startswith(required.lower()):
-        raise CheckpointError(f"{file}: has the sha256 {found}; required: {required}...")
+        raise ValueError(f"{file}: has the sha256 {found}; required: {required}...")
     return found
 
 
 def translate(vgg16: dict, linear: dict, names: tuple[str, str]) -> dict[str, torch.Tensor]:
-    """Both state dicts -> that of `LPIPS`; raises CheckpointError naming the file and the key at fault."""
+    """Both state dicts -> that of `LPIPS`; raises ValueError naming the file and the key at fault."""
     weights = {}
 
     def take(source: dict, name: str, key: str, shape: tuple[int, ...]) -> torch.Tensor:
         with naming(name):
             if not isinstance(source.get(key), torch.Tensor):
-                raise CheckpointError(f"key `{key}` is missing; required: a tensor of shape {list(shape)}.")
+                raise ValueError(f"key `{key}` is missing; required: a tensor of shape {list(shape)}.")
             check_shape(key, source[key], torch.Size(shape))
             check_values({key: source[key]})
         return source[key].float().contiguous()
@@ -70,7 +69,7 @@ def translate(vgg16: dict, linear: dict, names: tuple[str, str]) -> dict[str, to
             channels, layer = width, layer + 2
         weights[f"linear.{i}"] = take(linear, names[1], f"lin{i}.model.1.weight", (1, channels, 1, 1)).flatten()
         if (weights[f"linear.{i}"] < 0).any():
-            raise CheckpointError(f"{names[1]}: key `lin{i}.model.1.weight` has values below 0; required: none.")
+            raise ValueError(f"{names[1]}: key `lin{i}.model.1.weight` has values below 0; required: none.")
         layer += 1
     return weights
 
@@ -78,9 +77,9 @@ def translate(vgg16: dict, linear: dict, names: tuple[str, str]) -> dict[str, to
 def convert(args: argparse.Namespace) -> None:
     output = Path(args.output)
     if output.exists():
-        raise CheckpointError(f"output {output} exists; required: a new file.")
+        raise ValueError(f"output {output} exists; required: a new file.")
     if output.suffix != ".safetensors" or not output.parent.is_dir():
-        raise CheckpointError(f"output is {output}; required: a .safetensors file in an existing folder.")
+        raise ValueError(f"output is {output}; required: a .safetensors file in an existing folder.")
     origin = {
         "vgg16": checked_sha256(args.vgg16, args.vgg16_sha256),
         "linear": checked_sha256(args.linear, args.linear_sha256),
@@ -88,9 +87,8 @@ def convert(args: argparse.Namespace) -> None:
     weights = translate(read_checkpoint(args.vgg16), read_checkpoint(args.linear), (args.vgg16, args.linear))
     origin["tensors"] = tensors_sha256(weights)
     content = save(weights, {ORIGIN: json.dumps(origin)})  # one entry: the order of several varies
-    partial = output.with_name(f".{output.name}.partial")
-    partial.write_bytes(content)
-    partial.rename(output)  # all or nothing
+    with atomic_write(output) as partial:
+        partial.write_bytes(content)
     print(f"{output}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
 
 

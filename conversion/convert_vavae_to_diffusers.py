@@ -12,9 +12,9 @@ from collections import Counter
 
 from safetensors.torch import save_file
 
+from diffusers_lightningdit.files import check_output_dir, new_folder
 from diffusers_lightningdit.original import build_autoencoder, read_autoencoder, training_models
 from diffusers_lightningdit.original.command_line import OneLineParser, run
-from diffusers_lightningdit.original.files import check_new_folder, new_folder
 from diffusers_lightningdit.original.vae_training import TRAINING_FOLDER
 
 
@@ -28,7 +28,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def convert(args: argparse.Namespace) -> None:
-    check_new_folder(args.output_dir)
+    check_output_dir(args.output_dir)
     parts = read_autoencoder(args.checkpoint, args.config)
     vae = build_autoencoder(parts, args.latents_stats)
     models, left_over = training_models(parts.training)

@@ -1,296 +1,45 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """Image-to-image and inpainting by class with LightningDiT (arXiv 2501.01423).
 
-Self-contained (torch and diffusers only): loadable by
+The pipeline is loaded by its class, or as remote code from this file with `lightningdit_sampling.py` beside it:
 `DiffusionPipeline.from_pretrained(..., custom_pipeline="pipelines/pipeline_lightningdit_img2img.py")`.
 
-One pipeline for both, since they differ by one line of the loop: SDEdit (arXiv 2108.01073) starts the flow from a
-noised image in place of noise; with a mask, what lies outside it is set back to the noised image after each step.
-
-Time: t in [0, 1], 0 = noise, 1 = data, on the straight path x_t = t data + (1 - t) noise; diffusers' flow schedulers
-speak sigma = 1 - t and d latents / d sigma = -velocity.
+Both tasks are one pipeline, because they differ in one line of the loop: SDEdit (arXiv 2108.01073) starts the flow from
+a noised image, t data + (1 - t) noise, in place of noise; with a mask, everything outside it is set back to the noised
+image after each step.
 """
 
-import difflib
-import inspect
-import math
-import os
 from collections.abc import Callable
-from numbers import Integral, Real
-from pathlib import Path
 
-import numpy as np
-import PIL.Image
 import torch
 import torch.nn.functional as F
-from diffusers import (
-    AutoencoderRAE,
-    DiffusionPipeline,
-    DPMSolverMultistepScheduler,
-    DPMSolverSinglestepScheduler,
-    FasterCacheConfig,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    ImagePipelineOutput,
-    MagCacheConfig,
-    PyramidAttentionBroadcastConfig,
-    UniPCMultistepScheduler,
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+
+from .lightningdit_sampling import (
+    RECIPE,
+    TIME_TOLERANCE,
+    SamplingMixin,
+    decode,
+    encode,
+    image_size,
+    initial_noise,
+    list_images,
+    postprocess,
+    preprocess,
+    set_timesteps,
+    vae_geometry,
 )
-from diffusers.image_processor import VaeImageProcessor
-from diffusers.loaders import SanaLoraLoaderMixin
-from diffusers.utils.torch_utils import randn_tensor
-
-# What a pipeline without a recipe of its own samples with.
-# The library of our classes in model_index.json, and the name of the file with their code beside the weights: diffusers
-# takes the installed package if it is imported, else, with `trust_remote_code=True`, the file.
-# Copied from pipeline_lightningdit.PACKAGE
-PACKAGE = "diffusers_lightningdit"
-
-# Copied from pipeline_lightningdit.DEFAULT_RECIPE
-DEFAULT_RECIPE = {
-    "num_inference_steps": 50,
-    "guidance_scale": 4.0,
-    "guidance_interval": None,
-    "guidance_channels": None,
-    "ode_method": None,
-    "ode_atol": 1e-6,
-    "ode_rtol": 1e-3,
-}
-
-# Copied from pipeline_lightningdit.RECIPE
-RECIPE = "recipe"  # the argument's default where None has a meaning of its own
-
-# Copied from pipeline_lightningdit.SINGLE_BATCH_CACHES
-SINGLE_BATCH_CACHES = (FasterCacheConfig, MagCacheConfig, PyramidAttentionBroadcastConfig)
-
-# Copied from pipeline_lightningdit.TIME_TOLERANCE
-TIME_TOLERANCE = 1e-6
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Guidance
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-# Copied from pipeline_lightningdit.guide
-def guide(
-    conditional: torch.Tensor, unconditional: torch.Tensor, scale: float, num_channels: int | None
-) -> torch.Tensor:
-    """Classifier-free guidance (arXiv 2207.12598) on the first channels: uncond + scale (cond - uncond).
-
-    Args:
-        conditional, unconditional: velocities [B, C, height, width].
-        scale: 1 returns `conditional`.
-        num_channels: how many leading channels are guided, None for all; the rest is `conditional`. The released
-            LightningDiT figures guide 3 of 32.
-    """
-    guided = unconditional + scale * (conditional - unconditional)
-    if num_channels is None:
-        return guided
-    return torch.cat([guided[:, :num_channels], conditional[:, num_channels:]], dim=1)
-
-
-# Copied from pipeline_lightningdit.in_interval
-def in_interval(t: float, interval: tuple[float, float] | None) -> bool:
-    """Whether guidance acts at time t (arXiv 2404.07724); None stands for everywhere."""
-    return interval is None or interval[0] - TIME_TOLERANCE <= t <= interval[1] + TIME_TOLERANCE
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Schedulers
-# ---------------------------------------------------------------------------------------------------------------------
-
-# Copied from pipeline_lightningdit.FLOW_SETTINGS
-FLOW_SETTINGS = "use_flow_sigmas=True, prediction_type='flow_prediction', flow_shift=<shift>"
-
-# Copied from pipeline_lightningdit.REFUSED_SCHEDULERS
-REFUSED_SCHEDULERS = {
-    "DEISMultistepScheduler": "it repeats the last sigma instead of ending at 0, which leaves noise in the image",
-    "SASolverScheduler": "it repeats the last sigma instead of ending at 0, which leaves noise in the image",
-    "FlowMatchLCMScheduler": "it adds noise at every step, for distilled models only",
-}
-
-
-# Copied from pipeline_lightningdit.check_scheduler
-def check_scheduler(scheduler) -> None:
-    """Raises ValueError, with the reason, for a scheduler that cannot integrate this flow."""
-    name = type(scheduler).__name__
-    remedy = "Use FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, or DPMSolver / UniPC with "
-    remedy += f"{FLOW_SETTINGS}."
-    if name in REFUSED_SCHEDULERS:
-        raise ValueError(f"`scheduler` is {name}: {REFUSED_SCHEDULERS[name]}. {remedy}")
-    if name == "FlowMatchSDEScheduler":  # of diffusers_lightningdit, which this file must not import
-        required = {}
-    elif isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)):
-        required = {"use_dynamic_shifting": False, "invert_sigmas": False}
-    elif isinstance(scheduler, (DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, UniPCMultistepScheduler)):
-        required = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "final_sigmas_type": "zero"}
-        required |= {"use_dynamic_shifting": False}
-    else:
-        raise ValueError(f"`scheduler` is {name}: it does not integrate a flow with sigma = 1 - t. {remedy}")
-    for flag, value in required.items():
-        if scheduler.config.get(flag, value) != value:
-            raise ValueError(
-                f"`scheduler` is {name} with {flag}={scheduler.config[flag]!r}; required: {flag}={value!r}. {remedy}"
-            )
-
-
-# Copied from pipeline_lightningdit.set_timesteps
-def set_timesteps(scheduler, num_inference_steps: int, device: torch.device) -> torch.Tensor:
-    """Set the scheduler's grid and return the times t [number of network evaluations], float32, on the CPU.
-
-    Where the scheduler takes sigmas it gets the original's grid, N + 1 equally spaced points for N steps before the
-    shift; its own default would shift the smallest sigma twice. Times are read from `sigmas`, since several schedulers
-    round their `timesteps` to integers.
-    """
-    if isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler)):
-        sigmas = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)[:-1]
-        scheduler.set_timesteps(sigmas=sigmas.numpy(), device=device)
-    else:
-        scheduler.set_timesteps(num_inference_steps, device=device)
-    return 1.0 - scheduler.sigmas[: len(scheduler.timesteps)].to("cpu", torch.float32)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Autoencoders
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-# Copied from pipeline_lightningdit.vae_geometry
-def vae_geometry(vae) -> tuple[int, int]:
-    """(latent channels, downsampling factor) of a diffusers image autoencoder; ValueError if it shows neither."""
-    if isinstance(vae, AutoencoderRAE):
-        return vae.config.encoder_hidden_size, vae.config.patch_size
-    latent_channels = vae.config.get("latent_channels")
-    if "block_out_channels" in vae.config:
-        factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    else:
-        factor = getattr(vae, "spatial_compression_ratio", None)
-    if latent_channels is None or factor is None:
-        raise ValueError(
-            f"`vae` is {type(vae).__name__}; required: an image autoencoder with `latent_channels` and "
-            "`block_out_channels` in its config."
-        )
-    return latent_channels, factor
-
-
-def normalize_latents(vae, latents: torch.Tensor) -> torch.Tensor:
-    """What `vae.encode` produces -> what the transformer sees: the inverse of `denormalize_latents`."""
-    if hasattr(vae, "normalize_latents"):
-        return vae.normalize_latents(latents)
-    if isinstance(vae, AutoencoderRAE):  # normalises inside encode and decode
-        return latents
-    scaling_factor = vae.config.get("scaling_factor") or 1.0
-    if vae.config.get("latents_mean") is not None:
-        mean = latents.new_tensor(vae.config.latents_mean).view(1, -1, 1, 1)
-        std = latents.new_tensor(vae.config.latents_std).view(1, -1, 1, 1)
-        return (latents - mean) / std * scaling_factor
-    return (latents - (vae.config.get("shift_factor") or 0.0)) * scaling_factor
-
-
-# Copied from pipeline_lightningdit.denormalize_latents
-def denormalize_latents(vae, latents: torch.Tensor) -> torch.Tensor:
-    """What the transformer produces -> what `vae.decode` expects, by the VAE's own method or its config."""
-    if hasattr(vae, "denormalize_latents"):
-        return vae.denormalize_latents(latents)
-    if isinstance(vae, AutoencoderRAE):  # normalises inside encode and decode
-        return latents
-    scaling_factor = vae.config.get("scaling_factor") or 1.0
-    if vae.config.get("latents_mean") is not None:
-        mean = latents.new_tensor(vae.config.latents_mean).view(1, -1, 1, 1)
-        std = latents.new_tensor(vae.config.latents_std).view(1, -1, 1, 1)
-        return latents * std / scaling_factor + mean
-    return latents / scaling_factor + (vae.config.get("shift_factor") or 0.0)
-
-
-def as_float(image):
-    """Arrays and tensors in float32: diffusers' resizing takes no half precision, integers or booleans."""
-    if isinstance(image, np.ndarray):
-        return image.astype("float32")
-    return image.float() if isinstance(image, torch.Tensor) else image
-
-
-def preprocess(images: list, height: int, width: int, factor: int) -> torch.Tensor:
-    """Images as users give them, resized -> [number, 3, height, width] in [-1, 1]; sides are multiples of `factor`."""
-    processor = VaeImageProcessor(vae_scale_factor=factor, do_convert_rgb=True)
-    return torch.cat([processor.preprocess(as_float(image), height, width) for image in images])
-
-
-def preprocess_masks(masks: list, height: int, width: int, factor: int) -> torch.Tensor:
-    """Masks as users give them, resized -> [number, 1, height, width], each 0 or 1."""
-    processor = VaeImageProcessor(
-        vae_scale_factor=factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
-    )
-    return torch.cat([processor.preprocess(as_float(mask), height, width) for mask in masks])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Arguments
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-# Copied from pipeline_lightningdit.require
-def require(condition: bool, name: str, value, requirement: str) -> None:
-    if not condition:
-        raise ValueError(f"`{name}` is {value!r}; required: {requirement}.")
-
-
-# Copied from pipeline_lightningdit.is_integer
-def is_integer(value) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def list_images(image, name: str = "image", is_mask: bool = False) -> list:
-    """The images in what users call one.
-
-    Args:
-        image: PIL image, array [height, width, 3] or tensor [3, height, width] within [0, 1], or a batch or list of
-            them; a mask has no channels.
-        name: of the argument, for the error.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    ndim = 2 if is_mask else 3
-    is_several = isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == ndim + 1
-    images = list(image) if is_several else [image]
-
-    def problem(one) -> str | None:
-        if isinstance(one, PIL.Image.Image):
-            return None
-        if not isinstance(one, (np.ndarray, torch.Tensor)):
-            return f"a {type(one).__name__}"
-        channel_axis = 2 if isinstance(one, np.ndarray) else 0
-        if one.ndim != ndim or not (is_mask or one.shape[channel_axis] == 3):
-            return f"the shape {tuple(one.shape)}"
-        if not (one.min() >= 0 and one.max() <= 1):
-            return f"values from {float(one.min()):g} to {float(one.max()):g}"
-        return None
-
-    kinds = (
-        "arrays or tensors [height, width]" if is_mask else "arrays [height, width, 3] or tensors [3, height, width]"
-    )
-    for found in [problem(one) for one in images] or ["nothing"]:
-        if found is not None:
-            raise ValueError(
-                f"`{name}` holds {found}; required: PIL images, or {kinds} with values within [0, 1], or several."
-            )
-    return images
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Pipeline
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class LightningDiTImg2ImgPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
+class LightningDiTImg2ImgPipeline(SamplingMixin, DiffusionPipeline):
     """Image-to-image and inpainting by class with a LightningDiT transformer and an image autoencoder.
 
     Args:
-        transformer, vae, scheduler, id2label, sampling_recipe: as of `LightningDiTPipeline`, whose folders load here.
+        transformer, vae, scheduler, id2label, sampling_recipe: Those of `LightningDiTPipeline`, whose folders this
+            pipeline loads.
 
     Raises:
-        ValueError: for an unknown key in `sampling_recipe` or a key of `id2label` that is no class.
+        ValueError: For an unknown key of `sampling_recipe`, or a key of `id2label` that is not a class.
 
     Example:
         >>> import torch
@@ -315,314 +64,8 @@ class LightningDiTImg2ImgPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
         >>> image = edit("eight", image=three, mask_image=mask, strength=1.0).images[0]
     """
 
-    model_cpu_offload_seq = "transformer->vae"
-    _callback_tensor_inputs = ["latents"]
-    # Read with the class, not when it is saved: as remote code, the next repository's file may lie in this one's place.
-    # Copied from pipeline_lightningdit.LightningDiTPipeline._source_code
-    _source_code = __spec__.loader.get_source(__name__)
-
-    # Copied from pipeline_lightningdit.LightningDiTPipeline.__init__
-    def __init__(self, transformer, vae, scheduler, id2label: dict | None = None, sampling_recipe: dict | None = None):
-        super().__init__()
-        self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
-        for key in sampling_recipe or {}:
-            if key not in DEFAULT_RECIPE:
-                raise ValueError(f"`sampling_recipe` has the key {key!r}; known are {', '.join(DEFAULT_RECIPE)}.")
-        # JSON knows only strings as keys: after loading, "207" is class 207 again.
-        self._id2label = {int(key): name for key, name in (id2label or {}).items()}
-        num_classes = transformer.config.num_classes if transformer is not None else math.inf
-        for class_id in self._id2label:
-            if not 0 <= class_id < num_classes:
-                raise ValueError(
-                    f"`id2label` has the key {class_id}; the transformer's classes are 0 to {num_classes - 1}."
-                )
-        self.register_to_config(id2label=self._id2label or None, sampling_recipe=sampling_recipe)
-        self.image_processor = VaeImageProcessor()
-
-    # Copied from pipeline_lightningdit.LightningDiTPipeline.save_config
-    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
-        """Write model_index.json and the code of the classes that are not diffusers' own, each beside its weights.
-
-        diffusers' `save_pretrained` and `push_to_hub` end with this call: each folder they write loads both with the
-        package and, as remote code, without it. Also if this pipeline was itself loaded as remote code, for which
-        diffusers would drop the code and write names that cannot be loaded.
-        """
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, component in self.components.items():
-            cls = type(getattr(component, "_orig_mod", component))  # a compiled model is a wrapper
-            code = vars(cls).get("_source_code")  # its own: a subclass is defined in another file
-            if code is not None:
-                self.register_to_config(**{name: (PACKAGE, cls.__name__)})
-                if (folder / name).is_dir():
-                    (folder / name / f"{PACKAGE}.py").write_text(code, encoding="utf-8", newline="\n")
-        code = vars(type(self)).get("_source_code")
-        if code is not None:
-            (folder / "pipeline.py").write_text(code, encoding="utf-8", newline="\n")
-        names = {key: value for key, value in self.config.items() if key == "id2label"}
-        if names:  # of as many classes as the transformer beside it has, those of LoRAs too
-            self.register_to_config(id2label=self.id2label or None)
-        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
-        self.register_to_config(**names)
-
-    # Copied from pipeline_lightningdit.LightningDiTPipeline.from_pipe
-    @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> DiffusionPipeline:
-        """As in diffusers; components are taken over by name.
-
-        diffusers itself compares their classes with the constructor's annotations, which a self-contained file cannot
-        give for the transformer, and must not narrow for the autoencoder.
-        """
-        for name in ("transformer", "vae"):
-            if name in pipeline.components:
-                kwargs.setdefault(name, pipeline.components[name])
-        return super().from_pipe(pipeline, **kwargs)
-
-    # -- labels ---------------------------------------------------------------------------------------------------
-
-    # Copied from pipeline_lightningdit.LightningDiTPipeline.id2label
-    @property
-    def id2label(self) -> dict[int, str]:
-        """Names of the classes: those of the checkpoint, and of the LoRAs that are loaded."""
-        return {**self._id2label, **getattr(self.transformer, "new_class_names", {})}
-
-    # Copied from pipeline_lightningdit.LightningDiTPipeline.labels
-    @property
-    def labels(self) -> dict[str, list[int]]:
-        """Every name and synonym with the ids that bear it (ImageNet has two classes called "crane")."""
-        labels: dict[str, list[int]] = {}
-        for class_id, names in self.id2label.items():
-            # the whole entry counts as a name, too
-            for name in dict.fromkeys([names.strip(), *map(str.strip, names.split(","))]):
-                labels.setdefault(name, []).append(class_id)
-        return labels
-
-    # Copied from pipeline_lightningdit.LightningDiTPipeline.get_label_ids
-    def get_label_ids(self, class_labels: int | str | list[int | str] | torch.Tensor) -> list[int]:
-        """Class ids of ids and names; a name counts as written, otherwise with upper and lower case ignored.
-
-        Raises:
-            ValueError: for an unknown name (with the nearest ones), a name of several classes, or an id out of range.
-        """
-        if hasattr(class_labels, "tolist"):  # a tensor or an array of ids
-            class_labels = class_labels.tolist()
-        if not isinstance(class_labels, (list, tuple)):
-            class_labels = [class_labels]
-        if not class_labels:
-            raise ValueError("`class_labels` is empty; required: at least one class id or name.")
-        labels = self.labels
-        ids = []
-        for label in class_labels:  # lists of lists, as from a tensor [B, 1], count as one list
-            ids += self.get_label_ids(label) if isinstance(label, (list, tuple)) else [self._label_id(label, labels)]
-        return ids
-
-    # Copied from pipeline_lightningdit.LightningDiTPipeline._label_id
-    def _label_id(self, label: int | str, labels: dict[str, list[int]]) -> int:
-        if isinstance(label, str):
-            ids = labels.get(label.strip())
-            if ids is None:
-                wanted = label.strip().lower()
-                ids = sorted({i for name, name_ids in labels.items() if name.lower() == wanted for i in name_ids})
-            if not ids:
-                if not labels:
-                    raise ValueError(
-                        f"`class_labels` has the name {label!r}; this pipeline has no `id2label`, use ids."
-                    )
-                by_lower_case = {name.lower(): name for name in labels}
-                near = [
-                    by_lower_case[m] for m in difflib.get_close_matches(label.lower(), by_lower_case, n=3, cutoff=0.5)
-                ]
-                hint = f"nearest: {', '.join(map(repr, near))}" if near else "`pipe.labels` lists the names"
-                raise ValueError(f"`class_labels` has the unknown name {label!r}; {hint}.")
-            if len(ids) > 1:
-                raise ValueError(f"`class_labels` has the name {label!r} of several classes; use one of the ids {ids}.")
-            return ids[0]
-        if not isinstance(label, Integral) or isinstance(label, bool):
-            raise ValueError(f"`class_labels` has {label!r}; required: class ids (int) or names (str).")
-        num_classes = self.transformer.config.num_classes
-        if not 0 <= label < num_classes:
-            raise ValueError(f"`class_labels` has the id {label}; required: 0 to {num_classes - 1}.")
-        return int(label)
-
-    # -- arguments ------------------------------------------------------------------------------------------------
-
-    # Copied from pipeline_lightningdit.LightningDiTPipeline._from_recipe
-    def _from_recipe(self, **arguments) -> dict:
-        """Arguments as given; those left to the recipe from the checkpoint's, then from the defaults."""
-        recipe = {**DEFAULT_RECIPE, **(self.config.sampling_recipe or {})}
-        return {
-            name: recipe[name] if isinstance(value, str) and value == RECIPE else value
-            for name, value in arguments.items()
-        }
-
-    # Copied from pipeline_lightningdit.LightningDiTPipeline._check_sampling_inputs
-    def _check_sampling_inputs(
-        self,
-        num_inference_steps,
-        guidance_scale,
-        guidance_interval,
-        guidance_channels,
-        height,
-        width,
-        num_images_per_prompt,
-        num_labels,
-        generator,
-        latents,
-        output_type,
-        callback_on_step_end_tensor_inputs,
-    ) -> None:
-        """The part of `check_inputs` that every pipeline with this transformer shares."""
-        # Components: checked here, since they can be replaced after construction.
-        check_scheduler(self.scheduler)
-        latent_channels, factor = vae_geometry(self.vae)
-        in_channels = self.transformer.config.in_channels
-        if latent_channels != in_channels:
-            raise ValueError(
-                f"`vae` has {latent_channels} latent channels; required: the transformer's `in_channels` {in_channels}."
-            )
-
-        # Sampling
-        for name, value in (
-            ("num_inference_steps", num_inference_steps),
-            ("num_images_per_prompt", num_images_per_prompt),
-        ):
-            require(is_integer(value) and value >= 1, name, value, "an integer of at least 1")
-        require(
-            isinstance(guidance_scale, Real) and 0 <= guidance_scale < math.inf,
-            "guidance_scale",
-            guidance_scale,
-            "a finite number of at least 0",
-        )
-        require(
-            guidance_interval is None
-            or (
-                isinstance(guidance_interval, (tuple, list))
-                and len(guidance_interval) == 2
-                and 0 <= guidance_interval[0] <= guidance_interval[1] <= 1
-            ),
-            "guidance_interval",
-            guidance_interval,
-            "(start, end) with 0 <= start <= end <= 1, or None for all times",
-        )
-        require(
-            guidance_channels is None or (is_integer(guidance_channels) and 1 <= guidance_channels <= in_channels),
-            "guidance_channels",
-            guidance_channels,
-            f"an integer from 1 to {in_channels}, or None for all",
-        )
-
-        # Shapes
-        multiple = factor * self.transformer.config.patch_size
-        for name, value in (("height", height), ("width", width)):
-            require(
-                is_integer(value) and value >= multiple and value % multiple == 0,
-                name,
-                value,
-                f"a positive multiple of {multiple} pixels",
-            )
-        batch_size = num_labels * num_images_per_prompt
-        shape = (batch_size, in_channels, height // factor, width // factor)
-        if latents is not None and tuple(latents.shape) != shape:
-            raise ValueError(f"`latents` has the shape {tuple(latents.shape)}; required: {shape}.")
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"`generator` is a list of {len(generator)}; required: {batch_size}, one for each image.")
-
-        # Output
-        require(
-            output_type in ("pil", "np", "pt", "latent"), "output_type", output_type, "'pil', 'np', 'pt' or 'latent'"
-        )
-        for name in callback_on_step_end_tensor_inputs:
-            require(
-                name in self._callback_tensor_inputs,
-                "callback_on_step_end_tensor_inputs",
-                callback_on_step_end_tensor_inputs,
-                f"any of {self._callback_tensor_inputs}",
-            )
-
-    def check_inputs(self, strength, images, masks, num_labels, **sampling_inputs) -> None:
-        """Raises ValueError naming argument, value and requirement, before anything is computed."""
-        self._check_sampling_inputs(num_labels=num_labels, **sampling_inputs)
-        require(
-            isinstance(strength, Real) and 0 < strength <= 1, "strength", strength, "a number above 0 and at most 1"
-        )
-        for name, values in (("image", images), ("mask_image", masks)):
-            if values is not None and len(values) not in (1, num_labels):
-                raise ValueError(
-                    f"`{name}` holds {len(values)}; required: 1, or as many as `class_labels`, {num_labels}."
-                )
-
-    # -- state read by callbacks and caches -----------------------------------------------------------------------
-
-    # Copied from pipeline_lightningdit.LightningDiTPipeline.guidance_scale
-    @property
-    def guidance_scale(self) -> float:
-        return self._guidance_scale
-
-    # Copied from pipeline_lightningdit.LightningDiTPipeline.num_timesteps
-    @property
-    def num_timesteps(self) -> int:
-        return self._num_timesteps
-
-    # Copied from pipeline_lightningdit.LightningDiTPipeline.current_timestep
-    @property
-    def current_timestep(self):
-        """The scheduler's timestep, on its scale from 1000 (noise) to 0; None outside the loop."""
-        return self._current_timestep
-
-    # Copied from pipeline_lightningdit.LightningDiTPipeline.interrupt
-    @property
-    def interrupt(self) -> bool:
-        """Set `pipe._interrupt = True` in a callback to skip the remaining steps."""
-        return self._interrupt
-
-    # -- velocity -------------------------------------------------------------------------------------------------
-
-    # Copied from pipeline_lightningdit.LightningDiTPipeline._velocity
-    def _velocity(
-        self,
-        latents: torch.Tensor,
-        t: float,
-        class_ids: torch.Tensor,
-        attention_kwargs: dict | None,
-        context: str | None = None,
-    ) -> torch.Tensor:
-        """The network's velocity at time t, in float32. The null class comes first in `class_ids` if it is there."""
-        # A cache keeps the states of guided and unguided calls apart: their batches differ.
-        with self.transformer.cache_context(context or ("cond" if len(class_ids) == len(latents) else "cond_uncond")):
-            repeats = len(class_ids) // len(latents)
-            velocity = self.transformer(
-                hidden_states=latents.repeat(repeats, 1, 1, 1).to(self.transformer.dtype),
-                timestep=torch.full((len(class_ids),), t, dtype=torch.float32, device=latents.device),
-                class_labels=class_ids,
-                attention_kwargs=attention_kwargs,
-                return_dict=False,
-            )[0]
-        return velocity.float()
-
-    # Copied from pipeline_lightningdit.LightningDiTPipeline._guided_velocity
-    def _guided_velocity(
-        self,
-        latents: torch.Tensor,
-        t: float,
-        class_ids: torch.Tensor,
-        guidance_interval: tuple[float, float] | None,
-        guidance_channels: int | None,
-        both_halves: bool,
-        attention_kwargs: dict | None,
-    ) -> torch.Tensor:
-        """The velocity under guidance of `self.guidance_scale`, a property since callbacks may change it on the way.
-
-        The unconditional half is computed where guidance acts; with `both_halves` at every t.
-        """
-        is_guided = self.guidance_scale > 1 and in_interval(t, guidance_interval)
-        if not (is_guided or both_halves):
-            return self._velocity(latents, t, class_ids, attention_kwargs)
-        null_ids = torch.full_like(class_ids, self.transformer.config.num_classes)
-        velocity = self._velocity(latents, t, torch.cat([null_ids, class_ids]), attention_kwargs)
-        unconditional, conditional = velocity.chunk(2)
-        return guide(conditional, unconditional, self.guidance_scale, guidance_channels) if is_guided else conditional
-
-    # -- call -----------------------------------------------------------------------------------------------------
+    _source_code = __spec__.loader.get_source(__name__)  # see `SHARED_CODE`
+    _card_call = "image = pipe({label}, image=image).images[0]"
 
     @torch.no_grad()
     def __call__(
@@ -646,154 +89,123 @@ class LightningDiTImg2ImgPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
         attention_kwargs: dict | None = None,
     ) -> ImagePipelineOutput | tuple:
-        """Draw images of the classes that start from given images, within a mask if there is one.
+        """Draw images of the classes that start from given images, only within a mask if there is one.
 
-        The arguments that are not listed here are those of `LightningDiTPipeline`, with the same defaults.
+        The arguments that are not described here are those of `LightningDiTPipeline`, with the same defaults.
 
         Args:
-            class_labels: a class id, a name of `id2label`, or a list of both.
-            image: what to start from, one or as many as `class_labels`: PIL images, arrays [height, width, 3] or
-                tensors [3, height, width] within [0, 1], or a batch or list of them; resized to `height` and `width`.
-            mask_image: what to draw anew, one or as many as `class_labels`: PIL images, arrays or tensors
-                [height, width]; above 0.5 (white) is drawn. The rest keeps its pixels. A latent that covers a pixel of
-                the mask is drawn.
-            strength: above 0 and at most 1: how far to go back to noise. Drawing starts at the first point of the
-                scheduler's grid with t >= 1 - strength, from t data + (1 - t) noise; 1 starts from noise alone.
-            num_inference_steps: steps of the whole grid, of which those from t = 1 - strength on are run.
-            latents: the noise [B, C, height / factor, width / factor]; drawn in float32 if None.
+            class_labels: A class id, a name of `id2label`, or a list of both.
+            image: The images to start from, one or as many as `class_labels`: PIL images, arrays [height, width, 3] or
+                tensors [3, height, width] within [0, 1], or a batch or list of them. They are resized to `height` and
+                `width`.
+            mask_image: The masks, one or as many as `class_labels`: PIL images, arrays or tensors [height, width].
+                Values above 0.5 (white) are drawn anew, the other pixels are kept. A latent that covers a drawn pixel
+                is drawn.
+            strength: How far to go back to noise, above 0 and at most 1. Drawing starts at the first point of the
+                scheduler's grid with t >= 1 - strength; 1 starts from noise alone.
+            num_inference_steps: The number of steps of the whole grid, of which those from t = 1 - strength on are
+                taken.
+            latents: The noise [B, C, height / factor, width / factor]. None: it is drawn in float32.
 
         Returns:
-            `images`: list of PIL images, array or tensor, `num_images_per_prompt` for each label.
+            `images`: a list of PIL images, an array or a tensor, with `num_images_per_prompt` images for each label.
 
         Raises:
-            ValueError: for any argument or component that doesn't fit, before anything is computed.
+            ValueError: For an argument or a component that does not fit, before anything is computed.
         """
-        settings = self._from_recipe(
+        recipe = self._from_recipe(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
             guidance_channels=guidance_channels,
         )
         class_ids = self.get_label_ids(class_labels)
-        _, factor = vae_geometry(self.vae)
-        height = self.transformer.config.sample_size * factor if height is None else height
-        width = self.transformer.config.sample_size * factor if width is None else width
+        height, width = image_size(self.transformer, self.vae, height, width)
         images = list_images(image)
         masks = None if mask_image is None else list_images(mask_image, "mask_image", is_mask=True)
         self.check_inputs(
-            strength,
-            images,
-            masks,
-            **settings,
+            **recipe,
+            strength=strength,
+            num_labels=len(class_ids),
+            num_images_per_prompt=num_images_per_prompt,
             height=height,
             width=width,
-            num_images_per_prompt=num_images_per_prompt,
-            num_labels=len(class_ids),
             generator=generator,
             latents=latents,
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
+        for name, values in (("image", images), ("mask_image", masks)):
+            if values is not None and len(values) not in (1, len(class_ids)):
+                raise ValueError(
+                    f"`{name}` holds {len(values)}; required: 1, or as many as `class_labels`, {len(class_ids)}."
+                )
 
+        # 1. Labels and time grid
         device = self._execution_device
-        guidance_interval, guidance_channels = settings["guidance_interval"], settings["guidance_channels"]
-        self._guidance_scale = settings["guidance_scale"]
-        self._interrupt = False
-        self._current_timestep = None
+        self._guidance_scale = recipe["guidance_scale"]
+        class_ids = torch.tensor(class_ids, device=device).repeat_interleave(num_images_per_prompt)
+        batch_size = len(class_ids)
+        times = self._set_timesteps_from(strength, recipe["num_inference_steps"], device)
 
-        # 1. Time grid, from the first point at or after 1 - strength where the scheduler can start a step
-        times = set_timesteps(self.scheduler, settings["num_inference_steps"], device)
+        # 2. Images, masks and noise
+        factor = vae_geometry(self.vae)[1]
+        pixels = preprocess(images, height, width, factor).to(device)  # [1 or labels, 3, height, width]
+        data = encode(self.vae, pixels)
+        data = data.repeat_interleave(batch_size // len(data), dim=0)  # [B, C, height / factor, width / factor]
+        noise = initial_noise(latents, data.shape, generator, device)
+
+        def noised(t: float) -> torch.Tensor:
+            return t * data + (1 - t) * noise
+
+        keep_outside_masks = None
+        if masks is not None:
+            masks = preprocess(masks, height, width, factor, is_mask=True).to(device)  # [1 or labels, 1, height, width]
+            latent_masks = F.max_pool2d(masks, factor).repeat_interleave(batch_size // len(masks), dim=0)
+
+            def keep_outside_masks(latents: torch.Tensor, t: float) -> torch.Tensor:
+                return latent_masks * latents + (1 - latent_masks) * noised(t)
+
+        # 3. Solve the flow
+        latents = self._denoise(
+            noised(float(times[0])),
+            times,
+            self._guided_velocity(
+                class_ids, recipe["guidance_interval"], recipe["guidance_channels"], attention_kwargs
+            ),
+            generator,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+            after_step=keep_outside_masks,
+        )
+
+        # 4. Decode; outside the masks the pixels stay what they were
+        if masks is None or output_type == "latent":
+            return self._output(self._to_images(latents, output_type), return_dict)
+        masks = masks.repeat_interleave(batch_size // len(masks), dim=0)
+        pixels = pixels.repeat_interleave(batch_size // len(pixels), dim=0)
+        images = masks * decode(self.vae, latents) + (1 - masks) * pixels
+        return self._output(postprocess(self.image_processor, images, output_type), return_dict)
+
+    def _set_timesteps_from(self, strength: float, num_inference_steps: int, device: torch.device) -> torch.Tensor:
+        """Let the scheduler begin at the first point with t >= 1 - strength, and return t from there on.
+
+        Raises:
+            ValueError: If the scheduler cannot begin there, or no step does.
+        """
+        times = set_timesteps(self.scheduler, num_inference_steps, device)
         if getattr(self.scheduler, "init_noise_sigma", 1.0) != 1.0:
             raise ValueError(
                 f"`scheduler` is {type(self.scheduler).__name__}, whose first step's noise is part of pure noise; "
                 "required: one that can start from a noised image (for the SDE: solver_type='euler')."
             )
+        # A scheduler of second order evaluates the network twice a step.
         starts = range(0, len(times), getattr(self.scheduler, "order", 1))
         begin = next((i for i in starts if times[i] >= 1 - strength - TIME_TOLERANCE), None)
         if begin is None:
             raise ValueError(
-                f"`strength` is {strength} with {settings['num_inference_steps']} steps, of which none starts at "
+                f"`strength` is {strength} with {num_inference_steps} steps, of which none starts at "
                 f"t >= {1 - strength:g}; required: a greater strength or more steps."
             )
         self.scheduler.set_begin_index(begin)
-        times, timesteps = times[begin:].tolist(), self.scheduler.timesteps[begin:]
-        self._num_timesteps = len(times)
-
-        # 2. Labels, images, masks and noise, one for each image to draw
-        class_ids = torch.tensor(class_ids, device=device).repeat_interleave(num_images_per_prompt)
-        batch_size = len(class_ids)
-        pixels = preprocess(images, height, width, factor).to(device)  # [1 or labels, 3, height, width]
-        data = self._encode(pixels)
-        data = data.repeat_interleave(batch_size // len(data), dim=0)  # [B, C, height / factor, width / factor]
-        if masks is not None:
-            masks = preprocess_masks(masks, height, width, factor).to(device)  # [1 or labels, 1, height, width]
-            latent_masks = F.max_pool2d(masks, factor)
-            latent_masks = latent_masks.repeat_interleave(batch_size // len(masks), dim=0)
-        if latents is None:
-            noise = randn_tensor(data.shape, generator=generator, device=device, dtype=torch.float32)
-        else:
-            noise = latents.to(device, torch.float32)
-        latents = times[0] * data + (1 - times[0]) * noise
-
-        # 3. Solve the flow, its state in float32 whatever the network's dtype
-        both_halves = self.guidance_scale > 1 and isinstance(self.transformer._cache_config, SINGLE_BATCH_CACHES)
-        step_kwargs = {}
-        if "generator" in inspect.signature(self.scheduler.step).parameters:
-            step_kwargs["generator"] = generator
-        with self.progress_bar(total=len(times)) as progress_bar:
-            for i, (t, timestep) in enumerate(zip(times, timesteps, strict=True)):
-                if self.interrupt:
-                    continue
-                self._current_timestep = timestep
-                velocity = self._guided_velocity(
-                    latents, t, class_ids, guidance_interval, guidance_channels, both_halves, attention_kwargs
-                )
-                latents = self.scheduler.step(-velocity, timestep, latents, **step_kwargs, return_dict=False)[0]
-                if masks is not None:
-                    t = times[i + 1] if i + 1 < len(times) else 1.0
-                    latents = latent_masks * latents + (1 - latent_masks) * (t * data + (1 - t) * noise)
-
-                if callback_on_step_end is not None:
-                    # a loop: in a comprehension `locals()` would be the comprehension's own
-                    callback_kwargs = {}
-                    for name in callback_on_step_end_tensor_inputs:
-                        callback_kwargs[name] = locals()[name]
-                    callback_outputs = callback_on_step_end(self, i, timestep, callback_kwargs)
-                    latents = callback_outputs.pop("latents", latents)
-                progress_bar.update()
-        self._current_timestep = None
-
-        # 4. Decode; outside the mask the pixels stay what they were
-        if output_type != "latent":
-            images = self._decode(latents)
-            if masks is not None:
-                repeats = batch_size // len(masks), batch_size // len(pixels)
-                masks, pixels = masks.repeat_interleave(repeats[0], dim=0), pixels.repeat_interleave(repeats[1], dim=0)
-                images = masks * images + (1 - masks) * pixels
-            images = self._postprocess(images, output_type)
-        else:
-            images = latents
-        self.maybe_free_model_hooks()
-        if not return_dict:
-            return (images,)
-        return ImagePipelineOutput(images=images)
-
-    def _encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Images [B, 3, height, width] in [-1, 1] -> the posterior's most likely latents, normalised, in float32."""
-        encoded = self.vae.encode(images.to(self.vae.dtype))
-        latents = encoded.latent if isinstance(self.vae, AutoencoderRAE) else encoded.latent_dist.mode()
-        return normalize_latents(self.vae, latents.float())
-
-    # Copied from pipeline_lightningdit.LightningDiTPipeline._decode
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Normalised latents -> images [B, 3, height, width], within about [-1, 1], in float32."""
-        latents = denormalize_latents(self.vae, latents)
-        return self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0].float()
-
-    # Copied from pipeline_lightningdit.LightningDiTPipeline._postprocess
-    def _postprocess(self, images: torch.Tensor, output_type: str):
-        if output_type == "pil":
-            # uint8 by truncation, as the original; then values k / 255, which diffusers' own conversion keeps exactly
-            pixels = (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
-            return self.image_processor.numpy_to_pil(pixels.permute(0, 2, 3, 1).cpu().numpy() / 255)
-        return self.image_processor.postprocess(images, output_type=output_type)
+        return times[begin:]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden.small_set import restore
 from packaging.version import Version
 
 torch.set_num_threads(1)
@@ -19,19 +20,22 @@ torch.set_num_threads(1)
 torch.backends.cudnn.allow_tf32 = False
 
 TESTS = Path(__file__).parent
-# The whole recorded set where it lies beside a checkout, and the part of it that every checkout carries.
-GOLDEN_FOLDERS = (TESTS.parent.parent / "shared" / "golden", TESTS / "golden")
+# The whole recorded set, where it lies beside a checkout, and the small form of it that every checkout carries.
+WHOLE_SET, SMALL_SET = TESTS.parent.parent / "shared" / "golden", TESTS / "golden"
 
 
 @pytest.fixture(scope="session")
-def golden():
-    """golden("dit/released/io.safetensors") -> path of a file or folder; skips the test where it is not present."""
+def golden(tmp_path_factory):
+    """golden("dit/released/io.safetensors") -> path of a file or folder of the numbers recorded from the original.
+
+    They come from the whole set where it is present, otherwise from the small one, whose checkpoints are drawn again.
+    """
+    root = WHOLE_SET if WHOLE_SET.is_dir() else restore(SMALL_SET, tmp_path_factory.mktemp("recorded") / "golden")
 
     def find(name: str) -> Path:
-        for folder in GOLDEN_FOLDERS:
-            if (folder / name).exists():
-                return folder / name
-        pytest.skip(f"golden data {name} is not in this checkout")
+        if not (root / name).exists():
+            pytest.fail(f"{name} is not in {root}; required: a recorded file that tests/golden/cut_golden.py keeps")
+        return root / name
 
     return find
 

@@ -1,7 +1,11 @@
+import types
+
 import pytest
+import torch
 from PIL import Image
 
-from diffusers_lightningdit.grids import labelled_grid
+from diffusers_lightningdit.grids import draw_class_images, labelled_grid
+from diffusers_lightningdit.keyed_random import image_generator
 
 WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (255, 0, 0)
 
@@ -38,3 +42,23 @@ def test_words_are_beside_the_images():
 def test_bad_input(rows, columns, message):
     with pytest.raises(ValueError, match=message):
         labelled_grid(rows, columns)
+
+
+class NoisePipeline:
+    """A pipeline of 10 classes whose images are (label, first number of the noise)."""
+
+    transformer = types.SimpleNamespace(config=types.SimpleNamespace(num_classes=10))
+
+    def set_progress_bar_config(self, disable):
+        pass
+
+    def __call__(self, labels, generator, output_type):
+        noise = [torch.randn((), generator=each).item() for each in generator]
+        return types.SimpleNamespace(images=list(zip(labels, noise, strict=True)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_the_noise_is_that_of_the_same_class_in_a_balanced_set(batch_size):
+    images = list(draw_class_images(NoisePipeline(), [7, 3, 7, 7, 3], seed=2, batch_size=batch_size))
+    indices = [7, 3, 17, 27, 13]
+    assert images == [(index % 10, torch.randn((), generator=image_generator(2, index)).item()) for index in indices]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_lightningdit.keyed_random import KeyedRandom, random_key, seed_process
+from diffusers_lightningdit.keyed_random import KeyedRandom, image_generator, random_key, seed_process
 
 
 def test_a_sample_has_the_same_numbers_in_any_share_of_the_batch():
@@ -55,3 +55,12 @@ def test_a_process_has_its_own_stream_in_each_batch():
     first = numbers(0, 5, 1)
     assert numbers(0, 5, 0) != first != numbers(0, 6, 1)
     assert numbers(0, 5, 1) == first
+
+
+def test_the_noise_of_an_image_depends_on_seed_and_index():
+    def noise(seed, index):
+        return torch.randn(3, generator=image_generator(seed, index)).tolist()
+
+    different = [noise(seed, index) for seed in (0, 1) for index in range(20)]
+    assert len({tuple(values) for values in different}) == 40
+    assert noise(1, 7) == different[27]

@@ -11,9 +11,9 @@ PACKAGE = "diffusers_lightningdit"
 
 # From the ground up. A layer may import those below it; parts of one layer do not import each other.
 LAYERS = (
-    ("files", "processes", "keyed_random", "flow_matching", "grids", "metrics", "models", "schedulers", "pipelines"),
+    ("files", "processes", "keyed_random", "flow_matching", "metrics", "models", "schedulers", "pipelines"),
     ("settings",),
-    ("networks", "losses"),
+    ("networks", "losses", "grids"),
     ("original",),
     ("data",),
     ("evaluation", "training"),

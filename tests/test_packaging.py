@@ -63,7 +63,12 @@ def test_the_wheel_holds_pipelines_and_data(repository, tmp_path):
     subprocess.run(command, cwd=tmp_path / "source", check=True, capture_output=True)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("pipelines/pipeline_lightningdit.py", "models/autoencoder_vavae.py", "original/imagenet_labels.json"):
+    for name in (
+        "pipelines/pipeline_lightningdit.py",
+        "pipelines/lightningdit_sampling.py",
+        "models/autoencoder_vavae.py",
+        "original/imagenet_labels.json",
+    ):
         assert f"diffusers_lightningdit/{name}" in names
     assert any(re.search(r"dist-info/.*LICENSE$", name) for name in names)
     assert any(re.search(r"dist-info/.*NOTICE$", name) for name in names)

@@ -1,10 +1,12 @@
 """Guards each use of diffusers' private registries: a diffusers that moves one of them fails here, by name."""
 
+import logging
 import subprocess
 import sys
 
 import diffusers
 import pytest
+import torch
 from diffusers.hooks._helpers import AttentionProcessorRegistry, TransformerBlockRegistry
 from diffusers.loaders import single_file_model
 from diffusers.pipelines import pipeline_loading_utils
@@ -15,6 +17,7 @@ from diffusers_lightningdit.models.transformer_lightningdit import (
     LightningDiTTransformerBlock,
 )
 from diffusers_lightningdit.registration import register_with_diffusers
+from diffusers_lightningdit.vae_losses import PatchGANDiscriminator
 
 PUBLIC_CLASSES = ["AutoencoderVAVAE", "FlowMatchSDEScheduler", "LightningDiTPipeline", "LightningDiTTransformer2DModel"]
 
@@ -50,7 +53,6 @@ def test_caches_know_the_blocks():
 
 def test_first_block_cache_takes_effect():
     """The registration's purpose: with the cache on, later blocks are skipped when the first one hardly changes."""
-    import torch
     from diffusers import FirstBlockCacheConfig
 
     model = diffusers_lightningdit.LightningDiTTransformer2DModel(
@@ -84,9 +86,45 @@ def test_single_files_are_read_by_our_functions():
         assert chosen == name
 
 
+@pytest.fixture
+def warnings_of_diffusers(caplog):
+    logger = logging.getLogger("diffusers")  # does not propagate to the root, where caplog listens
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def make_transformer(cls=diffusers_lightningdit.LightningDiTTransformer2DModel):
+    config = {"sample_size": 4, "in_channels": 4, "num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8}
+    return cls(**config, num_classes=3)
+
+
+def test_casting_prints_no_empty_warning(warnings_of_diffusers):
+    vae = diffusers_lightningdit.AutoencoderVAVAE(
+        block_out_channels=(8,), layers_per_block=1, latent_channels=4, norm_num_groups=4
+    )
+    pipe = diffusers_lightningdit.LightningDiTPipeline(
+        make_transformer(), vae, diffusers_lightningdit.FlowMatchSDEScheduler()
+    )
+    pipe.to(dtype=torch.bfloat16)
+    assert (pipe.transformer.dtype, pipe.vae.dtype) == (torch.bfloat16, torch.bfloat16)
+    PatchGANDiscriminator(base_channels=4, num_layers=1).to(torch.float16)
+    assert not warnings_of_diffusers.records
+
+
+def test_casting_still_warns_of_modules_that_are_named(warnings_of_diffusers):
+    class InFloat32(diffusers_lightningdit.LightningDiTTransformer2DModel):
+        _keep_in_fp32_modules = ["proj_out"]
+
+    make_transformer(InFloat32).to(torch.bfloat16)
+    assert "should be kept in float32: ['proj_out']" in warnings_of_diffusers.text
+
+
 def test_registering_again_changes_nothing():
     def registries():
-        return dict(pipeline_loading_utils.LOADABLE_CLASSES), list(single_file_model.SINGLE_FILE_LOADABLE_CLASSES)
+        filters = list(logging.getLogger("diffusers.models.modeling_utils").filters)
+        classes = list(single_file_model.SINGLE_FILE_LOADABLE_CLASSES)
+        return dict(pipeline_loading_utils.LOADABLE_CLASSES), classes, filters
 
     before = registries()
     register_with_diffusers()

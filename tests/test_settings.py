@@ -7,7 +7,6 @@ from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTTransformer2DMo
 from diffusers_lightningdit.settings import (
     check_at_least,
     check_choice,
-    check_output_dir,
     make_model_arguments,
     one_line_errors,
     parse_config,
@@ -142,25 +141,6 @@ def test_a_patch_size_that_only_suits_the_data():
     assert make_model_arguments("model", {"patch_size": 5}, LightningDiTTransformer2DModel, {"sample_size": 20})
     with pytest.raises(ValueError, match="`sample_size` is 16; required: a multiple of `patch_size`, 5"):
         make_model_arguments("model", {"patch_size": 5}, LightningDiTTransformer2DModel)
-
-
-def test_output_dir(tmp_path):
-    check_output_dir(str(tmp_path))
-    check_output_dir(str(tmp_path / "new"))
-    assert not (tmp_path / "new").exists()
-    (tmp_path / "file").touch()
-    for taken in (tmp_path, tmp_path / "file"):
-        with pytest.raises(ValueError, match="which exists; required: a new or an empty folder"):
-            check_output_dir(str(taken))
-
-
-def test_a_resumed_run_may_have_checkpoints_but_no_result(tmp_path):
-    (tmp_path / "checkpoint-3").mkdir()
-    check_output_dir(str(tmp_path), resuming=True)
-    check_output_dir(str(tmp_path / "new"), resuming=True)
-    (tmp_path / "model_index.json").touch()
-    with pytest.raises(ValueError, match="which holds a finished result; required: another folder"):
-        check_output_dir(str(tmp_path), resuming=True)
 
 
 def test_choices_and_bounds():

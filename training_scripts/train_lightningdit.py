@@ -22,6 +22,7 @@ from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, Light
 from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
 from diffusers_lightningdit.data.latents import load_frozen_vae
 from diffusers_lightningdit.data.row_stream import RowStream
+from diffusers_lightningdit.files import write_result
 from diffusers_lightningdit.original import read_training_checkpoint
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
@@ -29,7 +30,6 @@ from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_samp
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
 from diffusers_lightningdit.training.moving_averages import MovingAverages
 from diffusers_lightningdit.training.optimizers import make_adamw
-from diffusers_lightningdit.training.result import write_result
 from diffusers_lightningdit.training.run_state import RunState, find_checkpoint, make_run_state
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 from diffusers_lightningdit.training.transformer.config import LightningDiTTrainingConfig

@@ -19,15 +19,14 @@ from huggingface_hub import create_repo, upload_folder
 
 from diffusers_lightningdit import LightningDiTPipeline, LightningDiTTransformer2DModel
 from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
-from diffusers_lightningdit.data.latent_shards import weights_sha256
 from diffusers_lightningdit.data.row_stream import RowStream
+from diffusers_lightningdit.files import weights_sha256, write_result
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
 from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_sampler
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
 from diffusers_lightningdit.training.moving_averages import MovingAverages
 from diffusers_lightningdit.training.optimizers import make_adamw
-from diffusers_lightningdit.training.result import write_result
 from diffusers_lightningdit.training.run_state import RunState, find_checkpoint, make_run_state
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 from diffusers_lightningdit.training.transformer.lora import (

@@ -20,6 +20,7 @@ from diffusers_lightningdit.data.images import ImageDataset
 from diffusers_lightningdit.data.latents import latents_size
 from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.data.streamed_rows import FirstRows, StreamedImages
+from diffusers_lightningdit.files import write_result
 from diffusers_lightningdit.losses import VAELossSettings, autoencoder_losses, discriminator_losses
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
@@ -28,7 +29,6 @@ from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
 from diffusers_lightningdit.training.loop import accumulating, due, finish_step
 from diffusers_lightningdit.training.moving_averages import MovingAverages
 from diffusers_lightningdit.training.progress import TrainingProgress
-from diffusers_lightningdit.training.result import write_result
 from diffusers_lightningdit.training.run_state import RunState, find_checkpoint, make_run_state
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 from diffusers_lightningdit.training.vavae.config import Stage, VAVAETrainingConfig

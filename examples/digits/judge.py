@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 import diffusers_lightningdit  # noqa: F401  (makes the pipeline's classes loadable)
 from diffusers_lightningdit.data.images import ImageDataset
+from diffusers_lightningdit.files import write_json
 from diffusers_lightningdit.grids import draw_images, labelled_grid
 from diffusers_lightningdit.metrics.image_similarity import peak_signal_to_noise_ratio
 from diffusers_lightningdit.settings import one_line_errors
@@ -82,7 +83,8 @@ def real_images(data: str, resolution: int) -> tuple[torch.Tensor, torch.Tensor,
 
 def generate(pipeline: DiffusionPipeline, labels: torch.Tensor, seed: int, batch_size: int) -> torch.Tensor:
     """One image for each label; image i depends on `seed` + i, whatever the batch it is in."""
-    images = draw_images(pipeline, labels.tolist(), seed, batch_size, output_type="pt")
+    generators = [torch.Generator().manual_seed(seed + index) for index in range(len(labels))]
+    images = draw_images(pipeline, labels.tolist(), generators, batch_size, output_type="pt")
     return torch.stack([image.float().cpu() for image in tqdm(images, desc="generating", total=len(labels))])
 
 
@@ -149,7 +151,7 @@ def main(argv: list[str] | None = None) -> dict:
     }
     print(json.dumps(metrics, indent=2))
     if arguments.metrics is not None:
-        arguments.metrics.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        write_json(arguments.metrics, metrics)
     if arguments.picture is not None:
         first_real = [torch.stack([real[real_labels == c][n] for c in range(num_classes)]) for n in range(3)]
         rows = [("real", to_images(row)) for row in first_real]

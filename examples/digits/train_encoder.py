@@ -22,14 +22,13 @@ from tqdm.auto import tqdm
 from transformers import Dinov2Config, Dinov2ForImageClassification
 
 from diffusers_lightningdit.data.images import ImageDataset
+from diffusers_lightningdit.files import check_output_dir, write_json, write_result
 from diffusers_lightningdit.settings import (
     check_at_least,
-    check_output_dir,
     check_positive,
     one_line_errors,
     parse_config,
 )
-from diffusers_lightningdit.training.result import write_result
 
 # Letters in the shape comments: B images. Pixels are [B, 3, height, width] in [-1, 1].
 
@@ -181,10 +180,10 @@ def main(argv: list[str] | None = None) -> dict:
 
     def write(folder: Path) -> None:
         encoder.save_pretrained(folder)
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "metrics.json", metrics)
         # the pixels in [-1, 1] that it was trained on, for who asks for the model's own normalization
         statistics = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-        (folder / "preprocessor_config.json").write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "preprocessor_config.json", statistics)
 
     with one_line_errors((OSError,), status=1):
         write_result(config.output_dir, write)

@@ -1,53 +1,92 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Images of given classes from fixed noise, and grids of images with words beside them."""
+"""Images of given classes from fixed noise, and grids of images with titles."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
+from .keyed_random import image_generator
+
 GAP = 2  # pixels between two images
 MARGIN = 5  # pixels around a title
+FONT_SIZES = (10, 16)  # smallest and largest, in pixels; a quarter of the height of an image in between
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Images
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def draw_images(
     pipeline: DiffusionPipeline,
     class_labels: Sequence[int | str],
-    seed: int,
+    generators: Sequence[torch.Generator],
     batch_size: int,
     output_type: str = "pil",
     **arguments,
 ) -> Iterator[Image.Image | torch.Tensor]:
-    """One image for each label; image i comes from a generator of its own, seeded `seed` + i, whatever its batch.
+    """Draw one image for each label, from noise that does not depend on the batch.
 
     Args:
-        pipeline: draws them, by its own recipe.
-        class_labels: ids or names.
-        seed: of the first image.
-        batch_size: images drawn at a time.
+        pipeline: The pipeline, which samples by its own recipe.
+        class_labels: The id or name of each image's class.
+        generators: The generator of each image's noise.
+        batch_size: The number of images that are drawn at a time.
         output_type: "pil", or "pt" for tensors [3, height, width] in [0, 1].
-        arguments: of the pipeline's call, over its recipe.
+        arguments: Arguments of the pipeline's call, in place of those of its recipe.
     """
     pipeline.set_progress_bar_config(disable=True)
-    for first in range(0, len(class_labels), batch_size):
-        part = list(class_labels[first : first + batch_size])
-        generators = [torch.Generator().manual_seed(seed + first + number) for number in range(len(part))]
-        yield from pipeline(part, generator=generators, output_type=output_type, **arguments).images
+    for start in range(0, len(class_labels), batch_size):
+        block = slice(start, start + batch_size)
+        labels, noise = list(class_labels[block]), list(generators[block])
+        yield from pipeline(labels, generator=noise, output_type=output_type, **arguments).images
+
+
+def draw_class_images(
+    pipeline: DiffusionPipeline, class_ids: Sequence[int], seed: int, batch_size: int, **arguments
+) -> Iterator[Image.Image]:
+    """Draw one image for each class id: the images that `evaluate generation` draws with this seed.
+
+    Its balanced set has the classes 0, 1, ..., K - 1, 0, ...: the n-th image of class k, from n = 0 on, is image
+    n K + k of that set, and has its noise.
+
+    Args:
+        pipeline: The pipeline, which samples by its own recipe.
+        class_ids: The class of each image, in any order.
+        seed: The seed of the set.
+        batch_size: The number of images that are drawn at a time. Networks round differently in batches of another
+            size, which changes single pixels by one step of 8 bits.
+        arguments: Arguments of the pipeline's call, in place of those of its recipe.
+    """
+    num_classes = pipeline.transformer.config.num_classes
+    num_drawn: Counter[int] = Counter()
+    generators = []
+    for class_id in class_ids:
+        generators.append(image_generator(seed, num_drawn[class_id] * num_classes + class_id))
+        num_drawn[class_id] += 1
+    return draw_images(pipeline, class_ids, generators, batch_size, **arguments)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Grids
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def labelled_grid(
     rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[str] = (), zoom: int = 1
 ) -> Image.Image:
-    """Rows of images, with a title each at the left, and a name above each column.
+    """Arrange images in rows, with a title at the left of each row and a name above each column.
 
     Args:
-        rows: (title, images); all images of the size of the first, any number in a row.
-        columns: names, as many as there are images in the longest row, or none.
-        zoom: pixels a side that each pixel becomes.
+        rows: The title and the images of each row; all images have the same size, rows may differ in length.
+        columns: The names of the columns, one for each image of the longest row; or no names.
+        zoom: The factor by which images are enlarged, a whole number; each pixel becomes a square.
 
     Raises:
-        ValueError: without images, for images of different sizes, or for another number of names.
+        ValueError: If there are no images, their sizes differ, or the number of names is another one.
     """
     sizes = {image.size for _, images in rows for image in images}
     length = max((len(images) for _, images in rows), default=0)
@@ -57,10 +96,11 @@ def labelled_grid(
     if columns and len(columns) != length:
         raise ValueError(f"`columns` has {len(columns)} names; required: {length}, one for each column, or none.")
     width, height = (side * zoom for side in sizes.pop())
-    font = ImageFont.load_default()
+    font_size = min(max(height // 4, FONT_SIZES[0]), FONT_SIZES[1])
+    font = ImageFont.load_default(font_size)
     title_width = max(font.getlength(title) for title, _ in rows)
     left = round(title_width) + 2 * MARGIN if title_width else 0
-    top = 2 * MARGIN + 10 if columns else 0
+    top = 2 * MARGIN + font_size if columns else 0
     grid = Image.new("RGB", (left + (width + GAP) * length, top + (height + GAP) * len(rows)), "white")
     draw = ImageDraw.Draw(grid)
     for column, name in enumerate(columns):
@@ -72,3 +112,31 @@ def labelled_grid(
             tile = image.convert("RGB").resize((width, height), resample=Image.Resampling.NEAREST)
             grid.paste(tile, (left + column * (width + GAP), y))
     return grid
+
+
+def draw_labelled_grid(
+    pipeline: DiffusionPipeline,
+    class_ids: Sequence[int],
+    num_columns: int,
+    seed: int,
+    batch_size: int,
+    zoom: int = 1,
+    **arguments,
+) -> Image.Image:
+    """Draw a grid with a row of images for each class, titled by its id and its name.
+
+    Args:
+        pipeline: The pipeline, which samples by its own recipe.
+        class_ids: The class of each row.
+        num_columns: The number of images of each class.
+        seed: The seed of the set that the images belong to, as in `draw_class_images`.
+        batch_size: The number of images that are drawn at a time.
+        zoom: The factor by which images are enlarged.
+        arguments: Arguments of the pipeline's call, in place of those of its recipe.
+    """
+    repeated = [class_id for class_id in class_ids for _ in range(num_columns)]
+    images = list(draw_class_images(pipeline, repeated, seed, batch_size, **arguments))
+    names = getattr(pipeline, "id2label", {})
+    titles = [f"{class_id} {names.get(class_id, '').partition(',')[0]}".strip() for class_id in class_ids]
+    rows = [images[start : start + num_columns] for start in range(0, len(images), num_columns)]
+    return labelled_grid(list(zip(titles, rows, strict=True)), zoom=zoom)

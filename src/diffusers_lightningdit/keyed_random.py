@@ -61,3 +61,16 @@ def seed_process(seed: int, position: int, rank: int) -> None:
     For whatever draws from them (dropout of an adapter, say): the same again after a resume with as many processes.
     """
     set_seed(random_key(seed, position, rank, "process") % 2**32)
+
+
+def image_generator(seed: int, index: int) -> torch.Generator:
+    """The generator for the noise of one image of a generated set, on the CPU: the same noise on every device.
+
+    Neighbouring images have neighbouring seeds, since torch's CPU generator uses only 32 bits of a seed: of 50,000
+    hashes of (seed, index), two would probably agree in these.
+
+    Args:
+        seed: The seed of the set.
+        index: The index of the image in the set.
+    """
+    return torch.Generator().manual_seed((random_key(seed, "noise") + index) % 2**63)

@@ -1,5 +1,6 @@
 """The one place that touches diffusers' private registries. tests/test_registration.py guards each use."""
 
+import logging
 import sys
 
 import diffusers
@@ -15,19 +16,28 @@ from .schedulers import FlowMatchSDEScheduler
 
 PACKAGE = __name__.partition(".")[0]
 
+# `ModelMixin.to(dtype)` of diffusers 0.42 warns about "modules that should be kept in float32". It turns the None of a
+# model without such modules into an empty list, and then warns unless the list is None: at every cast of every model.
+CASTING_LOGGER = "diffusers.models.modeling_utils"
+
+
+def _names_a_module(record: logging.LogRecord) -> bool:
+    return "should be kept in float32: []" not in record.getMessage()
+
 
 def register_with_diffusers() -> None:
     """Make the public classes known to diffusers; calling it again changes nothing.
 
-    After it, `DiffusionPipeline.from_pretrained`, `AutoModel` and `save_pretrained` treat them as diffusers' own (short
-    names in model_index.json, Hub loading without `trust_remote_code`), `from_single_file` reads original checkpoints,
-    and caches and layer skipping find the transformer's blocks.
+    Afterwards, `DiffusionPipeline.from_pretrained`, `AutoModel` and `save_pretrained` treat them as diffusers' own:
+    they have short names in model_index.json, and load from the Hub without `trust_remote_code`. `from_single_file`
+    reads original checkpoints, caches and layer skipping find the transformer's blocks, and casting a model prints no
+    empty warning.
     """
-    # A string `_class_name` in model_index.json or config.json is looked up as an attribute of `diffusers`.
+    # diffusers looks up a string `_class_name` of model_index.json or config.json as its own attribute.
     classes = [AutoencoderVAVAE, LightningDiTTransformer2DModel, FlowMatchSDEScheduler]
     for cls in [*classes, *(getattr(pipelines, name) for name in pipelines.__all__)]:
         setattr(diffusers, cls.__name__, cls)
-    # A component's library is accepted, also from the Hub, if it is a key here; `save_pretrained` then writes it.
+    # diffusers accepts the library of a component, also from the Hub, if it is a key here. `save_pretrained` writes it.
     methods = ["save_pretrained", "from_pretrained"]
     pipeline_loading_utils.LOADABLE_CLASSES.setdefault(PACKAGE, {"ModelMixin": methods, "SchedulerMixin": methods})
     # Repositories that also carry the code as `<component>/diffusers_lightningdit.py` use the installed package.
@@ -49,3 +59,4 @@ def register_with_diffusers() -> None:
             skip_processor_output_fn=hook_helpers._skip_attention___ret___hidden_states
         ),
     )
+    logging.getLogger(CASTING_LOGGER).addFilter(_names_a_module)

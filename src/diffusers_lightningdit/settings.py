@@ -23,6 +23,8 @@ import torch
 import yaml
 from accelerate import PartialState
 
+from .files import one_line
+
 Config = TypeVar("Config")
 
 
@@ -94,7 +96,7 @@ def parse_config(config_class: type[Config], argv: Sequence[str] | None = None, 
         try:
             recipe = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
-            raise ValueError(f"{arguments.config} is no YAML file: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{arguments.config} is no YAML file: {one_line(error)}") from error
         if not isinstance(recipe, dict):
             raise ValueError(f"{arguments.config} holds a {type(recipe).__name__}; required: keys with values.")
         settings.update(recipe)
@@ -175,31 +177,10 @@ def make_model_arguments(
         with torch.device("meta"):
             model_class(**values, **(follow or {}))
     except Exception as error:  # of whatever layer does not fit
-        reason = " ".join(str(error).split())
-        raise ValueError(f"`{name}` is {values}; required: what makes a model of its class ({reason}).") from error
+        raise ValueError(
+            f"`{name}` is {values}; required: what makes a model of its class ({one_line(error)})."
+        ) from error
     return values
-
-
-# what a finished result has: of a pipeline, of a model, of a LoRA
-RESULT_FILES = ("model_index.json", "config.json", "pytorch_lora_weights.safetensors")
-
-
-def check_output_dir(output_dir: str, resuming: bool = False, leftovers: Sequence[str] = ()) -> None:
-    """Raise ValueError if `output_dir` is something that a result would overwrite.
-
-    Where training is `resuming`, the folder may hold checkpoints, logs and samples, but no finished result.
-    `leftovers` are names of files that a killed run may have left half written.
-    """
-    path = Path(output_dir)
-    if resuming and (path.is_dir() or not path.exists()):
-        for name in RESULT_FILES:
-            if (path / name).exists():
-                raise ValueError(
-                    f"`output_dir` is {output_dir!r}, which holds a finished result; required: another folder, "
-                    f"with `resume_from_checkpoint` one of {output_dir}/checkpoint-*."
-                )
-    elif path.exists() and (not path.is_dir() or any(file.name not in leftovers for file in path.iterdir())):
-        raise ValueError(f"`output_dir` is {output_dir!r}, which exists; required: a new or an empty folder.")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

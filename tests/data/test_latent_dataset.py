@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 from diffusers_lightningdit import AutoencoderVAVAE
 from diffusers_lightningdit.data.global_batches import EpochIndex, GlobalBatchSampler, is_flipped
 from diffusers_lightningdit.data.latent_dataset import LatentsDataset
-from diffusers_lightningdit.data.latent_shards import shard_name, weights_sha256, write_json, write_shard
+from diffusers_lightningdit.data.latent_shards import shard_name, write_shard
+from diffusers_lightningdit.files import weights_sha256, write_json
 from diffusers_lightningdit.original import read_latents_statistics
 
 SHARD_SIZES = (7, 4, 1)

@@ -7,11 +7,10 @@ from safetensors.torch import load_file, save_file
 from diffusers_lightningdit.data.latent_shards import (
     LatentShards,
     shard_name,
-    weights_sha256,
-    write_json,
     write_shard,
     write_statistics,
 )
+from diffusers_lightningdit.files import write_json
 from diffusers_lightningdit.original import read_latents_statistics
 
 
@@ -167,11 +166,3 @@ def test_statistics_are_read_as_the_original_wrote_them(golden, tmp_path):
     assert read_latents_statistics(tmp_path / "latents_stats.pt") == (mean, std)
     written = torch.load(tmp_path / "latents_stats.pt", weights_only=True)
     assert written["mean"].shape == written["std"].shape == (1, 32, 1, 1)
-
-
-def test_weights_have_a_hash():
-    model = torch.nn.Linear(3, 2)
-    before = weights_sha256(model)
-    assert weights_sha256(model) == before
-    model.bias.data[0] += 1e-3
-    assert weights_sha256(model) != before

@@ -8,13 +8,13 @@ from PIL import Image
 
 from diffusers_lightningdit import AutoencoderVAVAE
 from diffusers_lightningdit.data.images import ImageDataset
-from diffusers_lightningdit.data.latent_shards import weights_sha256, write_json
 from diffusers_lightningdit.data.streamed_rows import (
     StreamedImages,
     StreamedLatents,
     StreamError,
     check_sampled_statistics,
 )
+from diffusers_lightningdit.files import weights_sha256, write_json
 
 LABELS = ClassLabel(names=["cat", "dog"])
 

@@ -15,11 +15,11 @@ from diffusers_lightningdit.evaluation.drawn_images import (
     class_label,
     draw_block,
     load_pipeline,
-    noise_generator,
     set_scheduler,
     try_pipeline,
 )
 from diffusers_lightningdit.evaluation.image_sets import cut, numbered_name
+from diffusers_lightningdit.keyed_random import image_generator
 
 TWO_STEPS = {"num_inference_steps": 2}
 
@@ -43,18 +43,9 @@ def test_labels():
     assert drawn != [class_label("random", index, 4, 1) for index in range(4000)]
 
 
-def test_noise_depends_on_seed_and_index():
-    def noise(seed, index):
-        return torch.randn(3, generator=noise_generator(seed, index)).tolist()
-
-    different = [noise(seed, index) for seed in (0, 1) for index in range(20)]
-    assert len({tuple(values) for values in different}) == 40
-    assert noise(1, 7) == different[27]
-
-
 def test_an_image_is_that_of_the_pipeline_with_its_label_and_noise(pipeline):
     drawn = draw_block(pipeline, range(4, 7), "balanced", 3, TWO_STEPS, 4)  # the last image of the block is not wanted
-    generators = [noise_generator(3, index) for index in range(4, 8)]
+    generators = [image_generator(3, index) for index in range(4, 8)]
     images = pipeline([4, 5, 6, 7], generator=generators, **TWO_STEPS).images
     assert np.array_equal(drawn, np.stack([np.asarray(image) for image in images[:3]]))
 

@@ -1,3 +1,4 @@
+import os
 import threading
 from pathlib import Path
 
@@ -37,13 +38,13 @@ def test_only_so_many_images_wait_in_memory(tmp_path, monkeypatch):
 
 def test_a_file_has_its_name_only_when_it_is_whole(tmp_path, monkeypatch):
     seen = []
-    replace = image_writer.os.replace
+    replace = os.replace
 
     def spy(source: Path, target: Path) -> None:
         seen.append((target.exists(), np.array(Image.open(source)).shape))
         replace(source, target)
 
-    monkeypatch.setattr(image_writer.os, "replace", spy)
+    monkeypatch.setattr(os, "replace", spy)
     with ImageWriter() as writer:
         writer.write(tmp_path / "a.png", np.zeros((2, 3, 3), np.uint8))
     assert seen == [(False, (2, 3, 3))]

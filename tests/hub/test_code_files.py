@@ -10,6 +10,7 @@ from diffusers import ModelMixin  # noqa: F401 (diffusers looks it up where a us
 
 import diffusers_lightningdit
 from diffusers_lightningdit import LightningDiTPipeline, LightningDiTTransformer2DModel
+from diffusers_lightningdit.pipelines.lightningdit_sampling import SHARED_CODE
 
 SOURCE = Path(diffusers_lightningdit.__file__).parent
 MODELS = [SOURCE / "models" / "transformer_lightningdit.py", SOURCE / "models" / "autoencoder_vavae.py"]
@@ -45,13 +46,20 @@ def test_the_models_hub_code_is_the_same():
 
     def methods(file: Path) -> dict[str, str]:
         text = file.read_text(encoding="utf-8")
-        section = text[text.index("    # -- Hub ---") :].partition("\n")[2].partition("\n    # -- ")[0]
-        (body,) = ast.parse(f"class Section:\n{section}\n").body
-        return {method.name: ast.get_source_segment(f"class Section:\n{section}\n", method) for method in body.body}
+        first_line = text[: text.index("    # -- Hub and files ---")].count("\n") + 1
+        found = {
+            node.name: ast.get_source_segment(text, node)
+            for parent in ast.parse(text).body
+            if isinstance(parent, ast.ClassDef)
+            for node in parent.body
+            if isinstance(node, ast.FunctionDef) and node.lineno > first_line
+        }
+        found.pop("from_single_file")  # names other files
+        return found
 
     first, second = map(methods, MODELS)
     assert list(first) == list(second)
-    assert len(first) == 5
+    assert len(first) == 6
     assert [name for name in first if first[name] != second[name]] == ["extract_init_dict"]
 
 
@@ -88,17 +96,20 @@ def test_a_compiled_model_is_saved_with_its_code(tiny_pipeline, tmp_path):
 
 def test_saving_twice_into_a_folder_and_over_other_files(tiny_pipeline, tmp_path):
     (tmp_path / "README.md").write_text("mine")
-    (tmp_path / "pipeline.py").write_text("an older version")
+    for name in ("pipeline.py", "lightningdit_sampling.py"):
+        (tmp_path / name).write_text("an older version")
     tiny_pipeline.save_pretrained(tmp_path)
     tiny_pipeline.save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"
     assert (tmp_path / "pipeline.py").read_text(encoding="utf-8") == LightningDiTPipeline._source_code
+    assert (tmp_path / "lightningdit_sampling.py").read_text(encoding="utf-8") == SHARED_CODE
 
 
 def test_config_alone(tiny_pipeline, tmp_path):
     """`save_config` without weights makes no empty folders of parts."""
     tiny_pipeline.save_config(tmp_path / "new")
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["model_index.json", "pipeline.py"]
+    names = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert names == ["lightningdit_sampling.py", "model_index.json", "pipeline.py"]
 
 
 def test_a_model_is_saved_without_code_unless_asked(tiny_pipeline, tmp_path):
@@ -108,4 +119,5 @@ def test_a_model_is_saved_without_code_unless_asked(tiny_pipeline, tmp_path):
 
 def test_copies_of_code_are_not_committed(repository):
     ignored = (repository / ".gitignore").read_text().splitlines()
-    assert {"model_cards/**/pipeline.py", "model_cards/**/diffusers_lightningdit.py"} <= set(ignored)
+    names = ("pipeline.py", "lightningdit_sampling.py", "diffusers_lightningdit.py")
+    assert {f"model_cards/**/{name}" for name in names} <= set(ignored)

@@ -5,6 +5,7 @@ Three processes: one with the package, one without it, one without it and withou
 
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load
 
 SOURCES = {
     "pipeline.py": "pipelines/pipeline_lightningdit.py",
+    "lightningdit_sampling.py": "pipelines/lightningdit_sampling.py",
     "transformer/diffusers_lightningdit.py": "src/diffusers_lightningdit/models/transformer_lightningdit.py",
     "vae/diffusers_lightningdit.py": "src/diffusers_lightningdit/models/autoencoder_vavae.py",
 }
@@ -69,6 +71,20 @@ pipe.push_to_hub("user/digits-by-sde")
 pipe = DiffusionPipeline.from_pretrained("user/digits-by-sde")
 result = [digest(pipe), origin(pipe.scheduler)]
 """,
+    "another pipeline": """
+import diffusers_lightningdit
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained("user/lightningdit-digits")
+edit = diffusers_lightningdit.pipelines.LightningDiTImg2ImgPipeline.from_pipe(pipe)
+edit.push_to_hub("user/digits-img2img")
+""",
+    "old repository": """
+import diffusers_lightningdit
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained("user/before-shared-file")
+pipe.save_pretrained("old-saved-with-the-package")
+result = [digest(pipe), origin(pipe)]
+""",
     "auto_map without trust": """
 import diffusers_lightningdit
 from diffusers import AutoModel
@@ -90,6 +106,31 @@ from diffusers import DiffusionPipeline
 repository = "user/digits-by-sde"
 pipe = DiffusionPipeline.from_pretrained(repository, custom_pipeline=repository, trust_remote_code=True)
 result = [digest(pipe), origin(pipe.scheduler)]
+""",
+    "another pipeline, remote": """
+import torch
+from diffusers import DiffusionPipeline
+repository = "user/digits-img2img"
+pipe = DiffusionPipeline.from_pretrained(repository, custom_pipeline=repository, trust_remote_code=True)
+images = pipe("seven", image=torch.zeros(3, 8, 8), output_type="pt").images
+result = [type(pipe).__name__, origin(pipe), list(images.shape)]
+""",
+    "old repository, remote": """
+from diffusers import DiffusionPipeline
+repository = "user/before-shared-file"
+pipe = DiffusionPipeline.from_pretrained(repository, custom_pipeline=repository, trust_remote_code=True)
+pipe.save_pretrained("old-saved-again")
+result = [digest(pipe)]
+for folder in ("old-saved-again", "old-saved-with-the-package"):
+    pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+    result += [digest(pipe), origin(pipe)]
+""",
+    "the pipeline's file named": """
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(
+    "user/lightningdit-digits", custom_pipeline="pipeline", trust_remote_code=True
+)
+result = [digest(pipe), origin(pipe)]
 """,
     "model saved again": """
 from diffusers import AutoModel
@@ -130,6 +171,9 @@ def with_package(hub, run_blocks, documented, autoencoder_kl, tmp_path_factory) 
     autoencoder_kl.save_pretrained(folder)
     hub.put("someone/vavae-as-autoencoder-kl", {path.name: path.read_bytes() for path in folder.iterdir()})
     hub.put("user/own-card", {"README.md": b"---\nlicense: mit\n---\n# Mine\n"})
+    # a pipeline like `tiny_pipeline`, saved when all code of a pipeline was in one file
+    with zipfile.ZipFile(Path(__file__).parent / "repository_before_shared_file.zip") as archive:
+        hub.put("user/before-shared-file", {name: archive.read(name) for name in archive.namelist()})
     blocks = {name: code for name, code in documented.items() if "without" not in name}
     return run_blocks(hub.url, _with_result(blocks) | MORE_WITH, with_package=True)
 
@@ -226,6 +270,12 @@ def test_a_card_of_the_users_own_is_kept(hub, with_package):
     assert "pipeline.py" in files
 
 
+def test_the_card_of_another_pipeline_begins_with_its_own_call(hub, with_package):
+    card = hub.repositories["user/digits-img2img"].files["README.md"].decode()
+    assert card.count("image = pipe('zero', image=image).images[0]") == 2
+    assert "More Information Needed" not in card
+
+
 def test_code_of_a_single_model_is_pushed_when_asked_for(hub, repository, with_package):
     plain = hub.repositories["user/transformer-digits"].files
     assert set(plain) == {"README.md", "config.json", "diffusion_pytorch_model.safetensors"}
@@ -249,6 +299,30 @@ def test_without_the_package_the_repositorys_code_draws_the_same_images(with_pac
     assert rest == ["diffusers_modules", "diffusers_modules", [8, 8]]
     assert digest == with_package["Load with the package / 1"]["result"][0]
     assert without_package["variant"]["result"] == ["torch.float16", "diffusers_modules"]
+
+
+def test_the_shared_file_is_fetched_along_with_the_pipeline(hub, repository, with_package, without_package):
+    assert "lightningdit_sampling.py" in hub.fetched("user/lightningdit-digits")
+    digest = with_package["Load with the package / 1"]["result"][0]
+    assert without_package["the pipeline's file named"]["result"] == [digest, "diffusers_modules"]
+    outcome = without_package["another pipeline, remote"]["result"]
+    assert outcome == ["LightningDiTImg2ImgPipeline", "diffusers_modules", [1, 3, 8, 8]]
+    source = repository / "pipelines" / "pipeline_lightningdit_img2img.py"
+    assert hub.repositories["user/digits-img2img"].files["pipeline.py"] == source.read_bytes()
+
+
+def test_repositories_from_before_the_shared_file(workplace, with_package, without_package):
+    """They load and are saved again, with the package in the new form and without it as they were."""
+    digest, *rest = with_package["old repository"]["result"]
+    assert rest == ["diffusers_lightningdit"]
+    remote = [digest, "diffusers_modules"]
+    assert without_package["old repository, remote"]["result"] == [digest, *remote, *remote]
+    names = {
+        folder: {path.name for path in (workplace / folder).glob("*.py")}
+        for folder in ("old-saved-again", "old-saved-with-the-package")
+    }
+    assert names["old-saved-again"] == {"pipeline.py"}
+    assert names["old-saved-with-the-package"] == {"pipeline.py", "lightningdit_sampling.py"}
 
 
 def test_a_remote_code_pipeline_saved_again_loads_without_the_package(without_package, without_network):

@@ -24,12 +24,12 @@ def test_missing_weights_are_an_error(tmp_path):
     weights = load_file(file)
     del weights["proj.bias"]
     save_file(weights, file)
-    with pytest.raises(OSError, match=r"lack `proj\.bias` of FoundationProjection; required: all"):
+    with pytest.raises(OSError, match=r"lack 1 tensors of FoundationProjection, first `proj\.bias`; required: all"):
         FoundationProjection.from_pretrained(tmp_path)
 
 
 def test_weights_of_the_folder_above_are_not_taken(tmp_path):
     AutoencoderVAVAE(block_out_channels=(32, 32), layers_per_block=1, latent_channels=4).save_pretrained(tmp_path)
     FoundationProjection(4, 6).save_pretrained(tmp_path / "projection")
-    with pytest.raises(OSError, match=r"lack `proj\.weight`"):
+    with pytest.raises(OSError, match=r"lack 1 tensors of FoundationProjection, first `proj\.weight`"):
         FoundationProjection.from_pretrained(tmp_path, subfolder="projection")

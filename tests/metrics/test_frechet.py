@@ -73,6 +73,19 @@ def test_a_float32_covariance_is_symmetric_enough():
     assert frechet_distance(torch.zeros(8), covariance, torch.ones(8), covariance) == pytest.approx(8, rel=1e-6)
 
 
+def test_the_number_of_threads_changes_no_digit_that_is_written():
+    features = torch.randn(2, 1500, 96) @ torch.randn(96, 96)
+    num_threads = torch.get_num_threads()
+    distances = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            distances.append(statistics_of(features[0]).distance_to(statistics_of(features[1])))
+    finally:
+        torch.set_num_threads(num_threads)
+    assert distances[1:] == pytest.approx(distances[:1] * 2, rel=1e-10)
+
+
 @pytest.mark.parametrize(
     ("covariance", "message"),
     [

@@ -19,8 +19,6 @@ def at_angles(*degrees: float, radius: float = 1.0) -> torch.Tensor:
 def test_the_nearest_is_another_one_whatever_its_length(batch_size):
     latents = at_angles(0, 10, 25, 180, 200) * torch.tensor([[1.0], [9], [1], [5], [1]])
     assert nearest_by_angle(latents, batch_size=batch_size).tolist() == [1, 0, 1, 4, 3]
-    candidates = at_angles(-170, 20)
-    assert nearest_by_angle(latents, candidates, batch_size).tolist() == [1, 1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.25, 0.5, 1.0])
@@ -39,11 +37,11 @@ def test_where_no_angle_is_defined_it_is_linear():
 
 
 def test_between_the_points_of_a_ring_is_the_ring():
-    ring, neighbours = at_angles(*range(0, 360, 4)), at_angles(*range(1, 360, 4))
-    assert interpolation_distance(ring, ring, torch.nn.Identity(), neighbours) == pytest.approx(0, abs=1e-9)
-    moved = interpolation_distance(ring, ring, lambda latents: latents + 2, neighbours)
+    """Pairs of neighbours at regular angles, whose midpoints have the same mean and covariance as the points."""
+    ring = at_angles(*(angle + offset for angle in range(0, 360, 20) for offset in (0, 2)))
+    assert interpolation_distance(ring, ring, torch.nn.Identity()) == pytest.approx(0, abs=1e-9)
+    moved = interpolation_distance(ring, ring, lambda latents: latents + 2)
     assert moved == pytest.approx(2**2 + 2**2, rel=1e-9)
-    assert interpolation_distance(ring, ring, torch.nn.Identity(), at_angles(90)) > 0.1
 
 
 def test_the_weight_zero_is_reconstruction():
@@ -58,9 +56,7 @@ def test_the_weight_zero_is_reconstruction():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match=r"shapes \[3, 2\] and \[3, 4\]"):
-        nearest_by_angle(torch.zeros(3, 2), torch.zeros(3, 4))
-    with pytest.raises(ValueError, match="at least one candidate that is not the latent itself"):
+    with pytest.raises(ValueError, match=r"`latents` has shape \[1, 2\]; required: at least 2 latents"):
         nearest_by_angle(torch.zeros(1, 2))
     with pytest.raises(ValueError, match="`weight` is 2; required: a number from 0 to 1"):
         interpolation_distance(torch.randn(4, 2), torch.randn(4, 2), torch.nn.Identity(), weight=2)

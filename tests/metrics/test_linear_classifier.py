@@ -3,7 +3,12 @@ import sys
 import pytest
 import torch
 
-from diffusers_lightningdit.metrics.linear_classifier import can_be_split, linear_probe_accuracy, probed_images
+from diffusers_lightningdit.metrics.linear_classifier import (
+    can_be_split,
+    class_accuracy,
+    linear_probe_accuracy,
+    probed_images,
+)
 
 LABELS = torch.arange(4).repeat(30)
 
@@ -64,6 +69,23 @@ def test_classes_of_a_single_image_are_left_out():
 def test_bad_input(features, labels, arguments, message):
     with pytest.raises(ValueError, match=message):
         linear_probe_accuracy(features, labels, **arguments)
+
+
+def test_images_of_the_wrong_class_are_counted():
+    """The classes are so far apart that the classifier makes no mistake."""
+    real_labels = torch.arange(3).repeat(20)
+    real = torch.randn(60, 4) + 50 * real_labels[:, None]
+    drawn = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    asked_for = torch.tensor([0, 1, 2, 2, 1, 2, 1, 1])
+    assert class_accuracy(torch.randn(8, 4) + 50 * drawn[:, None], asked_for, real, real_labels) == 6 / 8
+
+
+def test_bad_input_of_class_accuracy():
+    labels = torch.tensor([0, 1, 0])
+    with pytest.raises(ValueError, match=r"`labels` has shape \[3\]; required: \[2\]"):
+        class_accuracy(torch.zeros(2, 4), labels, torch.zeros(3, 4), labels)
+    with pytest.raises(ValueError, match="a single class; required: at least 2"):
+        class_accuracy(torch.zeros(3, 4), labels, torch.zeros(3, 4), torch.zeros(3, dtype=torch.long))
 
 
 def test_without_scikit_learn(monkeypatch):

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import math
 import sys
@@ -6,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffusers_lightningdit.metrics.uniformity import principal_plane, uniformity
+from diffusers_lightningdit.metrics.uniformity import principal_plane, tsne_plane, uniformity
 
 
 @pytest.mark.parametrize("name", ["gauss", "clusters", "uniform"])
@@ -49,6 +50,20 @@ def test_points_without_a_density(points, message):
         uniformity(points)
 
 
+@pytest.mark.parametrize("shape", [(60, 20), (20, 60), (30, 30)])
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_the_plane_is_that_of_the_singular_value_decomposition(shape, offset):
+    latents = torch.randn(shape, dtype=torch.float64) * torch.linspace(1, 3, shape[1]) + offset
+    left, sizes, _ = torch.linalg.svd(latents - latents.mean(0), full_matrices=False)
+    expected = left[:, :2] * sizes[:2]
+    expected *= expected.gather(0, expected.abs().argmax(0, keepdim=True)).sign()
+    torch.testing.assert_close(principal_plane(latents), expected, rtol=0, atol=1e-12 * sizes[0].item())
+
+
+def test_latents_that_do_not_vary_lie_at_one_point():
+    assert principal_plane(torch.ones(5, 3)).tolist() == [[0, 0]] * 5
+
+
 def test_too_few_latents_for_a_plane():
     with pytest.raises(ValueError, match=r"shape \[2, 4\]; required: 3 latents"):
         principal_plane(torch.zeros(2, 4))
@@ -58,3 +73,36 @@ def test_without_scipy(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
     with pytest.raises(ImportError, match=r"diffusers-lightningdit\[evaluation\]"):
         uniformity(torch.rand(5, 2))
+
+
+@pytest.fixture(scope="module")
+def clusters() -> torch.Tensor:
+    """Two clouds of 30 points that lie far apart, as latents [60, 4, 2, 2]."""
+    torch.manual_seed(0)
+    latents = torch.randn(60, 4, 2, 2)
+    latents[30:] += 20
+    return latents
+
+
+def test_neighbours_stay_neighbours(clusters):
+    plane = tsne_plane(clusters, perplexity=10)
+    distances = torch.cdist(plane, plane).fill_diagonal_(torch.inf)
+    assert torch.equal(distances.argmin(1) < 30, torch.arange(60) < 30)
+    assert torch.equal(tsne_plane(clusters, perplexity=10), plane)
+
+
+@pytest.mark.parametrize("perplexity", [0, 60, 100])
+def test_perplexity_out_of_range(clusters, perplexity):
+    with pytest.raises(ValueError, match=f"`perplexity` is {perplexity}; required: above 0 and below the 60 latents"):
+        tsne_plane(clusters, perplexity)
+
+
+def test_values_that_are_not_finite(clusters):
+    with pytest.raises(ValueError, match="`latents` holds NaN or infinity"):
+        tsne_plane(torch.where(clusters > 20, torch.nan, clusters), 10)
+
+
+def test_scikit_learn_is_named_where_it_is_missing(clusters, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'needs scikit-learn: pip install "diffusers-lightningdit\[evaluation\]"'):
+        tsne_plane(clusters, 10)

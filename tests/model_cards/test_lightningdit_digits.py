@@ -17,7 +17,7 @@ import judge  # noqa: E402
 import prepare  # noqa: E402
 
 import diffusers_lightningdit  # noqa: E402, F401
-from diffusers_lightningdit.data.latent_shards import weights_sha256  # noqa: E402
+from diffusers_lightningdit.files import weights_sha256  # noqa: E402
 from diffusers_lightningdit.networks.foundation_model import FoundationModel  # noqa: E402
 
 

@@ -1,4 +1,8 @@
-"""Model and pipeline files are uploaded to the Hub one by one: they may import only what everybody has."""
+"""Model and pipeline files are uploaded to the Hub: they import what everybody has, and files that travel along.
+
+A model file stands alone, because of a component diffusers fetches one file. A pipeline file may import the shared file
+beside it, because of a pipeline diffusers also fetches the relative imports.
+"""
 
 import ast
 import sys
@@ -7,42 +11,96 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = [
-    file
+SHARED = "lightningdit_sampling"
+MODELS, PIPELINES = (
+    [file for file in sorted((ROOT / folder).glob("*.py")) if file.name != "__init__.py"]
     for folder in ("src/diffusers_lightningdit/models", "pipelines")
-    for file in sorted((ROOT / folder).glob("*.py"))
-    if file.name != "__init__.py"
-]
+)
 # torchdiffeq is optional: inside a function only
 ALWAYS = {"torch", "diffusers", "numpy", "PIL"} | set(sys.stdlib_module_names)
 WITHIN_FUNCTIONS = ALWAYS | {"torchdiffeq"}
 
 
 def imported(node: ast.AST) -> list[str]:
+    """Top-level packages, or `.module` for relative imports."""
     if isinstance(node, ast.Import):
         return [alias.name.partition(".")[0] for alias in node.names]
     if isinstance(node, ast.ImportFrom):
-        return ["." * node.level] if node.level else [node.module.partition(".")[0]]
+        return [f"{'.' * node.level}{node.module}"] if node.level else [node.module.partition(".")[0]]
     return []
 
 
+def parse(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
 def test_there_are_files():
-    assert {file.name for file in FILES} >= {
-        "transformer_lightningdit.py",
-        "autoencoder_vavae.py",
-        "pipeline_lightningdit.py",
-    }
+    names = {file.stem for file in MODELS + PIPELINES}
+    assert names >= {"transformer_lightningdit", "autoencoder_vavae", "pipeline_lightningdit", SHARED}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+@pytest.mark.parametrize("file", MODELS + PIPELINES, ids=lambda file: file.name)
 def test_self_contained(file):
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tree = parse(file)
     in_functions = {
         node
         for function in ast.walk(tree)
         if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
         for node in ast.walk(function)
     }
+    along = {f".{SHARED}"} if file.stem.startswith("pipeline_") else set()
     for node in ast.walk(tree):
         for name in imported(node):
-            assert name in (WITHIN_FUNCTIONS if node in in_functions else ALWAYS), f"{file.name} imports {name}"
+            allowed = WITHIN_FUNCTIONS if node in in_functions else ALWAYS | along
+            assert name in allowed, f"{file.name} imports {name}"
+
+
+@pytest.mark.parametrize("file", PIPELINES, ids=lambda file: file.name)
+def test_number_of_pipelines(file):
+    """Of a custom pipeline, diffusers takes the one `DiffusionPipeline` subclass that its module holds."""
+    bases = [[ast.unparse(base) for base in node.bases] for node in parse(file).body if isinstance(node, ast.ClassDef)]
+    assert sum("DiffusionPipeline" in names for names in bases) == (0 if file.stem == SHARED else 1)
+
+
+@pytest.mark.parametrize("file", PIPELINES, ids=lambda file: file.name)
+def test_what_is_imported_from_the_shared_file_is_used(file):
+    tree = parse(file)
+    names = {
+        alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module == SHARED
+        for alias in node.names
+    }
+    assert bool(names) == (file.stem != SHARED)
+    assert names <= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
+def test_no_function_is_defined_in_two_pipeline_files():
+    """What two pipelines need has its home in the shared file."""
+    # each pipeline's own, with the names that diffusers gives
+    own = {"__init__", "__call__", "check_inputs"}
+    seen: dict[str, str] = {}
+    for file in PIPELINES:
+        nodes = [*parse(file).body]
+        nodes += [node for parent in nodes if isinstance(parent, ast.ClassDef) for node in parent.body]
+        for name in {node.name for node in nodes if isinstance(node, ast.FunctionDef)} - own:
+            assert name not in seen, f"{name} is in {seen[name]} and {file.name}"
+            seen[name] = file.name
+
+
+@pytest.mark.parametrize(
+    ("name", "methods"),
+    [
+        ("AutoencoderVAVAE", ["__init__", "normalize_latents"]),
+        ("LightningDiTTransformer2DModel", ["__init__", "forward"]),
+    ],
+)
+def test_a_model_begins_with_its_computation(name, methods):
+    """What diffusers does with a model beside calling it comes behind one banner at the end of its class."""
+    ((file, model),) = [
+        (file, node) for file in MODELS for node in parse(file).body if getattr(node, "name", "") == name
+    ]
+    functions = [node for node in model.body if isinstance(node, ast.FunctionDef)]
+    assert [function.name for function in functions[:2]] == methods
+    assert functions[1].lineno < 330
+    assert file.read_text(encoding="utf-8").count("    # Services: ") == 1

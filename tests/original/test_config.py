@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, LightningDiTTransformer2DModel
-from diffusers_lightningdit.original import CheckpointError, OriginalConfig, build_pipeline, imagenet_labels
+from diffusers_lightningdit.original import OriginalConfig, build_pipeline, imagenet_labels
 from diffusers_lightningdit.original.config import sampling_section
 
 PUBLISHED = Path(__file__).parents[2] / "conversion/configs"
@@ -91,7 +91,7 @@ def test_recipe_of_other_methods(tmp_path, method):
     ],
 )
 def test_wrong_recipe(tmp_path, text, message):
-    with pytest.raises(CheckpointError, match=message) as error:
+    with pytest.raises(ValueError, match=message) as error:
         write(tmp_path, text).sampling_recipe(32)
     assert "my.yaml" in str(error.value)
 
@@ -104,24 +104,24 @@ def test_wrong_recipe(tmp_path, text, message):
     ],
 )
 def test_wrong_multiplier(tmp_path, text, message):
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(ValueError, match=message):
         _ = write(tmp_path, text).latent_multiplier
 
 
 def test_wrong_shift(tmp_path):
-    with pytest.raises(CheckpointError, match=r"`sample\.timestep_shift` is -0\.3"):
+    with pytest.raises(ValueError, match=r"`sample\.timestep_shift` is -0\.3"):
         _ = write(tmp_path, "sample: {timestep_shift: -0.3}").scheduler_shift
 
 
 @pytest.mark.parametrize("content", [b"a: [", b"- 1", b"", b"\xff\xfe\x00"])
 def test_no_yaml(tmp_path, content):
     (tmp_path / "my.yaml").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"my\.yaml: ") as error:
+    with pytest.raises(ValueError, match=r"my\.yaml: ") as error:
         OriginalConfig.read(tmp_path / "my.yaml")
     assert "\n" not in str(error.value)
-    with pytest.raises(CheckpointError, match="no such file"):
+    with pytest.raises(ValueError, match="no such file"):
         OriginalConfig.read(tmp_path / "other.yaml")
-    with pytest.raises(CheckpointError, match="is no readable YAML file"):
+    with pytest.raises(ValueError, match="is no readable YAML file"):
         OriginalConfig.read(tmp_path)
 
 
@@ -206,5 +206,5 @@ def test_build_pipeline_without_yaml():
     ],
 )
 def test_parts_that_do_not_belong_together(vae, values, message):
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(ValueError, match=message):
         build_pipeline(*parts(**vae), None if values is None else OriginalConfig(values))

@@ -5,16 +5,16 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
+from golden.small_set import recorded_part
 from safetensors.torch import load_file
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffusers_lightningdit import LightningDiTTransformer2DModel
+from diffusers_lightningdit.files import read_checkpoint
 from diffusers_lightningdit.flow_matching import flow_matching_losses
 from diffusers_lightningdit.original import (
-    CheckpointError,
     OriginalConfig,
     load_transformer,
-    read_checkpoint,
     read_training_checkpoint,
     transformer_to_original,
 )
@@ -61,6 +61,7 @@ def take_step(run: RunState, recorded: dict, number: int, max_grad_norm: float |
 
 def assert_weights(state_dict: dict, expected: dict, model) -> None:
     for name, value in transformer_to_original(dict(model.config), state_dict).items():
+        value = recorded_part(value, expected[name])
         # a bias of the keys has no gradient but rounding noise, which the first Adam steps blow up
         if name.endswith("attn.qkv.bias"):
             value, expected[name] = (torch.cat(t.chunk(3)[::2]) for t in (value, expected[name]))
@@ -153,7 +154,7 @@ def test_a_checkpoint_whose_parts_do_not_fit(golden, tmp_path, change, message):
     checkpoint = torch.load(golden("train/step_plain_ckpt_0000002.pt"), weights_only=True)
     change(checkpoint)
     torch.save(checkpoint, tmp_path / "changed.pt")
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(ValueError, match=message):
         read_training_checkpoint(tmp_path / "changed.pt")
 
 

@@ -10,6 +10,7 @@ from datasets.exceptions import DatasetsError
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..files import first_line, one_line
 from ..settings import check_choice
 
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -92,7 +93,7 @@ def read_pixels(encoded: dict | None, size: int, preprocessing: str = "original"
     except UnusableImage:
         raise
     except Exception as error:  # Pillow's decoders raise anything
-        raise UnusableImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise UnusableImage(f"{type(error).__name__}: {one_line(error)}") from error
 
 
 def image_name(encoded: dict | None, index: int) -> str:
@@ -114,9 +115,9 @@ def load_rows(data: str, split: str, streaming: bool = False) -> datasets.Datase
     try:
         return load_dataset(data, split=split, streaming=streaming)
     except (OSError, ValueError, DatasetsError) as error:  # `datasets` says what is wrong
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"`data` is {data!r}, split {split!r}; required: a folder or Hub id that `datasets` reads ({reason})."
+            f"`data` is {data!r}, split {split!r}; required: a folder or Hub id that `datasets` reads "
+            f"({first_line(error)})."
         ) from error
 
 

@@ -10,7 +10,6 @@ Letters in the shape comments: B batch, C latent channels.
 
 import dataclasses
 import itertools
-import os
 import shutil
 import time
 from collections import deque
@@ -27,18 +26,14 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
+from ..files import atomic_write, check_output_dir, new_folder, one_line, read_json, weights_sha256, write_json
 from ..models import AutoencoderVAVAE
-from ..settings import check_at_least, check_choice, check_output_dir
+from ..settings import check_at_least, check_choice
 from .image_rows import ImageRows, Sample
 from .latent_shards import (
     DTYPES,
     INFO_FILE,
-    partial_name,
-    publish,
-    read_json,
     shard_name,
-    weights_sha256,
-    write_json,
     write_shard,
     write_statistics,
 )
@@ -211,7 +206,11 @@ class LatentFiles:
     def prepare(self) -> None:
         """Make the folder, and clear what an interrupted run left half written; for one process."""
         self.progress.mkdir(parents=True, exist_ok=True)
-        for partial in [*self.folder.glob("*.partial"), *self.progress.glob("*.partial")]:
+        for partial in [
+            *self.folder.glob("*.partial"),
+            *self.folder.glob(".*.partial-*"),
+            *self.progress.glob("*.partial"),
+        ]:
             shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
         write_json(self.progress / "settings.json", self.settings)
 
@@ -243,7 +242,7 @@ class LatentFiles:
                     self._write_parquet(path, tensors)
             except (OSError, SafetensorError) as error:
                 raise ValueError(
-                    f"{path} cannot be written ({' '.join(str(error).split())}); required: space and permission. What "
+                    f"{path} cannot be written ({one_line(error)}); required: space and permission. What "
                     "was written before is kept."
                 ) from error
         record = {"num_images": num_images, "skipped": skipped, "statistics": statistics.state_dict()}
@@ -260,8 +259,8 @@ class LatentFiles:
         rows = datasets.Dataset.from_dict(
             columns, features=Features({"latents": array, "latents_flip": array, "label": label})
         )
-        rows.to_parquet(partial_name(path), batch_size=ROW_GROUP_SIZE)
-        publish(partial_name(path), path)
+        with atomic_write(path) as partial:
+            rows.to_parquet(partial, batch_size=ROW_GROUP_SIZE)
 
     def finish(self) -> dict:
         """Write statistics, report and the VAE's copy, when every shard is done; for one process.
@@ -309,10 +308,9 @@ class LatentFiles:
         """A copy of the VAE whose config holds these statistics."""
         vae = load_frozen_vae(self.config.vae, with_statistics=False)
         vae.set_latents_statistics(statistics.mean, statistics.std)
-        partial = partial_name(self.folder / "vae")
-        vae.save_pretrained(partial)
-        shutil.rmtree(self.folder / "vae", ignore_errors=True)  # of a run that was killed just here
-        os.replace(partial, self.folder / "vae")
+        shutil.rmtree(self.folder / "vae", ignore_errors=True)  # a run was killed just after this was written
+        with new_folder(self.folder / "vae") as partial:
+            vae.save_pretrained(partial)
 
 
 def write_card(path: Path) -> None:

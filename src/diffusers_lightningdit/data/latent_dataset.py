@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..files import weights_sha256
 from ..original import read_latents_statistics
 from .global_batches import is_flipped
 from .images import load_rows
-from .latent_shards import STATISTICS_FILE, LatentShards, read_info, weights_sha256
+from .latent_shards import STATISTICS_FILE, LatentShards, read_info
 
 
 class UnusableLatents(ValueError):

@@ -7,14 +7,14 @@ A folder has, in sorted order, `latents_rank00_shard000.safetensors`, ... with t
 `latents_info.json`, which says what the files were made from.
 """
 
-import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from ..files import atomic_write, read_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARD_DTYPES = ("F32", "BF16", "F16")  # as safetensors names them
@@ -36,17 +36,9 @@ def write_shard(path: Path, latents: torch.Tensor, latents_flip: torch.Tensor, l
     """Write latents [N, C, height, width] and labels int64 [N], under the final name only when all is on the disk."""
     tensors = {"latents": latents, "latents_flip": latents_flip, "labels": labels}
     metadata = {"total_size": str(len(labels)), "dtype": str(latents.dtype), "device": "cpu"}
-    partial = partial_name(path)
-    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial, metadata=metadata)
-    _sort_metadata(partial)
-    os.chmod(partial, 0o666 & ~_umask())  # safetensors leaves a file that its owner alone can read
-    publish(partial, path)
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # there is no way to ask but by setting
-    os.umask(mask)
-    return mask
+    with atomic_write(path) as partial:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial, metadata=metadata)
+        _sort_metadata(partial)
 
 
 def _sort_metadata(path: Path) -> None:
@@ -61,38 +53,10 @@ def _sort_metadata(path: Path) -> None:
 
 def write_statistics(folder: Path, mean: list[float], std: list[float]) -> None:
     """Write `latents_stats.pt` as the original reads it."""
-    partial = partial_name(folder / STATISTICS_FILE)
     statistics = {"mean": torch.tensor(mean).view(1, -1, 1, 1), "std": torch.tensor(std).view(1, -1, 1, 1)}
-    with open(partial, "wb") as file:  # torch names the archive after a path, which here is a passing one
+    # torch names the archive after a path, which here is a passing one
+    with atomic_write(folder / STATISTICS_FILE) as partial, open(partial, "wb") as file:
         torch.save(statistics, file)
-    publish(partial, folder / STATISTICS_FILE)
-
-
-def write_json(path: Path, content: dict | list) -> None:
-    partial = partial_name(path)
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    publish(partial, path)
-
-
-def partial_name(path: Path) -> Path:
-    """Where a file is written before it gets its name; not among `*.safetensors` or `*.parquet`."""
-    return path.with_name(path.name + ".partial")
-
-
-def publish(partial: Path, path: Path) -> None:
-    """Give a written file its final name, after its bytes have reached the disk: it is whole or not there."""
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def weights_sha256(model: torch.nn.Module) -> str:
-    """A hash of a model's weights, names and types, on whatever device they are."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -200,11 +164,3 @@ def read_info(folder: Path, num_images: int) -> dict | None:
             "required: the files it was written for, no more and no fewer."
         )
     return info
-
-
-def read_json(path: Path) -> dict:
-    """Content of a JSON file; raises ValueError if it is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON file ({error}); required: as it was written.") from error

@@ -17,10 +17,11 @@ import torch
 from datasets import ClassLabel
 from torch.utils.data import Dataset
 
+from ..files import one_line, read_json, weights_sha256
 from ..models import AutoencoderVAVAE
 from .images import UnusableImage, load_rows, read_pixels
 from .latent_dataset import check_latent_features, require_finite
-from .latent_shards import INFO_FILE, read_json, weights_sha256
+from .latent_shards import INFO_FILE
 
 Row = dict | pyarrow.Table  # one row, undecoded
 
@@ -37,7 +38,7 @@ def reading(data: str) -> Iterator[None]:
     except StreamError:
         raise
     except Exception as error:  # decompression, parsers and the network raise anything
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise StreamError(f"{data} cannot be read on ({reason}); required: sound files, within reach.") from error
 
 

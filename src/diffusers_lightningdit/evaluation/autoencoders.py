@@ -11,6 +11,7 @@ from diffusers import AutoModel, ModelMixin
 
 from ..data.images import PREPROCESSINGS
 from ..data.latents import latents_size, load_frozen_vae
+from ..files import first_line, one_line
 from ..models import AutoencoderVAVAE
 from ..settings import check_at_least, check_choice
 
@@ -87,15 +88,14 @@ def load_autoencoder(name: str, resolution: int) -> ModelMixin:
     try:
         vae = AutoModel.from_pretrained(name).requires_grad_(False).eval()
     except Exception as error:  # diffusers lets through whatever its parts raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         required = f"required: a folder or Hub id with an undamaged {class_name}"
-        raise ValueError(f"`vae` is {name!r}; {required} ({reason}).") from error
+        raise ValueError(f"`vae` is {name!r}; {required} ({first_line(error)}).") from error
     size = (1, 3, resolution, resolution)
     try:
         with torch.no_grad():
             given_back = decode(vae, mean_latents(vae, torch.zeros(size))).shape
     except Exception as error:  # of a model that is none, or for other images
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise ValueError(
             f"`vae` is {name!r}, a {class_name}; required: an autoencoder of diffusers for images ({reason})."
         ) from error

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import torch
 
-from ..metrics.class_accuracy import class_accuracy
 from ..metrics.frechet import frechet_distance
-from ..metrics.inception_score import LEAST_IMAGES_OF_A_SPLIT
-from ..metrics.linear_classifier import can_be_split, linear_probe_accuracy
+from ..metrics.inception_score import MIN_IMAGES_PER_SPLIT
+from ..metrics.linear_classifier import can_be_split, class_accuracy, linear_probe_accuracy
 from ..metrics.precision_recall import precision_and_recall
 from .commands.generation_config import GenerationConfig
 from .drawn_images import class_label
@@ -83,6 +82,6 @@ def not_computed(config: GenerationConfig, reference: Reference | None) -> list[
     if config.inception is not None and not config.has_inception_score:
         lines.append(
             f"inception_score is not computed: {config.num_images} images are too few for {config.num_splits} splits; "
-            f"required: {LEAST_IMAGES_OF_A_SPLIT} for each, at least, or another `num_splits`."
+            f"required: {MIN_IMAGES_PER_SPLIT} for each, at least, or another `num_splits`."
         )
     return lines

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 
-from ..keyed_random import random_key
+from ..files import first_line
+from ..keyed_random import image_generator, random_key
 from .image_sets import NumberedImages, numbered_name
 from .image_writer import ImageWriter
 
@@ -55,8 +56,7 @@ def load_pipeline(name_or_path: str) -> DiffusionPipeline:
     try:
         pipeline = DiffusionPipeline.from_pretrained(name_or_path)
     except Exception as error:  # diffusers lets through whatever its parts raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"`pipeline` is {name_or_path!r}; {required} ({reason}).") from error
+        raise ValueError(f"`pipeline` is {name_or_path!r}; {required} ({first_line(error)}).") from error
     transformer = getattr(pipeline, "transformer", None)
     if transformer is None or "num_classes" not in transformer.config or not hasattr(pipeline, "get_label_ids"):
         raise ValueError(f"`pipeline` is {name_or_path!r}, a {type(pipeline).__name__}; {required}.")
@@ -130,15 +130,6 @@ def class_label(kind: str, index: int, num_classes: int, seed: int) -> int:
     return index % num_classes if kind == "balanced" else random_key(seed, index, "label") % num_classes
 
 
-def noise_generator(seed: int, index: int) -> torch.Generator:
-    """The generator of image `index`, on the CPU, for the same noise on every device.
-
-    Neighbouring indices have neighbouring seeds: of a hash of each, the 32 bits that count would coincide for a pair
-    of 50,000.
-    """
-    return torch.Generator().manual_seed((random_key(seed, "noise") + index) % 2**63)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Drawing
 # ---------------------------------------------------------------------------------------------------------------------
@@ -193,7 +184,7 @@ def draw_block(
     with checked_decoding(pipeline, block):
         images = pipeline(
             [class_label(labels, index, num_classes, seed) for index in indices],
-            generator=[noise_generator(seed, index) for index in indices],
+            generator=[image_generator(seed, index) for index in indices],
             **sampling,
         ).images
     return np.stack([np.asarray(image) for image in images[: len(block)]])

@@ -1,7 +1,6 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """What a set of images follows from: whoever goes on with one, or takes numbers from one, compares this first."""
 
-import json
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ..data.latent_shards import partial_name, weights_sha256
+from ..files import json_values, partial_name, read_json, weights_sha256
 from .commands.generation_config import GenerationConfig
 
 SAMPLES_FILE = "samples.json"
@@ -67,7 +66,7 @@ def samples_identity(
         "num_threads": config.num_threads if device.type == "cpu" else None,
         "versions": {name: version(name) for name in PIXEL_PACKAGES},
     }
-    return json.loads(json.dumps(identity, default=str))
+    return json_values(identity)
 
 
 def _described(part: object, config: dict[str, Any]) -> dict[str, Any]:
@@ -113,10 +112,7 @@ def check_folder(folder: Path, identity: dict[str, Any]) -> None:
         if any(path != partial_name(file) for path in folder.iterdir()):  # which a run that was ended may have left
             raise ValueError(f"{name}, which exists without {SAMPLES_FILE}; required: a new or an empty folder.")
         return
-    try:
-        begun = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged; required: another `output_dir`, or that it be removed.") from error
+    begun = read_json(file, "another `output_dir`, or that the file be removed")
     difference = first_difference(begun, identity)
     if difference is not None:
         key, before, now = difference

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
-from ..data.latent_shards import partial_name, publish
-from .image_decoding import decode_rgb, one_line
+from ..files import atomic_write, one_line
+from .image_decoding import decode_rgb
 
 ARRAY = "arr_0"
 # of a file that is none or is damaged, encrypted, or compressed in an unknown way
@@ -39,27 +39,26 @@ def write_npz(path: str | Path, images: Iterable[np.ndarray], num_images: int) -
         ValueError: if an image is of another type or size than the first, or there are more or fewer of them; no file
             is left then.
     """
-    path, shape, count = Path(path), None, 0
-    partial = partial_name(path)
-    try:
-        with zipfile.ZipFile(partial, "w") as archive, archive.open(f"{ARRAY}.npy", "w", force_zip64=True) as file:
-            for image in images:
-                if shape is None:
-                    shape = image.shape
-                    header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *shape)}
-                    npy.write_array_header_1_0(file, header)
-                if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.shape != shape:
-                    raise ValueError(
-                        f"image {count} is {image.dtype} of shape {list(image.shape)}, the first of {list(shape)}; "
-                        "required: uint8 [height, width, 3], all of one size."
-                    )
-                file.write(np.ascontiguousarray(image).tobytes())
-                count += 1
-            if count != num_images or count == 0:
-                raise ValueError(f"`num_images` is {num_images}, but {count} came; required: as many, at least one.")
-        publish(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    shape, count = None, 0
+    with (
+        atomic_write(path) as partial,
+        zipfile.ZipFile(partial, "w") as archive,
+        archive.open(f"{ARRAY}.npy", "w", force_zip64=True) as file,
+    ):
+        for image in images:
+            if shape is None:
+                shape = image.shape
+                header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *shape)}
+                npy.write_array_header_1_0(file, header)
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.shape != shape:
+                raise ValueError(
+                    f"image {count} is {image.dtype} of shape {list(image.shape)}, the first of {list(shape)}; "
+                    "required: uint8 [height, width, 3], all of one size."
+                )
+            file.write(np.ascontiguousarray(image).tobytes())
+            count += 1
+        if count != num_images or count == 0:
+            raise ValueError(f"`num_images` is {num_images}, but {count} came; required: as many, at least one.")
 
 
 class ImageArchive:

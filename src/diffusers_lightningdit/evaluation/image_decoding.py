@@ -6,11 +6,7 @@ from collections.abc import Callable, Sequence
 from PIL import Image
 
 from ..data.images import EIGHT_BIT_MODES
-
-
-def one_line(error: Exception) -> str:
-    """What an exception says, in a line; its name where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
+from ..files import one_line
 
 
 def decode_rgb(

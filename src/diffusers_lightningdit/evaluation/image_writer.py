@@ -1,7 +1,6 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """PNG files, written by threads while the next images are computed."""
 
-import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +9,7 @@ from threading import Semaphore
 import numpy as np
 from PIL import Image
 
-from ..data.latent_shards import partial_name
+from ..files import atomic_write
 
 
 class ImageWriter:
@@ -60,7 +59,6 @@ class ImageWriter:
 
 
 def _write_png(path: Path, image: np.ndarray) -> None:
-    partial = partial_name(path)
-    # the fastest level: at the default one photographs are 7 to 12 % smaller
-    Image.fromarray(image).save(partial, format="PNG", compress_level=1)
-    os.replace(partial, path)
+    with atomic_write(path, sync=False) as partial:
+        # the fastest level: at the default one photographs are 7 to 12 % smaller
+        Image.fromarray(image).save(partial, format="PNG", compress_level=1)

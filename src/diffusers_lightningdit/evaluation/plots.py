@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..data.latent_shards import partial_name, publish
+from ..files import atomic_write
 
 
 def check_matplotlib() -> None:
@@ -61,6 +61,5 @@ def _figure():
 
 
 def _save(figure, path: str | Path) -> None:
-    partial = partial_name(Path(path))
-    figure.savefig(partial, format="png")
-    publish(partial, Path(path))
+    with atomic_write(path) as partial:
+        figure.savefig(partial, format="png")

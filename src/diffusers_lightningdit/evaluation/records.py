@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from ..files import one_line
+
 PACKAGES = (
     "diffusers-lightningdit",
     "torch",
@@ -65,7 +67,7 @@ def collected_warnings() -> Iterator[list[str]]:
         try:
             yield messages
         finally:
-            messages.extend(dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught))
+            messages.extend(dict.fromkeys(one_line(warning.message) for warning in caught))
             for message in messages:
                 print(f"warning: {message}", file=sys.stderr)
 

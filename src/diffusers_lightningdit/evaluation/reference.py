@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ..data.images import load_rows
+from ..files import file_sha256
 from ..networks.inception import InceptionFeatures
 from .commands.generation_config import GenerationConfig
 from .image_archive import ARRAY
@@ -156,17 +157,14 @@ def doubts_about_classes(config: GenerationConfig, pipeline: DiffusionPipeline) 
 
 def content_sha256(config: GenerationConfig, images: ImageSet | ArchiveImages | None) -> str:
     """A hash of what the reference holds, in its order, as it lies there: cheap, since no image is decoded."""
-    digest = hashlib.sha256()
     if Path(config.reference).suffix == ".npz":
-        with open(config.reference, "rb") as file:
-            while part := file.read(2**20):
-                digest.update(part)
-        return digest.hexdigest()
+        return file_sha256(config.reference)
     if isinstance(images, FolderImages):
         contents = (path.read_bytes() for path in images.files)
     else:
         encoded = (row[images.column] for row in images.rows)
         contents = (Path(each["path"]).read_bytes() if each["bytes"] is None else each["bytes"] for each in encoded)
+    digest = hashlib.sha256()
     for content in contents:
         digest.update(hashlib.sha256(content).digest())
     if config.reference_label_column is not None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..files import one_line
+
 # Rounding, relative to the largest value, as `frechet_distance` allows for.
 TOLERANCE = 1e-6
 ARRAYS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
@@ -65,8 +67,9 @@ def _read(path: str | Path, name: str) -> torch.Tensor:
     except KeyError as error:
         raise ValueError(f"{path} has no {name}; required: mean and covariance.") from error
     except Exception as error:  # a damaged file can raise nearly anything
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{name} of {path} cannot be read ({reason}); required: numbers, not pickled.") from error
+        raise ValueError(
+            f"{name} of {path} cannot be read ({one_line(error)}); required: numbers, not pickled."
+        ) from error
     if array.dtype.kind != "f" or not np.isfinite(array).all():
         raise ValueError(f"{name} of {path} holds {array.dtype}; required: finite floating-point numbers.")
     return torch.from_numpy(array.astype(np.float64))

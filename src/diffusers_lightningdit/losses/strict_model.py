@@ -6,25 +6,23 @@ import os
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin
 
+from ..models import AutoencoderVAVAE
+
 
 class StrictModel(ModelMixin, ConfigMixin):
-    """What the small networks of the losses inherit; saved and loaded as every model of diffusers."""
+    """The base class of the small networks of the losses, which are saved and loaded as every model of diffusers."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs):
-        """As in diffusers, which would leave weights that the file lacks uninitialised, with no more than a warning.
+        """Load as diffusers does, but refuse files that lack weights of the model.
 
-        Of a local folder, diffusers takes the weights that lie in the folder itself before those in `subfolder`:
-        beside an autoencoder's, name the whole path instead.
+        In a local folder, diffusers prefers weights in the folder itself to those in `subfolder`. For a model that is
+        saved within the folder of an autoencoder, give the path of its own folder instead.
 
         Raises:
-            OSError: naming the first weight that the file lacks.
+            OSError: Naming the missing weights.
         """
         output_loading_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
-        if info["missing_keys"]:
-            raise OSError(
-                f"The weights in {pretrained_model_name_or_path} lack `{min(info['missing_keys'])}` of "
-                f"{cls.__name__}; required: all. A file is damaged or another model's."
-            )
+        AutoencoderVAVAE._check_complete(model, info, pretrained_model_name_or_path, kwargs.get("device_map"))
         return (model, info) if output_loading_info else model

@@ -1,2 +1,2 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Metrics: tensors -> numbers. Nothing here imports anything of the package."""
+"""Metrics: functions from tensors to numbers. They import nothing else of the package."""

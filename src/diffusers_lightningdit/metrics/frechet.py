@@ -1,13 +1,14 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""The Fréchet distance of two sets of features, as Gaussians (FID: Heusel et al. 2017, arXiv 1706.08500, eq. 6).
+"""The Fréchet distance between two sets of features, taken as Gaussians (FID: Heusel et al. 2017, arXiv 1706.08500).
 
-d^2 = |m_1 - m_2|^2 + tr(C_1) + tr(C_2) - 2 tr((C_1 C_2)^(1/2))
+d^2 = |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))  (equation 6)
 
-In float64, without a general matrix square root, which is unstable where covariances are singular: with
-C_i = A_i A_i^T, from the eigenvalues of the symmetric C_i, the last trace is the sum of the singular values of
-A_1^T A_2.
+It is computed in float64 and without a general matrix square root, which is unstable for singular covariances: with
+C_i = A_i A_i^T from the eigenvalues of the symmetric C_i, the trace of the root is the sum of the singular values of
+A_1^T A_2. The order of all sums that this module writes out is fixed; the number of threads of the linear algebra
+changes the distance by less than 1e-9 of the traces.
 
-Letters in the shape comments: B samples, D features, R eigenvalues above rounding.
+Letters in the shape comments: B samples of a batch, N samples, D features, R eigenvalues that are not rounding errors.
 """
 
 import warnings
@@ -16,13 +17,18 @@ import torch
 
 
 class FeatureStatistics:
-    """Mean and unbiased covariance of features that come in batches, in float64.
+    """Mean and unbiased covariance, in float64, of features that arrive in batches.
 
-    Batches are combined by their means and centred sums of squares (Chan, Golub, LeVeque 1983), so that nothing cancels
-    where the mean is large. `mean` [D] and `scatter` [D, D], the sum of (x - m)(x - m)^T, may be read at any time.
+    Batches are merged by their means and centred sums of squares (Chan, Golub, LeVeque 1983), which loses no digits to
+    cancellation where the mean is large.
 
     Args:
-        num_features: D.
+        num_features: The number D of features.
+
+    Attributes:
+        count: The number of samples so far.
+        mean: Their mean, [D].
+        scatter: The sum of (x - mean)(x - mean)^T over the samples, [D, D].
     """
 
     def __init__(self, num_features: int):
@@ -33,16 +39,16 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, features: torch.Tensor) -> "FeatureStatistics":
-        """Of features [N, D] that are there all at once."""
+        """Compute the statistics of features [N, D]."""
         statistics = cls(features.shape[-1])
         statistics.update(features)
         return statistics
 
     def update(self, features: torch.Tensor) -> None:
-        """Take in features [B, D], of any floating-point type and device.
+        """Add features [B, D] of any floating-point type, on any device.
 
         Raises:
-            ValueError: for another shape, or values that are not finite; nothing is taken in then.
+            ValueError: For another shape, or values that are not finite; the statistics are unchanged then.
         """
         if features.ndim != 2 or features.shape[1] != self.num_features:
             raise ValueError(f"`features` has shape {list(features.shape)}; required: [B, {self.num_features}].")
@@ -60,10 +66,10 @@ class FeatureStatistics:
 
     @property
     def covariance(self) -> torch.Tensor:
-        """[D, D], divided by the number of samples less one; warns if there are too few samples for its full rank.
+        """The unbiased covariance [D, D]; warns if there are too few samples for full rank.
 
         Raises:
-            ValueError: for fewer than two samples.
+            ValueError: For fewer than two samples.
         """
         if self.count < 2:
             raise ValueError(f"the statistics are of {self.count} samples; required: at least 2.")
@@ -76,21 +82,24 @@ class FeatureStatistics:
         return self.scatter / (self.count - 1)
 
     def distance_to(self, other: "FeatureStatistics") -> float:
-        """`frechet_distance` of the two sets; warnings and errors as `covariance`."""
+        """Compute `frechet_distance` to the other set; warns and raises as `covariance` does."""
         return frechet_distance(self.mean, self.covariance, other.mean, other.covariance)
 
 
 def frechet_distance(
     mean_1: torch.Tensor, covariance_1: torch.Tensor, mean_2: torch.Tensor, covariance_2: torch.Tensor
 ) -> float:
-    """The squared Fréchet distance of two Gaussians, as FID is defined; 0 for equal ones.
+    """Compute the squared Fréchet distance between two Gaussians (equation 6).
 
     Args:
-        mean_1, mean_2: [D].
-        covariance_1, covariance_2: [D, D], symmetric, without negative eigenvalues; may be singular.
+        mean_1, mean_2: The means, [D].
+        covariance_1, covariance_2: The covariances [D, D]: symmetric, without negative eigenvalues, possibly singular.
+
+    Returns:
+        The distance d^2, at least 0.
 
     Raises:
-        ValueError: for shapes that do not fit, values that are not finite, or a matrix that is no covariance.
+        ValueError: If shapes do not fit, a value is not finite, or a matrix is no covariance.
     """
     mean_1, mean_2 = mean_1.double(), mean_2.double()
     if mean_1.ndim != 1 or mean_1.shape != mean_2.shape:
@@ -100,11 +109,11 @@ def frechet_distance(
     trace_of_root = torch.linalg.svdvals(factor_1.T @ factor_2).sum()
     traces = factor_1.square().sum() + factor_2.square().sum()
     distance = (mean_1 - mean_2).square().sum() + traces - 2 * trace_of_root
-    return max(distance.item(), 0.0)  # below zero by rounding only
+    return max(distance.item(), 0.0)  # it can be negative by rounding only
 
 
 def _factor(name: str, covariance: torch.Tensor, size: int) -> torch.Tensor:
-    """A with A A^T = the covariance: [D, D] -> [D, R]."""
+    """Return A such that A A^T is the covariance: [D, D] -> [D, R]."""
     if covariance.shape != (size, size):
         raise ValueError(f"`{name}` has shape {list(covariance.shape)}; required: {[size, size]}, as the means.")
     covariance = covariance.double()
@@ -114,9 +123,9 @@ def _factor(name: str, covariance: torch.Tensor, size: int) -> torch.Tensor:
     asymmetry = (covariance - covariance.T).abs().max()
     if asymmetry > 1e-6 * largest:
         raise ValueError(f"`{name}` differs from its transpose by {asymmetry:g}; required: a symmetric matrix.")
-    eigenvalues, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)  # rising
+    eigenvalues, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)  # ascending
     if eigenvalues[0] < -1e-6 * largest * size:
         raise ValueError(f"`{name}` has the eigenvalue {eigenvalues[0]:g}; required: none below 0.")
-    # What rounding leaves of zeros would count with its square root.
-    is_real = eigenvalues > eigenvalues[-1] * size * torch.finfo(torch.float64).eps
-    return vectors[:, is_real] * eigenvalues[is_real].sqrt()
+    # Rounding errors in place of zeros would contribute by their square roots, which are much larger.
+    is_significant = eigenvalues > eigenvalues[-1] * size * torch.finfo(torch.float64).eps
+    return vectors[:, is_significant] * eigenvalues[is_significant].sqrt()

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""How close reconstructions come to images: PSNR and SSIM, for each image.
+"""PSNR and SSIM between images and their reconstructions, for each image.
 
 Letters in the shape comments: B images, C colour channels.
 """
@@ -7,7 +7,7 @@ Letters in the shape comments: B images, C colour channels.
 import torch
 import torch.nn.functional as F
 
-# SSIM (Wang, Bovik, Sheikh, Simoncelli 2004): an 11x11 circular Gaussian window, and the two small constants.
+# SSIM (Wang, Bovik, Sheikh, Simoncelli 2004): an 11x11 circular Gaussian window, and two small constants.
 WINDOW_SIZE = 11
 WINDOW_SIGMA = 1.5
 K_1, K_2 = 0.01, 0.03
@@ -16,14 +16,17 @@ K_1, K_2 = 0.01, 0.03
 def peak_signal_to_noise_ratio(
     pixels: torch.Tensor, reconstructions: torch.Tensor, value_range: float = 2.0
 ) -> torch.Tensor:
-    """10 log10(R^2 / mean squared difference) of each image, in decibels; infinite for equal images.
+    """Compute the peak signal-to-noise ratio of each image, 10 log10(R^2 / mean squared difference).
 
     Args:
-        pixels, reconstructions: [B, C, height, width] each.
-        value_range: R, the largest difference of two values: 2 for pixels in [-1, 1], 1 for pixels in [0, 1].
+        pixels, reconstructions: Images [B, C, height, width].
+        value_range: The largest possible difference R of two values: 2 for pixels in [-1, 1], 1 for pixels in [0, 1].
 
     Returns:
-        float64 [B].
+        The PSNR in decibels, float64 [B]; infinite for equal images.
+
+    Raises:
+        ValueError: If the shapes differ, or the range is not positive.
     """
     _check(pixels, reconstructions, value_range)
     mean_square = (pixels.double() - reconstructions.double()).square().flatten(1).mean(1)
@@ -33,19 +36,21 @@ def peak_signal_to_noise_ratio(
 def structural_similarity(
     pixels: torch.Tensor, reconstructions: torch.Tensor, value_range: float = 1.0
 ) -> torch.Tensor:
-    """SSIM of each image, in [-1, 1]; 1 for equal images (Wang et al. 2004, eq. 13, averaged by eq. 17).
+    """Compute the structural similarity of each image (Wang et al. 2004, equation 13, averaged by equation 17).
 
-    It compares means by their ratio, so that black has to be 0: of pixels in [-1, 1] it would be another number.
-
-    The average over the positions where the window lies within the image, and over the colour channels. Variances are
-    those of the window's weights, without a correction for the sample size.
+    The average is over the colour channels and the positions where the window lies within the image. Variances are
+    those of the window's weights, without a correction for the sample size. SSIM compares means by their ratio, so
+    black must be 0: pixels in [-1, 1] would give another number.
 
     Args:
-        pixels, reconstructions: [B, C, height, width] each, at least 11x11.
-        value_range: of the pixels, which are in [0, value_range].
+        pixels, reconstructions: Images [B, C, height, width] of at least 11x11 pixels, in [0, value_range].
+        value_range: The value of white.
 
     Returns:
-        float64 [B].
+        The SSIM, float64 [B], in [-1, 1]; 1 for equal images.
+
+    Raises:
+        ValueError: If the shapes differ, the images are smaller than the window, or the range is not positive.
     """
     _check(pixels, reconstructions, value_range)
     if min(pixels.shape[-2:]) < WINDOW_SIZE:

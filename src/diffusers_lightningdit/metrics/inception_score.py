@@ -1,24 +1,27 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""The Inception Score (Salimans et al. 2016, arXiv 1606.03498, section 4), from probabilities that come in batches."""
+"""The Inception Score (Salimans et al. 2016, arXiv 1606.03498, section 4), from probabilities that arrive in batches.
+
+Letters in the shape comments: B images of a batch, C classes.
+"""
 
 import torch
 
-# Of an image alone the score is 1, whatever it shows.
-LEAST_IMAGES_OF_A_SPLIT = 2
+# The score of a single image is 1, whatever it shows.
+MIN_IMAGES_PER_SPLIT = 2
 
 
 class InceptionScore:
-    """exp(mean over x of KL(p(y|x) || p(y))) of each split, in float64; only sums are kept.
+    """The score exp(mean over x of KL(p(y|x) || p(y))) of each split, in float64. Only sums are kept in memory.
 
-    The images are split in their order into parts whose sizes differ by at most one, part s from image s N // splits
-    on, as torch-fidelity does. With 50,000 images and 10 splits these are the 5,000 each of ADM's evaluation.
+    The images are split in their order; split s begins at image s * num_images // num_splits, as in torch-fidelity, so
+    that sizes differ by at most one. 50,000 images in 10 splits are split as in ADM's evaluation, 5,000 each.
 
     Args:
-        num_images: how many will come.
-        num_splits: parts, at least 1 image each.
+        num_images: The number of images that will arrive.
+        num_splits: The number of splits, between 1 and `num_images`.
 
     Raises:
-        ValueError: for more splits than images.
+        ValueError: For more splits than images.
     """
 
     def __init__(self, num_images: int, num_splits: int = 10):
@@ -31,10 +34,10 @@ class InceptionScore:
         self._probabilities: torch.Tensor | None = None  # sums, [splits, C]
 
     def update(self, probabilities: torch.Tensor) -> None:
-        """Take in p(y|x) of the next images, [B, C].
+        """Add the probabilities p(y|x) of the next images, [B, C].
 
         Raises:
-            ValueError: for values that are no probabilities, or more images than were announced.
+            ValueError: If rows are no probabilities, or there are more than `num_images` images.
         """
         p = probabilities.detach().double().cpu()
         if not ((p >= 0).all() and torch.allclose(p.sum(1), p.new_ones(len(p)), atol=1e-4)):
@@ -51,10 +54,10 @@ class InceptionScore:
         self.count += len(p)
 
     def compute(self) -> tuple[float, float]:
-        """Mean and (population) standard deviation over the splits.
+        """Return the mean and the population standard deviation over the splits.
 
         Raises:
-            ValueError: before all images have come.
+            ValueError: If fewer than `num_images` images have arrived.
         """
         if self.count < self.num_images:
             raise ValueError(f"{self.count} images came; required: {self.num_images}, as announced.")

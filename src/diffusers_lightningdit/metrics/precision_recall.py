@@ -1,10 +1,11 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991, section 2).
 
-Around each feature of a set lies a ball that reaches to its k-th nearest neighbour in the set. Precision is the part of
-the generated images inside a ball of the real ones, recall the part of the real ones inside a ball of the generated.
+The manifold of a set of features is estimated by balls around them, each reaching to the k-th nearest neighbour in the
+set (equation 1). Precision is the fraction of generated images on the manifold of the real ones, recall the fraction of
+real images on that of the generated ones (equation 2).
 
-Letters in the shape comments: B features in a block, N and M features of a set, D their size.
+Letters in the shape comments: B features of a block, N and M images of a set, D features of an image.
 """
 
 from collections.abc import Iterator
@@ -12,20 +13,24 @@ from collections.abc import Iterator
 import torch
 
 BLOCK_SIZE = 2048  # features compared with as many others at a time
-# Of squared distances, relative to the squared lengths: a tie, and a copy, counts as inside.
+# The rounding error of squared distances, relative to the squared norms. A feature on the edge of a ball counts as
+# inside within this error, so that ties and copies do.
 ROUNDING = 1e-12
 
 
 def precision_and_recall(generated: torch.Tensor, real: torch.Tensor, num_neighbors: int = 3) -> tuple[float, float]:
-    """Precision and recall in [0, 1], from distances in float64 of a block at a time.
+    """Compute precision and recall, with distances in float64 of one pair of blocks at a time.
 
     Args:
-        generated: [N, D], on the device that computes.
-        real: [M, D], on the same.
-        num_neighbors: k.
+        generated: Features of generated images, [N, D], on the device that computes.
+        real: Features of real images, [M, D], on the same device.
+        num_neighbors: The number k of neighbours.
+
+    Returns:
+        Precision and recall, each in [0, 1].
 
     Raises:
-        ValueError: for shapes that do not fit, values that are not finite, or a set of k features or fewer.
+        ValueError: If shapes do not fit, a value is not finite, or a set has no more than k images.
     """
     if generated.ndim != 2 or real.ndim != 2 or generated.shape[1] != real.shape[1]:
         shapes = f"{list(generated.shape)} and {list(real.shape)}"
@@ -40,16 +45,16 @@ def precision_and_recall(generated: torch.Tensor, real: torch.Tensor, num_neighb
             raise ValueError(f"`{name}` holds NaN or infinity; required: finite values.")
     if num_neighbors < 1:
         raise ValueError(f"`num_neighbors` is {num_neighbors}; required: at least 1.")
-    centre = real.double().mean(0)  # squared distances cancel the less, the nearer the features are to 0
-    precision = _part_inside(generated, real, _squared_radii(real, num_neighbors, centre), centre)
-    recall = _part_inside(real, generated, _squared_radii(generated, num_neighbors, centre), centre)
+    centre = real.double().mean(0)  # the closer features are to 0, the less cancels in distances
+    precision = _fraction_inside(generated, real, _squared_radii(real, num_neighbors, centre), centre)
+    recall = _fraction_inside(real, generated, _squared_radii(generated, num_neighbors, centre), centre)
     return precision, recall
 
 
 def _squared_distances(
     rows: torch.Tensor, columns: torch.Tensor, centre: torch.Tensor
 ) -> Iterator[tuple[slice, slice, torch.Tensor, torch.Tensor]]:
-    """(rows, columns, squared distances, what rounding may have made of 0) of each pair of blocks: [B, B]."""
+    """Yield (rows, columns, squared distances [B, B], their rounding errors [B, B]) for each pair of blocks."""
     for start in range(0, len(rows), BLOCK_SIZE):
         x = rows[start : start + BLOCK_SIZE].double() - centre
         for other in range(0, len(columns), BLOCK_SIZE):
@@ -60,7 +65,7 @@ def _squared_distances(
 
 
 def _squared_radii(features: torch.Tensor, num_neighbors: int, centre: torch.Tensor) -> torch.Tensor:
-    """Squared distance of each feature to its k-th nearest in the set, itself left out: [N]."""
+    """Return the squared distance [N] of each feature to its k-th nearest neighbour in the set, itself left out."""
     nearest = torch.full((len(features), num_neighbors), torch.inf, dtype=torch.float64, device=features.device)
     for rows, columns, distances, _ in _squared_distances(features, features, centre):
         if rows == columns:
@@ -69,10 +74,10 @@ def _squared_radii(features: torch.Tensor, num_neighbors: int, centre: torch.Ten
     return nearest[:, -1]
 
 
-def _part_inside(
+def _fraction_inside(
     features: torch.Tensor, centres: torch.Tensor, squared_radii: torch.Tensor, centre: torch.Tensor
 ) -> float:
-    """Part of the features [N, D] inside at least one of the balls around `centres` [M, D]."""
+    """Return the fraction of features [N, D] inside at least one of the balls around `centres` [M, D]."""
     is_inside = torch.zeros(len(features), dtype=torch.bool, device=features.device)
     for rows, columns, distances, rounding in _squared_distances(features, centres, centre):
         is_inside[rows] |= (distances <= squared_radii[columns] + rounding).any(1)

@@ -1,12 +1,10 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """LightningDiT: a class-conditional diffusion transformer for VA-VAE latents (arXiv 2501.01423, section 4).
 
-Self-contained (torch and diffusers only): this file is uploaded to the Hub as it is.
+This file imports torch and diffusers only, because it is uploaded to the Hub as it is.
 
 Letters in the shape comments: B batch, C latent channels, N tokens (row-major), D width, H heads, d = D / H, p patch
-size.
-
-Time convention: t in [0, 1], 0 = noise, 1 = data; the network predicts the velocity data - noise.
+size. Time: t in [0, 1], 0 = noise, 1 = data; the network predicts the velocity data - noise.
 """
 
 import dataclasses
@@ -37,35 +35,27 @@ from diffusers.models.normalization import AdaLayerNormContinuous
 from diffusers.utils import apply_lora_scale, get_adapter_name
 from torch import nn
 
-NORM_EPS = 1e-6  # every norm of the network but the LayerNorm of qk-norm
+NORM_EPS = 1e-6  # of every norm of the network but the LayerNorm of qk-norm
 QK_LAYER_NORM_EPS = 1e-5
-
-# What a LoRA that brings new classes holds beside its matrices: rows of the class table [n, D], and in its metadata the
-# names of these classes, a list.
-NEW_CLASSES_WEIGHT = "class_embedder.lora_new_classes.weight"
-NEW_CLASSES_NAMES = "lora_new_classes"
-
-# What diffusers' EMAModel adds to the config.json that it saves.
-EMA_KEYS = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Positions
+# Embeddings of position and class
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def sincos_position_table(dim: int, height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
-    """Fixed sin-cos position table (DiT, arXiv 2212.09748).
+    """Compute the fixed sin-cos position table of DiT (arXiv 2212.09748).
 
-    The first `dim / 2` entries encode the column index, the last `dim / 2` the row index, each as
-    [sin(pos w_k), cos(pos w_k)] with w_k = 10000^(-4k / dim).
+    The first D / 2 entries encode the column index, the last D / 2 the row index, each as [sin(pos w_k), cos(pos w_k)]
+    with w_k = 10000^(-4k / D).
 
     Args:
-        dim: width D, a multiple of 4.
-        height, width: grid of tokens.
+        dim: The width D, a multiple of 4.
+        height, width: The size of the grid of tokens.
 
     Returns:
-        float32 tensor [height * width, dim], row-major.
+        [height * width, D], float32.
     """
     columns, rows = torch.meshgrid(
         torch.arange(width, device=device), torch.arange(height, device=device), indexing="xy"
@@ -76,9 +66,9 @@ def sincos_position_table(dim: int, height: int, width: int, device: torch.devic
 class LightningDiTRotaryEmbedding(nn.Module):
     """Two-dimensional rotary position embedding (RoPE, arXiv 2104.09864; 2-D form of EVA-02, arXiv 2303.11331).
 
-    The first half of each head rotates with the ROW index, the second with the COLUMN index (the position table has the
-    opposite order), with frequencies g_j = 10000^(-4j / d), each used by two neighbouring entries. A module of its own
-    without weights, so that hooks (context parallelism) can reach its output.
+    The first half of each head rotates with the row index, the second with the column index (the position table has the
+    opposite order). Each frequency g_j = 10000^(-4j / d) is used by two neighbouring entries. This is a module, though
+    it has no weights, so that the hooks of context parallelism can reach its output.
     """
 
     def __init__(self, attention_head_dim: int):
@@ -86,7 +76,7 @@ class LightningDiTRotaryEmbedding(nn.Module):
         self.attention_head_dim = attention_head_dim
 
     def forward(self, height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns (cos, sin), float32, each [height * width, d]."""
+        """Return (cos, sin), each [height * width, d], float32."""
         half = self.attention_head_dim // 2
         rows = torch.arange(height, device=device).repeat_interleave(width, output_size=height * width)  # [N]
         columns = torch.arange(width, device=device).repeat(height)  # [N]
@@ -95,16 +85,12 @@ class LightningDiTRotaryEmbedding(nn.Module):
         return torch.cat([row_cos, column_cos], dim=-1), torch.cat([row_sin, column_sin], dim=-1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Class label
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 class LightningDiTClassEmbedding(nn.Module):
-    """Table of `num_classes + 1` rows; the last one, index `num_classes`, is the null class of guidance.
+    """A table of `num_classes + 1` rows, of which the last, index `num_classes`, is the null class of guidance.
 
-    In training mode each label is replaced by the null class with probability `dropout_prob` (arXiv 2207.12598). Unlike
-    diffusers' `LabelEmbedding`, the null row exists whatever `dropout_prob` is, as in the published checkpoints.
+    In training mode, each label is replaced by the null class with probability `dropout_prob` (arXiv 2207.12598).
+    Unlike in diffusers' `LabelEmbedding`, the null class has a row even if `dropout_prob` is 0, as in the published
+    checkpoints.
     """
 
     def __init__(self, num_classes: int, dim: int, dropout_prob: float):
@@ -126,7 +112,7 @@ class LightningDiTClassEmbedding(nn.Module):
 
 
 class LightningDiTAttnProcessor:
-    """Self-attention through diffusers' attention dispatcher (SDPA, flash, sage, ... by `set_attention_backend`)."""
+    """Self-attention by diffusers' attention dispatcher (SDPA, flash, sage, ...; see `set_attention_backend`)."""
 
     _attention_backend = None
     _parallel_config = None
@@ -162,7 +148,7 @@ class LightningDiTAttnProcessor:
 
 
 class LightningDiTAttention(nn.Module, AttentionModuleMixin):
-    """Multi-head self-attention with bias, optional qk-norm before the rotary embedding."""
+    """Multi-head self-attention with bias, and optionally with qk-norm before the rotary embedding."""
 
     _default_processor_cls = LightningDiTAttnProcessor
     _available_processors = [LightningDiTAttnProcessor]
@@ -180,14 +166,11 @@ class LightningDiTAttention(nn.Module, AttentionModuleMixin):
         self.to_k = nn.Linear(dim, dim)
         self.to_v = nn.Linear(dim, dim)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])  # a list, as everywhere in diffusers: LoRA names `to_out.0`
+        self.norm_q = self.norm_k = None
         if qk_norm == "rms_norm":
-            self.norm_q = nn.RMSNorm(self.head_dim, eps=NORM_EPS)
-            self.norm_k = nn.RMSNorm(self.head_dim, eps=NORM_EPS)
+            self.norm_q, self.norm_k = (nn.RMSNorm(self.head_dim, eps=NORM_EPS) for _ in range(2))
         elif qk_norm == "layer_norm":
-            self.norm_q = nn.LayerNorm(self.head_dim, eps=QK_LAYER_NORM_EPS)
-            self.norm_k = nn.LayerNorm(self.head_dim, eps=QK_LAYER_NORM_EPS)
-        else:
-            self.norm_q = self.norm_k = None
+            self.norm_q, self.norm_k = (nn.LayerNorm(self.head_dim, eps=QK_LAYER_NORM_EPS) for _ in range(2))
         self.set_processor(self._default_processor_cls())
 
     def forward(
@@ -204,8 +187,8 @@ class LightningDiTAttention(nn.Module, AttentionModuleMixin):
 class LightningDiTTransformerBlock(nn.Module):
     """x <- x + gate1 Attn(norm(x) (1 + scale1) + shift1);  x <- x + gate2 FF(norm(x) (1 + scale2) + shift2).
 
-    The vectors are Linear(SiLU(c)) in the order shift1, scale1, gate1, shift2, scale2, gate2 (adaLN-Zero, DiT); without
-    shift: scale1, gate1, scale2, gate2.
+    The vectors are Linear(SiLU(c)) for the condition c, in the order shift1, scale1, gate1, shift2, scale2, gate2
+    (adaLN-Zero of DiT, arXiv 2212.09748), or scale1, gate1, scale2, gate2 without shift.
     """
 
     def __init__(
@@ -264,62 +247,29 @@ class LightningDiTTransformerBlock(nn.Module):
 class LightningDiTTransformer2DModel(
     ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
 ):
-    """Class-conditional velocity network of LightningDiT (arXiv 2501.01423). The defaults are LightningDiT-XL/1.
+    """The class-conditional velocity network of LightningDiT (arXiv 2501.01423); by default LightningDiT-XL/1.
 
     Args:
-        sample_size: height and width of the latents it is trained on; sets the stored position table. Other sizes, also
-            non-square ones, work in `forward`.
-        patch_size: p; latents are cut into p x p patches.
-        in_channels: latent channels C.
-        num_layers: number of blocks.
-        num_attention_heads: H.
-        attention_head_dim: d; the width is D = H d. A multiple of 4.
-        mlp_ratio: hidden width of the feed-forward layers over D; SwiGLU takes two thirds of it, rounded down.
-        num_classes: the table has one row more, the null class of guidance (index `num_classes`).
-        class_dropout_prob: probability in training mode that a label becomes the null class.
+        sample_size: The height and width of the latents in training, for which the position table is stored. `forward`
+            accepts other sizes, also non-square ones.
+        patch_size: The size p of the p x p patches that latents are cut into.
+        in_channels: The number C of latent channels.
+        num_layers: The number of blocks.
+        num_attention_heads: The number H of heads.
+        attention_head_dim: The width d of a head, a multiple of 4. The width of the network is D = H d.
+        mlp_ratio: The hidden width of the feed-forward layers over D. SwiGLU takes two thirds of it, rounded down.
+        num_classes: The number of classes without the null class of guidance, whose index it is.
+        class_dropout_prob: The probability in training mode that a label becomes the null class.
         activation_fn: "swiglu" or "gelu-approximate".
         norm_type: "rms_norm" (with a weight) or "layer_norm" (without).
-        use_qk_norm: normalise query and key of each head, with the norm of `norm_type` (both with affine weights).
-        use_rope: rotate query and key by position.
-        use_adaln_shift: the blocks' modulation has shift vectors; the final layer's always has one.
-        learn_sigma: the network has 2 C output channels, of which the first C are returned.
+        use_qk_norm: Whether query and key of each head are normalised, by `norm_type` with affine weights.
+        use_rope: Whether query and key are rotated by position.
+        use_adaln_shift: Whether the modulation of the blocks has shift vectors; that of the final layer always has.
+        learn_sigma: Whether the network has 2 C output channels, of which the first C are returned.
 
     Raises:
-        ValueError: for a value outside these.
+        ValueError: For a value outside these.
     """
-
-    _supports_gradient_checkpointing = True
-    _no_split_modules = ["LightningDiTTransformerBlock"]
-    _repeated_blocks = ["LightningDiTTransformerBlock"]
-    _skip_layerwise_casting_patterns = ["pos_embed", "patch_embed", "norm", "class_embedder"]
-    # Read with the class, not when it is saved: as remote code of a pipeline, both models' files run in one module.
-    _source_code = __spec__.loader.get_source(__name__)
-    # of the class, since a constant of the file would be the other model's in that case
-    _model_card = """---
-library_name: diffusers
-tags:
-- lightningdit
----
-
-# {title}
-
-```python
-import diffusers_lightningdit  # makes its classes known to diffusers
-
-model = diffusers_lightningdit.LightningDiTTransformer2DModel.from_pretrained("{repository}")
-```
-
-A LightningDiT transformer ([arXiv 2501.01423](https://arxiv.org/abs/2501.01423)): the velocity of a flow from noise to
-latents of a class, as `model(latents, t, class_labels).sample` with t = 0 for noise and 1 for data.
-Where this repository also holds Python code, the model loads without the package diffusers-lightningdit, by running it:
-`diffusers.AutoModel.from_pretrained("{repository}", trust_remote_code=True)`.
-"""
-    # Each process computes the blocks and the output for its share of the tokens, with the positions of that share.
-    _cp_plan = {
-        "rope": {i: ContextParallelInput(split_dim=0, expected_dims=2, split_output=True) for i in range(2)},
-        "transformer_blocks.0": {"hidden_states": ContextParallelInput(split_dim=1, expected_dims=3)},
-        "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
-    }
 
     @register_to_config
     def __init__(
@@ -341,22 +291,8 @@ Where this repository also holds Python code, the model loads without the packag
         learn_sigma: bool = False,
     ):
         super().__init__()
-        if activation_fn not in ("swiglu", "gelu-approximate"):
-            raise ValueError(f"`activation_fn` is {activation_fn!r}; required: 'swiglu' or 'gelu-approximate'.")
-        if norm_type not in ("rms_norm", "layer_norm"):
-            raise ValueError(f"`norm_type` is {norm_type!r}; required: 'rms_norm' or 'layer_norm'.")
-        if sample_size < patch_size or sample_size % patch_size:
-            raise ValueError(f"`sample_size` is {sample_size}; required: a multiple of `patch_size`, {patch_size}.")
-        if attention_head_dim % 4 and use_rope:
-            raise ValueError(f"`attention_head_dim` is {attention_head_dim}; `use_rope=True` requires a multiple of 4.")
+        self._check_config()
         dim = num_attention_heads * attention_head_dim
-        if dim % 4:
-            raise ValueError(
-                f"`num_attention_heads * attention_head_dim` is {dim}; the position table requires a multiple of 4."
-            )
-        if not 0 <= class_dropout_prob <= 1:
-            raise ValueError(f"`class_dropout_prob` is {class_dropout_prob}; required: within [0, 1].")
-
         self.inner_dim = dim
         self.out_channels = 2 * in_channels if learn_sigma else in_channels
         feed_forward_dim = int(mlp_ratio * dim)
@@ -365,32 +301,19 @@ Where this repository also holds Python code, the model loads without the packag
 
         # Input
         self.patch_embed = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
-        # Stored with the weights: a checkpoint's own table counts, even where it differs from the formula.
+        # The table is stored with the weights: that of a checkpoint is used even where it differs from the formula.
         grid_size = sample_size // patch_size
         self.register_buffer("pos_embed", sincos_position_table(dim, grid_size, grid_size).unsqueeze(0))  # [1, N, D]
         self.rope = LightningDiTRotaryEmbedding(attention_head_dim) if use_rope else None
-        if not use_rope:  # diffusers looks up every module of the plan
-            self._cp_plan = {name: plan for name, plan in self._cp_plan.items() if name != "rope"}
         # cos first; t in [0, 1] enters as it is, not multiplied by 1000
         self.time_proj = Timesteps(num_channels=256, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.timestep_embedder = TimestepEmbedding(in_channels=256, time_embed_dim=dim)
         self.class_embedder = LightningDiTClassEmbedding(num_classes, dim, class_dropout_prob)
 
         # Blocks
-        self.transformer_blocks = nn.ModuleList(
-            [
-                LightningDiTTransformerBlock(
-                    dim=dim,
-                    num_attention_heads=num_attention_heads,
-                    feed_forward_dim=feed_forward_dim,
-                    activation_fn=activation_fn,
-                    norm_type=norm_type,
-                    qk_norm=norm_type if use_qk_norm else None,
-                    use_adaln_shift=use_adaln_shift,
-                )
-                for _ in range(num_layers)
-            ]
-        )
+        qk_norm = norm_type if use_qk_norm else None
+        block_args = (dim, num_attention_heads, feed_forward_dim, activation_fn, norm_type, qk_norm, use_adaln_shift)
+        self.transformer_blocks = nn.ModuleList([LightningDiTTransformerBlock(*block_args) for _ in range(num_layers)])
 
         # Output
         self.norm_out = AdaLayerNormContinuous(
@@ -399,248 +322,8 @@ Where this repository also holds Python code, the model loads without the packag
         self.proj_out = nn.Linear(dim, patch_size**2 * self.out_channels)
 
         self.gradient_checkpointing = False
-        self._new_classes: list[tuple[str | None, list[str | None]]] = []  # LoRA (None: fused for good), names
+        self._new_classes: list[tuple[str | None, list[str | None]]] = []  # (LoRA, its classes)
         self._init_weights()
-
-    def _init_weights(self):
-        """adaLN-Zero initialisation of DiT: every block starts as the identity, the network's output as zero."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        for block in self.transformer_blocks:
-            # The paper's code draws query, key and value as one [3 D, D] matrix: its fan is (D + 3 D) / 2, not D.
-            for projection in (block.attn.to_q, block.attn.to_k, block.attn.to_v):
-                nn.init.xavier_uniform_(projection.weight, gain=math.sqrt(0.5))
-            nn.init.zeros_(block.adaln.weight)
-        nn.init.xavier_uniform_(self.patch_embed.weight.view(self.inner_dim, -1))  # as the linear layer that it is
-        nn.init.zeros_(self.patch_embed.bias)
-        nn.init.normal_(self.class_embedder.embedding_table.weight, std=0.02)
-        nn.init.normal_(self.timestep_embedder.linear_1.weight, std=0.02)
-        nn.init.normal_(self.timestep_embedder.linear_2.weight, std=0.02)
-        nn.init.zeros_(self.norm_out.linear.weight)
-        nn.init.zeros_(self.proj_out.weight)
-
-    def _position_table(self, height: int, width: int) -> torch.Tensor:
-        """The stored table for the trained size; for any other grid the same formula at the grid's own indices."""
-        trained_size = self.config.sample_size // self.config.patch_size
-        if (height, width) == (trained_size, trained_size):
-            return self.pos_embed
-        return sincos_position_table(self.inner_dim, height, width, self.pos_embed.device).unsqueeze(0)
-
-    @classmethod
-    def from_single_file(cls, pretrained_model_link_or_path_or_dict: str | dict | None = None, **kwargs):
-        """As in diffusers, from a file of the original implementation; needs the package diffusers_lightningdit.
-
-        Without `config` and `original_config` the architecture is read off the weights (diffusers itself would fetch
-        the configuration of an unrelated model).
-        """
-        if kwargs.get("config") is None and kwargs.get("original_config") is None:
-            kwargs["original_config"] = {}
-        return super().from_single_file(pretrained_model_link_or_path_or_dict, **kwargs)
-
-    def enable_cache(self, config) -> None:
-        """As in diffusers; `FasterCacheConfig` also learns what its defaults, made for video and text, cannot know."""
-        if isinstance(config, FasterCacheConfig):
-            # which arguments hold the unconditional half before the conditional one, and that latents are images
-            names = dict.fromkeys((*config._unconditional_conditional_input_kwargs_identifiers, "class_labels"))
-            config = dataclasses.replace(
-                config, tensor_format="BCHW", _unconditional_conditional_input_kwargs_identifiers=tuple(names)
-            )
-        super().enable_cache(config)
-
-    # -- LoRA with new classes --------------------------------------------------------------------------------------
-
-    @property
-    def new_class_names(self) -> dict[int, str]:
-        """Names, by id, of the classes that LoRAs have brought with them."""
-        names = [name for _, names in self._new_classes for name in names]
-        first = self.config.num_classes - len(names)
-        return {first + number: name for number, name in enumerate(names) if name is not None}
-
-    def load_lora_adapter(
-        self, pretrained_model_name_or_path_or_dict, prefix: str | None = "transformer", hotswap: bool = False, **kwargs
-    ) -> None:
-        """As in diffusers; a LoRA may also bring new classes, which are there until it is unloaded or deleted.
-
-        Their rows [n, D] come under the key `class_embedder.lora_new_classes.weight`, their names under
-        `lora_new_classes` in the metadata. They get the ids from `num_classes` on; the null class moves behind them.
-
-        Raises:
-            ValueError: for rows of another width than D, or another number of names.
-        """
-        state_dict, metadata = pretrained_model_name_or_path_or_dict, kwargs.pop("metadata", None)
-        if not isinstance(state_dict, dict):
-            of_file = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder",
-                       "weight_name", "use_safetensors")  # fmt: skip
-            settings = {name: kwargs.pop(name) for name in of_file if name in kwargs}
-            state_dict, found = SanaLoraLoaderMixin.lora_state_dict(state_dict, return_lora_metadata=True, **settings)
-            metadata = metadata or found
-        start = f"{prefix}." if prefix is not None else ""
-        state_dict, metadata = dict(state_dict), dict(metadata or {})
-        rows = state_dict.pop(start + NEW_CLASSES_WEIGHT, None)
-        names = metadata.pop(start + NEW_CLASSES_NAMES, None)
-        if rows is not None:
-            self._check_new_classes(start, rows, names)
-        adapter_name = kwargs.pop("adapter_name", None) or get_adapter_name(self)
-
-        table = self.class_embedder.embedding_table
-        before = (table.weight.data, self._new_classes)
-        try:
-            # before the LoRA, with which offloading takes stock of the weights again
-            if hotswap:
-                self._remove_classes({adapter_name})
-            if rows is not None:
-                self._add_classes(adapter_name, rows, names or [None] * len(rows))
-            super().load_lora_adapter(
-                state_dict,
-                prefix=prefix,
-                hotswap=hotswap,
-                adapter_name=adapter_name,
-                metadata=metadata or None,
-                **kwargs,
-            )
-        except Exception:
-            self._set_class_table(*before)
-            raise
-
-    def _check_new_classes(self, start: str, rows: torch.Tensor, names: list[str] | None) -> None:
-        problem = None
-        if rows.ndim != 2 or rows.shape[1] != self.inner_dim:
-            problem = f"the width {self.inner_dim}, not rows of shape {list(rows.shape)}"
-        elif names is not None and len(names) != len(rows):
-            problem = f"{len(rows)} rows there for {len(names)} names"
-        elif self.class_embedder.embedding_table.weight.is_meta:
-            problem = "offloaded its class table; load before `enable_sequential_cpu_offload`"
-        if problem is not None:
-            raise ValueError(
-                f"LoRA weight `{start}{NEW_CLASSES_WEIGHT}`: {type(self).__name__} has {problem}; required: a LoRA "
-                "trained for this architecture."
-            )
-
-    def _add_classes(self, adapter_name: str, rows: torch.Tensor, names: list[str | None]) -> None:
-        """New rows [n, D] between the classes and the null class, which stays the last."""
-        weight = self.class_embedder.embedding_table.weight.data
-        weight = torch.cat([weight[:-1], rows.to(weight), weight[-1:]])
-        self._set_class_table(weight, [*self._new_classes, (adapter_name, names)])
-
-    def _remove_classes(self, adapter_names: set[str | None]) -> None:
-        weight = self.class_embedder.embedding_table.weight.data
-        kept = [False for _, names in self._new_classes for _ in names]
-        number = 0
-        for adapter_name, names in self._new_classes:
-            for _ in names:
-                kept[number] = adapter_name not in adapter_names
-                number += 1
-        if not all(kept):
-            mask = torch.tensor([True] * (len(weight) - 1 - len(kept)) + kept + [True], device=weight.device)
-            self._set_class_table(weight[mask], [entry for entry in self._new_classes if entry[0] not in adapter_names])
-
-    def _set_class_table(self, weight: torch.Tensor, new_classes: list[tuple[str | None, list[str | None]]]) -> None:
-        self._new_classes = new_classes
-        num_classes = len(weight) - 1
-        if num_classes != self.config.num_classes:
-            self.class_embedder.num_classes = num_classes
-            self.class_embedder.embedding_table.num_embeddings = num_classes + 1
-            self.register_to_config(num_classes=num_classes)
-        self.class_embedder.embedding_table.weight.data = weight
-
-    def unload_lora(self) -> None:
-        """As in diffusers; the new classes go as well, but those of LoRAs that were fused, which stay for good."""
-        fused = {name for module in self.modules() for name in getattr(module, "merged_adapters", ())}
-        self._new_classes = [(None if name in fused else name, names) for name, names in self._new_classes]
-        self._remove_classes({name for name, _ in self._new_classes if name is not None})
-        super().unload_lora()
-
-    def delete_adapters(self, adapter_names: list[str] | str) -> None:
-        """As in diffusers; their new classes go as well, and the ids of later ones move down."""
-        super().delete_adapters(adapter_names)
-        self._remove_classes({adapter_names} if isinstance(adapter_names, str) else set(adapter_names))
-
-    def save_lora_adapter(self, save_directory: str | os.PathLike, adapter_name: str = "default", **kwargs) -> None:
-        """As in diffusers, for a LoRA without new classes.
-
-        Raises:
-            ValueError: for one that has brought some, whose rows diffusers would leave out.
-        """
-        if adapter_name in [name for name, _ in self._new_classes]:
-            raise ValueError(
-                f"`adapter_name` is {adapter_name!r}, a LoRA with new classes; required: one without, or a copy of its "
-                "file."
-            )
-        super().save_lora_adapter(save_directory, adapter_name=adapter_name, **kwargs)
-
-    # -- Hub ------------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs):
-        """As in diffusers, which without network says that the repository doesn't have the file."""
-        try:
-            return super().load_config(pretrained_model_name_or_path, *args, **kwargs)
-        except OSError as error:
-            if type(error.__context__).__name__ != "LocalEntryNotFoundError":
-                raise
-            raise OSError(
-                f"Cannot load {pretrained_model_name_or_path}: not in the cache, and the Hub is offline or out of "
-                "reach; required: a network connection, a folder, or a repository that was loaded before."
-            ) from error
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs):
-        """As in diffusers, which would leave weights that the files lack uninitialised, with no more than a warning.
-
-        Raises:
-            OSError: naming the missing weights.
-        """
-        if kwargs.get("use_flashpack", False):  # a format that is checked while it is read
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        output_loading_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
-        missing = set(info["missing_keys"])
-        if kwargs.get("device_map") is None:  # in the index, but in none of the shards
-            missing |= {name for name, parameter in model.named_parameters() if parameter.is_meta}
-        if missing:
-            raise OSError(
-                f"The weights in {pretrained_model_name_or_path} lack {len(missing)} tensors of {cls.__name__}, first "
-                f"`{min(missing)}`; required: all. A file is damaged, or config.json is another model's."
-            )
-        return (model, info) if output_loading_info else model
-
-    @classmethod
-    def extract_init_dict(cls, config_dict: dict, **kwargs) -> tuple[dict, dict, dict]:
-        """As in diffusers, which would ignore a switch that it doesn't know and compute something else.
-
-        Raises:
-            ValueError: naming the keys of a config.json that are no arguments of this class.
-        """
-        known = {*inspect.signature(cls.__init__).parameters, "auto_map", "quantization_config", *EMA_KEYS}
-        unknown = sorted(key for key in config_dict if key not in known and not key.startswith("_"))
-        if unknown:
-            raise ValueError(
-                f"config.json of {cls.__name__} has the unknown key {', '.join(map(repr, unknown))}; required: only "
-                f"arguments of the class, {', '.join(inspect.signature(cls).parameters)}. A newer version may know it."
-            )
-        return super().extract_init_dict(config_dict, **kwargs)
-
-    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
-        """As in diffusers; after `register_for_auto_class()`, or loaded from such a folder, also the code it needs."""
-        cls = type(self)
-        if (self._auto_class or "auto_map" in self.config) and vars(cls).get("_source_code"):
-            module = cls.__module__.rpartition(".")[2]
-            self.register_to_config(auto_map={"AutoModel": f"{module}.{cls.__name__}"})
-            Path(save_directory).mkdir(parents=True, exist_ok=True)
-            Path(save_directory, f"{module}.py").write_text(cls._source_code, encoding="utf-8", newline="\n")
-        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
-
-    def _upload_folder(self, working_dir: str | os.PathLike, repo_id: str, **kwargs):
-        """The last step of each push: a card of our own in place of diffusers' generic one, mostly blanks."""
-        card = Path(working_dir) / "README.md"
-        if card.is_file() and "This model card has been automatically generated." in card.read_text(encoding="utf-8"):
-            text = self._model_card.format(title=repo_id.rpartition("/")[2], repository=repo_id)
-            card.write_text(text, encoding="utf-8", newline="\n")
-        return super()._upload_folder(working_dir, repo_id, **kwargs)
-
-    # -- call -----------------------------------------------------------------------------------------------------
 
     @apply_lora_scale("attention_kwargs")
     def forward(
@@ -651,20 +334,21 @@ Where this repository also holds Python code, the model loads without the packag
         return_dict: bool = True,
         attention_kwargs: dict | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
-        """Velocity of the flow at (hidden_states, timestep).
+        """Compute the velocity of the flow at (hidden_states, timestep).
 
         Args:
-            hidden_states: noisy latents [B, C, height, width], normalised; height and width multiples of `patch_size`.
+            hidden_states: Normalised noisy latents [B, C, height, width]; height and width are multiples of
+                `patch_size`.
             timestep: t in [0, 1], 0 = noise, 1 = data; a number, or [1], or [B].
-            class_labels: [B], 0 to `num_classes - 1`, or `num_classes` for the null class.
-            return_dict: return a `Transformer2DModelOutput` instead of a tuple.
+            class_labels: [B], from 0 to `num_classes - 1`, or `num_classes` for the null class.
+            return_dict: Whether to return a `Transformer2DModelOutput` instead of a tuple.
             attention_kwargs: `{"scale": s}` scales the active LoRA adapters.
 
         Returns:
-            `sample`: velocity [B, C, height, width].
+            `sample`: the velocity [B, C, height, width].
 
         Raises:
-            ValueError: if the number of channels is not C, or a side is no multiple of `patch_size`.
+            ValueError: If the number of channels is not C, or a side is not a multiple of `patch_size`.
         """
         batch_size, channels, height, width = hidden_states.shape
         patch_size = self.config.patch_size
@@ -700,3 +384,333 @@ Where this repository also holds Python code, the model loads without the packag
         if not return_dict:
             return (sample,)
         return Transformer2DModelOutput(sample=sample)
+
+    def _init_weights(self):
+        """Initialise as adaLN-Zero of DiT does: every block starts as the identity, and the output is zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for block in self.transformer_blocks:
+            # The original draws query, key and value as one [3 D, D] matrix: its mean fan is 2 D, not D.
+            for projection in (block.attn.to_q, block.attn.to_k, block.attn.to_v):
+                nn.init.xavier_uniform_(projection.weight, gain=math.sqrt(0.5))
+            nn.init.zeros_(block.adaln.weight)
+        nn.init.xavier_uniform_(self.patch_embed.weight.view(self.inner_dim, -1))  # it is a linear layer
+        nn.init.zeros_(self.patch_embed.bias)
+        nn.init.normal_(self.class_embedder.embedding_table.weight, std=0.02)
+        nn.init.normal_(self.timestep_embedder.linear_1.weight, std=0.02)
+        nn.init.normal_(self.timestep_embedder.linear_2.weight, std=0.02)
+        nn.init.zeros_(self.norm_out.linear.weight)
+        nn.init.zeros_(self.proj_out.weight)
+
+    def _position_table(self, height: int, width: int) -> torch.Tensor:
+        """Return the stored table for the size of the training, and for another grid the formula at its indices."""
+        trained_size = self.config.sample_size // self.config.patch_size
+        if (height, width) == (trained_size, trained_size):
+            return self.pos_embed
+        return sincos_position_table(self.inner_dim, height, width, self.pos_embed.device).unsqueeze(0)
+
+    def _check_config(self) -> None:
+        config = self.config
+        if config.activation_fn not in ("swiglu", "gelu-approximate"):
+            raise ValueError(f"`activation_fn` is {config.activation_fn!r}; required: 'swiglu' or 'gelu-approximate'.")
+        if config.norm_type not in ("rms_norm", "layer_norm"):
+            raise ValueError(f"`norm_type` is {config.norm_type!r}; required: 'rms_norm' or 'layer_norm'.")
+        if config.sample_size < config.patch_size or config.sample_size % config.patch_size:
+            raise ValueError(
+                f"`sample_size` is {config.sample_size}; required: a multiple of `patch_size`, {config.patch_size}."
+            )
+        if config.attention_head_dim % 4 and config.use_rope:
+            raise ValueError(
+                f"`attention_head_dim` is {config.attention_head_dim}; `use_rope=True` requires a multiple of 4."
+            )
+        dim = config.num_attention_heads * config.attention_head_dim
+        if dim % 4:
+            raise ValueError(
+                f"`num_attention_heads * attention_head_dim` is {dim}; the position table requires a multiple of 4."
+            )
+        if not 0 <= config.class_dropout_prob <= 1:
+            raise ValueError(f"`class_dropout_prob` is {config.class_dropout_prob}; required: within [0, 1].")
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Services: what diffusers does with a model beside calling it
+    # -----------------------------------------------------------------------------------------------------------------
+
+    # -- placement, precision and caches ---------------------------------------------------------------------------
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["LightningDiTTransformerBlock"]
+    _repeated_blocks = ["LightningDiTTransformerBlock"]
+    _skip_layerwise_casting_patterns = ["pos_embed", "patch_embed", "norm", "class_embedder"]
+
+    @property
+    def _cp_plan(self) -> dict:
+        """The plan of context parallelism: each process computes the blocks for its share of the tokens."""
+        plan = {
+            "rope": {i: ContextParallelInput(split_dim=0, expected_dims=2, split_output=True) for i in range(2)},
+            "transformer_blocks.0": {"hidden_states": ContextParallelInput(split_dim=1, expected_dims=3)},
+            "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
+        }
+        if self.rope is None:  # diffusers looks up every module of the plan
+            del plan["rope"]
+        return plan
+
+    def enable_cache(self, config) -> None:
+        """Enable a cache as diffusers does, with settings of `FasterCacheConfig` that fit this model.
+
+        Its defaults are made for video and text. It must know the arguments whose first half is unconditional, and that
+        latents are images.
+        """
+        if isinstance(config, FasterCacheConfig):
+            names = dict.fromkeys((*config._unconditional_conditional_input_kwargs_identifiers, "class_labels"))
+            config = dataclasses.replace(
+                config, tensor_format="BCHW", _unconditional_conditional_input_kwargs_identifiers=tuple(names)
+            )
+        super().enable_cache(config)
+
+    # -- LoRA with new classes -------------------------------------------------------------------------------------
+
+    # The file of a LoRA may hold rows for new classes beside its matrices. The transformer keeps them with their names,
+    # and not a pipeline: it can then load, exchange and delete such a LoRA without a pipeline, and all pipelines that
+    # share the transformer know the names (tests/models/test_lora_new_classes.py tests both). `_new_classes` lists, in
+    # the order of the rows, the name of each LoRA and the names of its classes. The name of a LoRA is None once it is
+    # fused and unloaded, after which its classes stay.
+
+    @property
+    def new_class_names(self) -> dict[int, str]:
+        """The names, by id, of the classes that loaded LoRAs have brought."""
+        names = [name for _, names in self._new_classes for name in names]
+        first = self.config.num_classes - len(names)
+        return {first + number: name for number, name in enumerate(names) if name is not None}
+
+    def load_lora_adapter(
+        self, pretrained_model_name_or_path_or_dict, prefix: str | None = "transformer", hotswap: bool = False, **kwargs
+    ) -> None:
+        """Load a LoRA as diffusers does, together with its new classes, if it has any.
+
+        The rows of new classes, [n, D], have the key `class_embedder.lora_new_classes.weight`; their names are in the
+        metadata under `lora_new_classes`. The classes get the ids from `num_classes` on, and the null class moves
+        behind them. They stay until the LoRA is unloaded or deleted.
+
+        Raises:
+            ValueError: For rows of another width than D, or another number of names.
+        """
+        state_dict, metadata = pretrained_model_name_or_path_or_dict, kwargs.pop("metadata", None)
+        if not isinstance(state_dict, dict):
+            of_file = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder",
+                       "weight_name", "use_safetensors")  # fmt: skip
+            settings = {name: kwargs.pop(name) for name in of_file if name in kwargs}
+            state_dict, found = SanaLoraLoaderMixin.lora_state_dict(state_dict, return_lora_metadata=True, **settings)
+            metadata = metadata or found
+        start = f"{prefix}." if prefix is not None else ""
+        state_dict, metadata = dict(state_dict), dict(metadata or {})
+        rows = state_dict.pop(start + NEW_CLASSES_WEIGHT, None)
+        names = metadata.pop(start + NEW_CLASSES_NAMES, None)
+        if rows is not None:
+            self._check_new_classes(start, rows, names)
+        adapter_name = kwargs.pop("adapter_name", None) or get_adapter_name(self)
+
+        before = self.class_embedder.embedding_table.weight.data, self._new_classes
+        try:
+            # The rows come first: with the LoRA, offloading registers the weights anew.
+            if hotswap:
+                self._remove_classes({adapter_name})
+            if rows is not None:
+                self._add_classes(adapter_name, rows, names or [None] * len(rows))
+            super().load_lora_adapter(
+                state_dict,
+                prefix=prefix,
+                hotswap=hotswap,
+                adapter_name=adapter_name,
+                metadata=metadata or None,
+                **kwargs,
+            )
+        except Exception:
+            self._set_class_table(*before)
+            raise
+
+    def unload_lora(self) -> None:
+        """Unload all LoRAs as diffusers does, and the new classes of those that are not fused."""
+        fused = {name for module in self.modules() for name in getattr(module, "merged_adapters", ())}
+        self._new_classes = [(None if name in fused else name, names) for name, names in self._new_classes]
+        self._remove_classes({name for name, _ in self._new_classes if name is not None})
+        super().unload_lora()
+
+    def delete_adapters(self, adapter_names: list[str] | str) -> None:
+        """Delete LoRAs as diffusers does, with their new classes; the ids of later classes move down."""
+        super().delete_adapters(adapter_names)
+        self._remove_classes({adapter_names} if isinstance(adapter_names, str) else set(adapter_names))
+
+    def save_lora_adapter(self, save_directory: str | os.PathLike, adapter_name: str = "default", **kwargs) -> None:
+        """Save a LoRA as diffusers does, which would leave out the rows of new classes.
+
+        Raises:
+            ValueError: For a LoRA with new classes.
+        """
+        if adapter_name in [name for name, _ in self._new_classes]:
+            raise ValueError(
+                f"`adapter_name` is {adapter_name!r}, a LoRA with new classes; required: one without, or a copy of its "
+                "file."
+            )
+        super().save_lora_adapter(save_directory, adapter_name=adapter_name, **kwargs)
+
+    def _check_new_classes(self, start: str, rows: torch.Tensor, names: list[str] | None) -> None:
+        problem = None
+        if rows.ndim != 2 or rows.shape[1] != self.inner_dim:
+            problem = f"the width {self.inner_dim}, not rows of shape {list(rows.shape)}"
+        elif names is not None and len(names) != len(rows):
+            problem = f"{len(rows)} rows there for {len(names)} names"
+        elif self.class_embedder.embedding_table.weight.is_meta:
+            problem = "offloaded its class table; load before `enable_sequential_cpu_offload`"
+        if problem is not None:
+            raise ValueError(
+                f"LoRA weight `{start}{NEW_CLASSES_WEIGHT}`: {type(self).__name__} has {problem}; required: a LoRA "
+                "trained for this architecture."
+            )
+
+    def _add_classes(self, adapter_name: str, rows: torch.Tensor, names: list[str | None]) -> None:
+        """Insert rows [n, D] before that of the null class, which stays the last."""
+        weight = self.class_embedder.embedding_table.weight.data
+        weight = torch.cat([weight[:-1], rows.to(weight), weight[-1:]])
+        self._set_class_table(weight, [*self._new_classes, (adapter_name, names)])
+
+    def _remove_classes(self, adapter_names: set[str]) -> None:
+        """Remove the rows of LoRAs."""
+        weight = self.class_embedder.embedding_table.weight.data
+        kept = [name not in adapter_names for name, names in self._new_classes for _ in names]
+        if not all(kept):
+            mask = [True] * (len(weight) - 1 - len(kept)) + kept + [True]
+            weight = weight[torch.tensor(mask, device=weight.device)]
+            self._set_class_table(weight, [entry for entry in self._new_classes if entry[0] not in adapter_names])
+
+    def _set_class_table(self, weight: torch.Tensor, new_classes: list[tuple[str | None, list[str | None]]]) -> None:
+        self._new_classes = new_classes
+        num_classes = len(weight) - 1
+        if num_classes != self.config.num_classes:
+            self.class_embedder.num_classes = num_classes
+            self.class_embedder.embedding_table.num_embeddings = num_classes + 1
+            self.register_to_config(num_classes=num_classes)
+        self.class_embedder.embedding_table.weight.data = weight
+
+    # -- Hub and files ---------------------------------------------------------------------------------------------
+
+    # This section stands in both model files with the same words (but for the keys that are refused): a model file is
+    # uploaded alone, and as remote code cannot import another file. tests/hub/test_code_files.py compares the two.
+    #
+    # The source code is read on import and not when a model is saved, because as remote code the files of both models
+    # run in one module, one after the other. For the same reason the card belongs to the class and not to the file.
+    _source_code = __spec__.loader.get_source(__name__)
+    _model_card = """---
+library_name: diffusers
+tags:
+- lightningdit
+---
+
+# {title}
+
+```python
+import diffusers_lightningdit  # makes its classes known to diffusers
+
+model = diffusers_lightningdit.LightningDiTTransformer2DModel.from_pretrained("{repository}")
+```
+
+A LightningDiT transformer ([arXiv 2501.01423](https://arxiv.org/abs/2501.01423)): the velocity of a flow from noise to
+latents of a class, as `model(latents, t, class_labels).sample` with t = 0 for noise and 1 for data.
+Where this repository also holds Python code, the model loads without the package diffusers-lightningdit, by running it:
+`diffusers.AutoModel.from_pretrained("{repository}", trust_remote_code=True)`.
+"""
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs):
+        """Load as diffusers does, but say so if the Hub is out of reach; diffusers says that the file is missing."""
+        try:
+            return super().load_config(pretrained_model_name_or_path, *args, **kwargs)
+        except OSError as error:
+            if type(error.__context__).__name__ != "LocalEntryNotFoundError":
+                raise
+            raise OSError(
+                f"Cannot load {pretrained_model_name_or_path}: not in the cache, and the Hub is offline or out of "
+                "reach; required: a network connection, a folder, or a repository that was loaded before."
+            ) from error
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs):
+        """Load as diffusers does, but refuse files that lack weights of the model.
+
+        Raises:
+            OSError: Naming the missing weights.
+        """
+        if kwargs.get("use_flashpack", False):  # a format that is checked while it is read
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        output_loading_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        cls._check_complete(model, info, pretrained_model_name_or_path, kwargs.get("device_map"))
+        return (model, info) if output_loading_info else model
+
+    @staticmethod
+    def _check_complete(model: torch.nn.Module, info: dict, source: str | os.PathLike, device_map=None) -> None:
+        """Raise OSError for missing weights, which diffusers leaves uninitialised with no more than a warning."""
+        missing = set(info["missing_keys"])
+        if device_map is None:  # weights that the index names, but that are in none of the shards
+            missing |= {name for name, parameter in model.named_parameters() if parameter.is_meta}
+        if missing:
+            raise OSError(
+                f"The weights in {source} lack {len(missing)} tensors of {type(model).__name__}, first "
+                f"`{min(missing)}`; required: all. A file is damaged, or config.json is another model's."
+            )
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict, **kwargs) -> tuple[dict, dict, dict]:
+        """Read a config as diffusers does, but refuse unknown keys, which diffusers would ignore.
+
+        Raises:
+            ValueError: Naming the keys of a config.json that are not arguments of this class.
+        """
+        # diffusers' EMAModel adds its settings to the config.json that it saves.
+        ema = {"decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"}
+        known = {*inspect.signature(cls.__init__).parameters, "auto_map", "quantization_config", *ema}
+        unknown = sorted(key for key in config_dict if key not in known and not key.startswith("_"))
+        if unknown:
+            raise ValueError(
+                f"config.json of {cls.__name__} has the unknown key {', '.join(map(repr, unknown))}; required: only "
+                f"arguments of the class, {', '.join(inspect.signature(cls).parameters)}. A newer version may know it."
+            )
+        return super().extract_init_dict(config_dict, **kwargs)
+
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Save the config, and after `register_for_auto_class()`, or loaded from such a folder, the code beside it."""
+        cls = type(self)
+        if (self._auto_class or "auto_map" in self.config) and vars(cls).get("_source_code"):
+            module = cls.__module__.rpartition(".")[2]
+            self.register_to_config(auto_map={"AutoModel": f"{module}.{cls.__name__}"})
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            Path(save_directory, f"{module}.py").write_text(cls._source_code, encoding="utf-8", newline="\n")
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def _upload_folder(self, working_dir: str | os.PathLike, repo_id: str, **kwargs):
+        """Replace the generic model card of diffusers, mostly blanks, in the last step of a push."""
+        card = Path(working_dir) / "README.md"
+        if card.is_file() and "This model card has been automatically generated." in card.read_text(encoding="utf-8"):
+            text = self._model_card.format(title=repo_id.rpartition("/")[2], repository=repo_id)
+            card.write_text(text, encoding="utf-8", newline="\n")
+        return super()._upload_folder(working_dir, repo_id, **kwargs)
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path_or_dict: str | dict | None = None, **kwargs):
+        """Load a file of the original implementation; this needs the package diffusers_lightningdit.
+
+        Without `config` and `original_config` the architecture is derived from the weights. diffusers alone would fetch
+        the configuration of an unrelated model.
+        """
+        if kwargs.get("config") is None and kwargs.get("original_config") is None:
+            kwargs["original_config"] = {}
+        return super().from_single_file(pretrained_model_link_or_path_or_dict, **kwargs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The key of the rows of new classes in the file of a LoRA, [n, D], and that of their names in its metadata, a list
+# ---------------------------------------------------------------------------------------------------------------------
+
+NEW_CLASSES_WEIGHT = "class_embedder.lora_new_classes.weight"
+NEW_CLASSES_NAMES = "lora_new_classes"

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
+from ..files import first_line
 from ..settings import check_choice
 
 HALF = (0.5, 0.5, 0.5)  # mean and standard deviation that turn [0, 1] into [-1, 1]
@@ -187,7 +188,9 @@ def load_vision_model(
     try:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name}; required: a folder or Hub id of a `transformers` model ({_line(error)}).") from error
+        raise ValueError(
+            f"{name}; required: a folder or Hub id of a `transformers` model ({first_line(error)})."
+        ) from error
     config = getattr(config, "vision_config", config)
     statistics = (HALF, HALF)
     if image_normalization == "model":
@@ -204,7 +207,9 @@ def load_vision_model(
             dtype=torch.float32,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{name}; required: weights as safetensors that fit its config ({_line(error)}).") from error
+        raise ValueError(
+            f"{name}; required: weights as safetensors that fit its config ({first_line(error)})."
+        ) from error
     finally:
         logging.set_verbosity(verbosity)
     missing = sorted(key for key in loading["missing_keys"] if not key.startswith(UNUSED_WEIGHTS))
@@ -221,18 +226,13 @@ def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].strip() if text else type(error).__name__
-
-
 def _image_statistics(name_or_path: str, argument: str) -> tuple[list[float], list[float]]:
     """Mean and standard deviation, per channel, of a model's preprocessor_config.json."""
     required = "required for image_normalization='model': a preprocessor_config.json with `image_mean` and `image_std`"
     try:
         processor, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
     except OSError as error:
-        raise ValueError(f"`{argument}` is {name_or_path!r}; {required} ({_line(error)}).") from error
+        raise ValueError(f"`{argument}` is {name_or_path!r}; {required} ({first_line(error)}).") from error
     if not (processor.get("image_mean") and processor.get("image_std")):
         raise ValueError(f"`{argument}` is {name_or_path!r}; {required}.")
     return processor["image_mean"], processor["image_std"]

@@ -6,14 +6,13 @@ resizing of the images included. Its weights are one file, which is never fetche
 https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth
 """
 
-import hashlib
 import io
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from ..original.files import read_checkpoint
+from ..files import file_sha256, read_checkpoint
 
 PUBLISHED_SHA256 = "6726825d"  # how the hash of the published file begins; it is in the file's name
 SPATIAL_CHANNELS = 7  # of the 192; 7 x 17 x 17 = 2023 values
@@ -41,7 +40,7 @@ class InceptionFeatures(nn.Module):
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"`inception` is {str(path)!r}; required: a file of weights.")
-        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.sha256 = file_sha256(path)
         if len(sha256) < len(PUBLISHED_SHA256) or not self.sha256.startswith(sha256.lower()):
             raise ValueError(
                 f"`inception` is {str(path)!r}, whose sha256 begins with {self.sha256[:12]}; required: {sha256!r} "

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..files import resolve_file
+
 # VGG16 (arXiv 1409.1556, table 1, column D) up to its last convolution: widths of the convolutions of each stage.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 # The statistics of ImageNet that VGG16 was trained with, (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225), in [-1, 1].
@@ -67,8 +69,6 @@ class LPIPS(nn.Module):
                 published weights, or lacks a tensor, has one too many, or one of another shape or with values out of
                 range.
         """
-        from ..original.files import resolve_file  # here, since that package builds on this one
-
         path = resolve_file(file)
         if path.suffix != ".safetensors":
             raise ValueError(f"{file}: required: a .safetensors file, see conversion/convert_lpips_to_safetensors.py.")

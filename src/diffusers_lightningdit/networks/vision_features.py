@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..data.images import from_8_bits
-from ..data.latent_shards import weights_sha256
+from ..files import one_line, weights_sha256
 from ..settings import check_choice
 from .foundation_model import FoundationModel, load_vision_model
 
@@ -87,10 +87,9 @@ class VisionFeatures(nn.Module):
         try:
             self(torch.zeros(1, 3, height, width, dtype=torch.uint8))
         except Exception as error:  # of the model, for images it cannot take or an output it hasn't
-            reason = " ".join(str(error).split())
             raise ValueError(
                 f"`features` is {self.name!r}; required: a model that gives its {self.pooling} for images of "
-                f"{height}x{width} pixels ({reason})."
+                f"{height}x{width} pixels ({one_line(error)})."
             ) from error
 
     @torch.no_grad()

@@ -10,7 +10,6 @@ from .autoencoder import (
     read_latents_statistics,
 )
 from .config import OriginalConfig
-from .files import CheckpointError, read_checkpoint
 from .optimizer import OriginalTraining, read_training_checkpoint
 from .pipeline import build_pipeline, imagenet_labels
 from .transformer import (
@@ -26,7 +25,6 @@ from .vae_training import training_models
 __all__ = [
     "MODEL_TYPES",
     "AutoencoderParts",
-    "CheckpointError",
     "OriginalConfig",
     "OriginalTraining",
     "autoencoder_from_original",
@@ -38,7 +36,6 @@ __all__ = [
     "load_autoencoder",
     "load_transformer",
     "read_autoencoder",
-    "read_checkpoint",
     "read_latents_statistics",
     "read_training_checkpoint",
     "select_transformer_weights",

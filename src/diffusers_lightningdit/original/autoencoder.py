@@ -5,10 +5,19 @@ from pathlib import Path
 
 import torch
 
+from ..files import read_checkpoint, resolve_file
 from ..models import AutoencoderVAVAE
 from .config import OriginalConfig
-from .files import CheckpointError, load_model_folder, naming, plain_state_dict, read_checkpoint, resolve_file
-from .translation import Row, check_values, tensor_rows, translate_from_original, translate_to_original
+from .model_folder import load_model_folder
+from .translation import (
+    Row,
+    check_values,
+    naming,
+    plain_state_dict,
+    tensor_rows,
+    translate_from_original,
+    translate_to_original,
+)
 from .vae_training import TRAINING_FOLDER, read_training_folder
 
 # What a training checkpoint holds beside the autoencoder. The first two are needed to train on ...
@@ -50,16 +59,16 @@ def autoencoder_config(state_dict: dict[str, torch.Tensor]) -> dict:
         Arguments of `AutoencoderVAVAE`.
 
     Raises:
-        CheckpointError: if it is not such an autoencoder.
+        ValueError: if it is not such an autoencoder.
     """
     if "x_embedder.proj.weight" in state_dict:
-        raise CheckpointError("is a LightningDiT transformer (key `x_embedder.proj.weight`); required: an autoencoder.")
+        raise ValueError("is a LightningDiT transformer (key `x_embedder.proj.weight`); required: an autoencoder.")
 
     def channels(key: str, axis: int) -> int:
         if key not in state_dict:
-            raise CheckpointError(f"key `{key}` is missing; required in every autoencoder checkpoint.")
+            raise ValueError(f"key `{key}` is missing; required in every autoencoder checkpoint.")
         if state_dict[key].ndim != 4:
-            raise CheckpointError(f"key `{key}` has shape {list(state_dict[key].shape)}; required: 4 dimensions.")
+            raise ValueError(f"key `{key}` has shape {list(state_dict[key].shape)}; required: 4 dimensions.")
         return state_dict[key].shape[axis]
 
     def count(prefix: str) -> int:
@@ -69,7 +78,7 @@ def autoencoder_config(state_dict: dict[str, torch.Tensor]) -> dict:
     widths = [channels(f"encoder.down.{i}.block.0.conv2.weight", 0) for i in range(num_levels)]
     for i, width in enumerate(widths):
         if width % NUM_GROUPS:
-            raise CheckpointError(
+            raise ValueError(
                 f"key `encoder.down.{i}.block.0.conv2.weight` has {width} channels; required: a multiple of "
                 f"{NUM_GROUPS}, the groups of its norms."
             )
@@ -147,20 +156,20 @@ def empty_autoencoder(config: dict) -> AutoencoderVAVAE:
         with torch.device("meta"):
             return AutoencoderVAVAE.from_config(config)
     except ValueError as error:
-        raise CheckpointError(str(error)) from error
+        raise ValueError(str(error)) from error
 
 
 def autoencoder_from_original(state_dict: dict[str, torch.Tensor]) -> AutoencoderParts:
     """Original state dict -> config and state dict of `AutoencoderVAVAE`, and what else was there; types are kept.
 
     Raises:
-        CheckpointError: naming the first key that is missing, unknown, wrongly shaped or not finite.
+        ValueError: naming the first key that is missing, unknown, wrongly shaped or not finite.
     """
     training = {key: value.clone() for key, value in state_dict.items() if key.startswith(TRAINING_KEYS)}
     left_out = [key for key in state_dict if key.startswith(FOREIGN_KEYS)]
     weights = {key: value for key, value in state_dict.items() if key not in training and key not in set(left_out)}
     if not weights:
-        raise CheckpointError("key `encoder.conv_in.weight` is missing; required in every autoencoder checkpoint.")
+        raise ValueError("key `encoder.conv_in.weight` is missing; required in every autoencoder checkpoint.")
     config = autoencoder_config(weights)
     for key, value in training.items():
         if value.is_floating_point():  # batch norms also count their batches
@@ -174,7 +183,7 @@ def autoencoder_to_original(config: dict, state_dict: dict[str, torch.Tensor]) -
     """(config, state dict) of `AutoencoderVAVAE` -> the original's state dict.
 
     Raises:
-        CheckpointError: naming the first key that is missing, unknown, wrongly shaped or not finite, or an argument of
+        ValueError: naming the first key that is missing, unknown, wrongly shaped or not finite, or an argument of
             the config that the original cannot express.
     """
     model = empty_autoencoder(config)
@@ -187,7 +196,7 @@ def autoencoder_to_original(config: dict, state_dict: dict[str, torch.Tensor]) -
     }
     for name, value in required.items():
         if model.config[name] != value:
-            raise CheckpointError(f"config `{name}` is {model.config[name]}; required by the original: {value}.")
+            raise ValueError(f"config `{name}` is {model.config[name]}; required by the original: {value}.")
     return translate_to_original(autoencoder_rows(model), state_dict, model.state_dict())
 
 
@@ -195,7 +204,7 @@ def read_latents_statistics(file: str | Path | dict, latent_channels: int | None
     """The original's latents_stats.pt, {"mean": [1, C, 1, 1], "std": [1, C, 1, 1]}, as two lists.
 
     Raises:
-        CheckpointError: if it is not such a file, or not for `latent_channels` channels.
+        ValueError: if it is not such a file, or not for `latent_channels` channels.
     """
     statistics = file if isinstance(file, dict) else read_checkpoint(file)
     with naming("latents_stats" if isinstance(file, dict) else file):
@@ -203,18 +212,18 @@ def read_latents_statistics(file: str | Path | dict, latent_channels: int | None
         for name in ("mean", "std"):
             value = statistics.get(name)
             if not isinstance(value, torch.Tensor):
-                raise CheckpointError(f"has no tensor `{name}`; required: the tensors `mean` and `std`.")
+                raise ValueError(f"has no tensor `{name}`; required: the tensors `mean` and `std`.")
             required = [1, latent_channels or (value.shape[1] if value.ndim == 4 else "C"), 1, 1]
             if list(value.shape) != required:
-                raise CheckpointError(f"`{name}` has shape {list(value.shape)}; required: {required}.")
+                raise ValueError(f"`{name}` has shape {list(value.shape)}; required: {required}.")
             if not torch.isfinite(value).all() or (name == "std" and not (value > 0).all()):
-                raise CheckpointError(f"`{name}` has values out of range; required: finite, and `std` positive.")
+                raise ValueError(f"`{name}` has values out of range; required: finite, and `std` positive.")
             lists.append(value.flatten().tolist())
     return tuple(lists)
 
 
 def check_autoencoder_yaml(parts: AutoencoderParts, yaml: OriginalConfig) -> None:
-    """Raise CheckpointError where the original's YAML contradicts the architecture; note its `resolution`."""
+    """Raise ValueError where the original's YAML contradicts the architecture; note its `resolution`."""
     config, dimensions = parts.config, "model.params.ddconfig"
     yaml.check("model.params.embed_dim", int, config["latent_channels"])
     yaml.check(f"{dimensions}.z_channels", int, config["latent_channels"])
@@ -252,7 +261,7 @@ def read_autoencoder(
         config: the original's YAML of the autoencoder; it must not contradict the weights.
 
     Raises:
-        CheckpointError: if it is not a complete autoencoder.
+        ValueError: if it is not a complete autoencoder.
     """
     is_folder = not isinstance(checkpoint, dict) and resolve_file(checkpoint).is_dir()
     if is_folder:
@@ -271,7 +280,7 @@ def _read_autoencoder_folder(folder: Path) -> AutoencoderParts:
     """A folder that diffusers saved, with the training weights that `convert_vavae_to_diffusers.py` put beside."""
     model = load_model_folder(AutoencoderVAVAE, folder, ("AutoencoderVAVAE", "AutoencoderKL"))
     if model.config.shift_factor:
-        raise CheckpointError(
+        raise ValueError(
             f"{folder}: config `shift_factor` is {model.config.shift_factor}; required: none, since latents are "
             "normalised by `latents_mean` and `latents_std` here."
         )
@@ -281,7 +290,7 @@ def _read_autoencoder_folder(folder: Path) -> AutoencoderParts:
     training = read_training_folder(folder)
     for key in training:
         if not key.startswith(TRAINING_KEYS):
-            raise CheckpointError(f"{folder / TRAINING_FOLDER}: key `{key}` is unknown; required: {TRAINING_KEYS}.")
+            raise ValueError(f"{folder / TRAINING_FOLDER}: key `{key}` is unknown; required: {TRAINING_KEYS}.")
     # the arguments only, without diffusers' own entries such as the version
     config = {key: value for key, value in model.config.items() if not key.startswith("_")}
     return AutoencoderParts(config, state_dict, training)
@@ -303,7 +312,7 @@ def load_autoencoder(
         config: as in `read_autoencoder`.
 
     Raises:
-        CheckpointError: if it is not a complete autoencoder.
+        ValueError: if it is not a complete autoencoder.
     """
     model = build_autoencoder(read_autoencoder(checkpoint, config), latents_stats)
     if latent_multiplier is not None:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from .files import CheckpointError, first_line
+from ..files import first_line, one_line
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -20,8 +20,8 @@ def run(convert: Callable[[argparse.Namespace], None], parser: argparse.Argument
     args = parser.parse_args(arguments)
     try:
         convert(args)
-    except CheckpointError as error:
-        message = " ".join(str(error).split())
+    except ValueError as error:
+        message = one_line(error)
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else first_line(error)
     else:

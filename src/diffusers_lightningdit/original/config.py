@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from .files import CheckpointError, first_line, resolve_file
+from ..files import first_line, resolve_file
 
 # `latent_multiplier` of the original where its YAML does not name it
 DEFAULT_LATENT_MULTIPLIER = 0.18215
@@ -31,24 +31,24 @@ class OriginalConfig:
 
     def __init__(self, values: dict, name: str = "config"):
         if not isinstance(values, dict):
-            raise CheckpointError(f"{name}: holds a {type(values).__name__}; required: a mapping of sections.")
+            raise ValueError(f"{name}: holds a {type(values).__name__}; required: a mapping of sections.")
         self.values = values
         self.name = name
 
     @classmethod
     def read(cls, file: str | Path) -> "OriginalConfig":
-        """Read a YAML file; raises CheckpointError if it is none."""
+        """Read a YAML file; raises ValueError if it is none."""
         path = resolve_file(file)
         try:
             return cls(yaml.safe_load(path.read_text(encoding="utf-8")), str(file))
         except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-            raise CheckpointError(f"{file}: is no readable YAML file: {first_line(error)}") from error
+            raise ValueError(f"{file}: is no readable YAML file: {first_line(error)}") from error
 
     def get(self, key: str, kind: type, default=None):
         """The value of a dotted key, or `default` if it or its section is absent or null.
 
         Raises:
-            CheckpointError: if the value is not of `kind` (bool, int, float, str, list or dict).
+            ValueError: if the value is not of `kind` (bool, int, float, str, list or dict).
         """
         value = self.values
         parts = key.split(".")
@@ -72,11 +72,11 @@ class OriginalConfig:
             raise self.error(key, value, f"of type {kind.__name__}")
         return value
 
-    def error(self, key: str, value, requirement: str) -> CheckpointError:
-        return CheckpointError(f"{self.name}: `{key}` is {value!r}; required: {requirement}.")
+    def error(self, key: str, value, requirement: str) -> ValueError:
+        return ValueError(f"{self.name}: `{key}` is {value!r}; required: {requirement}.")
 
     def check(self, key: str, kind: type, of_weights) -> None:
-        """Raise CheckpointError if the YAML has the key, with another value than the weights."""
+        """Raise ValueError if the YAML has the key, with another value than the weights."""
         value = self.get(key, kind)
         if value is not None and value != of_weights:
             raise self.error(key, value, f"{of_weights!r}, as the weights have it")
@@ -100,7 +100,7 @@ class OriginalConfig:
         """The `sample` section as a recipe of `LightningDiTPipeline`; None if the YAML has no such section.
 
         Raises:
-            CheckpointError: for a setting that the pipeline does not sample with.
+            ValueError: for a setting that the pipeline does not sample with.
         """
         for key, required in REQUIRED_SETTINGS.items():
             value = self.get(key, type(required), required)

@@ -5,11 +5,13 @@ from pathlib import Path
 import torch
 import yaml
 
+from ..files import read_json
 from ..models import LightningDiTTransformer2DModel
 from .autoencoder import AutoencoderParts, autoencoder_to_original, read_autoencoder
 from .config import sampling_section
-from .files import CheckpointError, load_model_folder, naming, read_json
+from .model_folder import load_model_folder
 from .transformer import MODEL_TYPES, transformer_to_original
+from .translation import naming
 
 TRANSFORMER_CLASS = "LightningDiTTransformer2DModel"
 VAE_CLASSES = ("AutoencoderVAVAE", "AutoencoderKL")
@@ -26,15 +28,15 @@ def original_files(folder: str | Path) -> tuple[dict[str, dict], list[str]]:
         that apply; and remarks on what the original cannot express.
 
     Raises:
-        CheckpointError: if the folder is none of these, or incomplete.
+        ValueError: if the folder is none of these, or incomplete.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: is no folder; required: a folder of diffusers.")
+        raise ValueError(f"{folder}: is no folder; required: a folder of diffusers.")
     is_pipeline = (folder / "model_index.json").is_file()
     class_name = None if is_pipeline else read_json(folder / "config.json").get("_class_name")
     if not is_pipeline and class_name not in (TRANSFORMER_CLASS, *VAE_CLASSES):
-        raise CheckpointError(
+        raise ValueError(
             f"{folder}: holds a {class_name}; required: {TRANSFORMER_CLASS}, {' or '.join(VAE_CLASSES)}, or a pipeline."
         )
     files, remarks, settings = {}, [], {}

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from .files import CheckpointError, naming, plain_state_dict, read_checkpoint
+from ..files import read_checkpoint
 from .transformer import embedded_config, empty_transformer, transformer_from_original, transformer_rows
-from .translation import check_shape
+from .translation import check_shape, naming, plain_state_dict
 
 FROZEN = "pos_embed"  # a parameter that the original registers with the optimiser but never trains
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -27,13 +27,13 @@ def read_training_checkpoint(file: str, num_attention_heads: int | None = None) 
     """Read a checkpoint of the original's training layout, `{"model", "ema", "opt", "config"}`.
 
     Raises:
-        CheckpointError: in one line, if it is none, or its parts contradict each other.
+        ValueError: in one line, if it is none, or its parts contradict each other.
     """
     checkpoint = read_checkpoint(file)
     with naming(file):
         for entry in ("model", "ema", "opt"):
             if not isinstance(checkpoint.get(entry), dict):
-                raise CheckpointError(f"has no entry `{entry}`; required: a training checkpoint, model, ema and opt.")
+                raise ValueError(f"has no entry `{entry}`; required: a training checkpoint, model, ema and opt.")
         yaml = embedded_config(checkpoint)
         original = plain_state_dict(checkpoint["model"], "entry `model`")
         config, weights = transformer_from_original(original, num_attention_heads, yaml)
@@ -41,7 +41,7 @@ def read_training_checkpoint(file: str, num_attention_heads: int | None = None) 
             plain_state_dict(checkpoint["ema"], "entry `ema`"), num_attention_heads, yaml
         )
         if average_config != config:
-            raise CheckpointError("entry `ema` has another architecture than `model`; required: the same.")
+            raise ValueError("entry `ema` has another architecture than `model`; required: the same.")
         moments, num_steps = _moments(config, original, checkpoint["opt"])
     return OriginalTraining(config, weights, average, moments, num_steps)
 
@@ -53,10 +53,10 @@ def _moments(config: dict, original: dict[str, torch.Tensor], optimizer: dict) -
     names = [name for name in original if not name.startswith("feat_rope.")]
     groups, states = optimizer.get("param_groups"), optimizer.get("state")
     if not isinstance(groups, list) or len(groups) != 1 or not isinstance(states, dict):
-        raise CheckpointError("entry `opt` is no state of an optimiser with one group of parameters.")
+        raise ValueError("entry `opt` is no state of an optimiser with one group of parameters.")
     numbers = groups[0]["params"]
     if len(numbers) != len(names):
-        raise CheckpointError(f"entry `opt` has {len(numbers)} parameters; required: {len(names)}, as `model` has.")
+        raise ValueError(f"entry `opt` has {len(numbers)} parameters; required: {len(names)}, as `model` has.")
     name_of = dict(zip(numbers, names, strict=True))
     steps = set()
     moments = {entry: {} for entry in MOMENTS}
@@ -66,11 +66,11 @@ def _moments(config: dict, original: dict[str, torch.Tensor], optimizer: dict) -
         if name == FROZEN:
             continue
         if state is None or not {"step", *MOMENTS} <= state.keys():
-            raise CheckpointError(f"entry `opt` has no state of `{name}`; required: step, exp_avg and exp_avg_sq.")
+            raise ValueError(f"entry `opt` has no state of `{name}`; required: step, exp_avg and exp_avg_sq.")
         steps.add(int(state["step"]))
         for entry in MOMENTS:
             check_shape(f"opt.{entry} of {name}", state[entry], original[name].shape)
             moments[entry] |= rows[name].to_ours(state[entry])
     if len(steps) != 1:
-        raise CheckpointError(f"entry `opt` has parameters at steps {sorted(steps)}; required: one step.")
+        raise ValueError(f"entry `opt` has parameters at steps {sorted(steps)}; required: one step.")
     return moments, steps.pop()

@@ -8,7 +8,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from ..models import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from ..pipelines import LightningDiTPipeline
 from .config import OriginalConfig
-from .files import CheckpointError
 
 NUM_IMAGENET_CLASSES = 1000
 
@@ -27,7 +26,7 @@ def build_pipeline(
     Without a YAML nothing is known about sampling: no recipe, no shift, and the VAE's own `scaling_factor`.
 
     Raises:
-        CheckpointError: if the parts do not belong together, or statistics of latents are missing (forgetting them
+        ValueError: if the parts do not belong together, or statistics of latents are missing (forgetting them
             leaves a working pipeline with useless images).
     """
     check_parts(transformer, vae, config)
@@ -47,7 +46,7 @@ def check_parts(
     transformer: LightningDiTTransformer2DModel, vae: AutoencoderVAVAE, config: OriginalConfig | None
 ) -> None:
     if vae.config.latent_channels != transformer.config.in_channels:
-        raise CheckpointError(
+        raise ValueError(
             f"the VAE has {vae.config.latent_channels} latent channels; required: {transformer.config.in_channels}, "
             "the transformer's input channels."
         )
@@ -59,7 +58,7 @@ def check_parts(
         raise config.error("vae.downsample_ratio", ratio, f"{factor}, as the VAE has it")
     latent_norm = config.get("data.latent_norm", bool)
     if latent_norm is True and vae.config.latents_mean is None:
-        raise CheckpointError(
+        raise ValueError(
             f"{config.name}: `data.latent_norm` is True, but neither latents_stats is given nor does the VAE carry "
             "statistics; required: --latents_stats FILE, the latents_stats.pt of the latents it was trained on."
         )

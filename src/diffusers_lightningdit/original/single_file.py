@@ -6,7 +6,7 @@ diffusers asks twice: for the arguments of the model (only without `config=`), t
 import torch
 
 from ..models import AutoencoderVAVAE, LightningDiTTransformer2DModel
-from ..original import CheckpointError, OriginalConfig, embedded_config, select_transformer_weights
+from ..original import OriginalConfig, embedded_config, select_transformer_weights
 from ..original import transformer_from_original as translate_transformer
 from .autoencoder import (
     autoencoder_from_original,
@@ -41,7 +41,7 @@ def transformer_weights(config: dict, checkpoint: dict, weights: str | None = No
     # These leave no weights that could contradict them.
     for name in ("use_rope", "activation_fn", "patch_size"):
         if model.config[name] != found[name]:
-            raise CheckpointError(
+            raise ValueError(
                 f"`config` has {name}={model.config[name]!r}; required: {found[name]!r}, as the file has it."
             )
     _check_complete(state_dict, model)
@@ -93,6 +93,6 @@ def _check_complete(state_dict: dict[str, torch.Tensor], model: torch.nn.Module)
     found = {key: list(value.shape) for key, value in state_dict.items()}
     for key in sorted(expected | found):
         if expected.get(key) != found.get(key):
-            raise CheckpointError(
+            raise ValueError(
                 f"key `{key}` has shape {found.get(key)} in the file; required: {expected.get(key)}, by the `config`."
             )

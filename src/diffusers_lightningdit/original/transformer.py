@@ -5,10 +5,19 @@ from pathlib import Path
 
 import torch
 
+from ..files import read_checkpoint
 from ..models import LightningDiTTransformer2DModel
 from .config import OriginalConfig
-from .files import CheckpointError, naming, plain_state_dict, read_checkpoint
-from .translation import Row, check_shape, check_values, tensor_rows, translate_from_original, translate_to_original
+from .translation import (
+    Row,
+    check_shape,
+    check_values,
+    naming,
+    plain_state_dict,
+    tensor_rows,
+    translate_from_original,
+    translate_to_original,
+)
 
 # The published sizes: name -> (depth, width, heads), each with the patch sizes it was published with.
 SIZES = {
@@ -37,11 +46,11 @@ def select_transformer_weights(checkpoint: dict, weights: str | None = None) -> 
         weights: "ema" or "model"; None takes `ema` where it exists.
 
     Raises:
-        CheckpointError: if these weights are not there.
+        ValueError: if these weights are not there.
     """
     present = [name for name in ("ema", "model") if isinstance(checkpoint.get(name), dict)]
     if weights is not None and weights not in present:
-        raise CheckpointError(
+        raise ValueError(
             f"has no `{weights}` weights; it has {' and '.join(f'`{name}`' for name in present) or 'no such entry'}."
         )
     if present:
@@ -64,37 +73,35 @@ def transformer_config(state_dict: dict[str, torch.Tensor], num_attention_heads:
         Arguments of `LightningDiTTransformer2DModel`.
 
     Raises:
-        CheckpointError: if it is not a LightningDiT, or the arguments contradict each other.
+        ValueError: if it is not a LightningDiT, or the arguments contradict each other.
     """
     if "encoder.conv_in.weight" in state_dict or "decoder.conv_in.weight" in state_dict:
-        raise CheckpointError("is an autoencoder (key `decoder.conv_in.weight`); required: a LightningDiT transformer.")
+        raise ValueError("is an autoencoder (key `decoder.conv_in.weight`); required: a LightningDiT transformer.")
 
     def shape(key: str, num_dims: int) -> torch.Size:
         if key not in state_dict:
-            raise CheckpointError(f"key `{key}` is missing; required in every LightningDiT checkpoint.")
+            raise ValueError(f"key `{key}` is missing; required in every LightningDiT checkpoint.")
         if state_dict[key].ndim != num_dims:
-            raise CheckpointError(
-                f"key `{key}` has shape {list(state_dict[key].shape)}; required: {num_dims} dimensions."
-            )
+            raise ValueError(f"key `{key}` has shape {list(state_dict[key].shape)}; required: {num_dims} dimensions.")
         return state_dict[key].shape
 
     width, in_channels, patch_size, _ = shape("x_embedder.proj.weight", 4)
     num_tokens = shape("pos_embed", 3)[1]
     grid_size = math.isqrt(num_tokens)
     if grid_size**2 != num_tokens:
-        raise CheckpointError(f"key `pos_embed` has {num_tokens} tokens; required: a square number.")
+        raise ValueError(f"key `pos_embed` has {num_tokens} tokens; required: a square number.")
     block_names = {key.split(".")[1] for key in state_dict if key.startswith("blocks.")}
     depth = len(block_names)  # a gap in their numbers shows as a missing key
     adaln_rows = shape("blocks.0.adaLN_modulation.1.weight", 2)[0]
     use_adaln_shift = adaln_rows == 6 * width
     if adaln_rows not in (4 * width, 6 * width):
-        raise CheckpointError(
+        raise ValueError(
             f"key `blocks.0.adaLN_modulation.1.weight` has {adaln_rows} rows; required: {6 * width}, or {4 * width} "
             "without shift."
         )
     output_rows = shape("final_layer.linear.weight", 2)[0]
     if output_rows not in (patch_size**2 * in_channels, 2 * patch_size**2 * in_channels):
-        raise CheckpointError(
+        raise ValueError(
             f"key `final_layer.linear.weight` has {output_rows} rows; required: {patch_size**2 * in_channels}, or "
             f"twice that with learned sigma."
         )
@@ -147,23 +154,23 @@ def _num_heads(width: int, depth: int, head_dims: dict[str, int], given: int | N
     found = {}
     if given is not None:
         if given < 1 or width % given:
-            raise CheckpointError(f"num_attention_heads is {given}; required: a divisor of the width, {width}.")
+            raise ValueError(f"num_attention_heads is {given}; required: a divisor of the width, {width}.")
         found["num_attention_heads"] = given
     for key, head_dim in head_dims.items():
         if head_dim < 1 or width % head_dim:
-            raise CheckpointError(f"key `{key}` has heads of {head_dim}; required: a divisor of the width, {width}.")
+            raise ValueError(f"key `{key}` has heads of {head_dim}; required: a divisor of the width, {width}.")
         found[f"key `{key}`"] = width // head_dim
     if not found:
         found = {name: heads for name, (*size, heads) in SIZES.items() if size == [depth, width]}
     if not found:
-        raise CheckpointError(
+        raise ValueError(
             f"num_attention_heads is not given, and depth {depth}, width {width} is no published size; required: the "
             "number of heads, by --num_attention_heads or the YAML's model.x_test_size.num_heads."
         )
     (first, num_heads), *others = found.items()
     for name, value in others:
         if value != num_heads:
-            raise CheckpointError(f"{first} gives {num_heads} heads, but {name} gives {value}; required: the same.")
+            raise ValueError(f"{first} gives {num_heads} heads, but {name} gives {value}; required: the same.")
     return num_heads
 
 
@@ -211,15 +218,12 @@ def rope_tables(model: LightningDiTTransformer2DModel) -> dict[str, torch.Tensor
 
 def empty_transformer(config: dict) -> LightningDiTTransformer2DModel:
     """The model of a config without memory for its weights (on the meta device)."""
-    try:
-        with torch.device("meta"):
-            return LightningDiTTransformer2DModel.from_config(config)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
+    with torch.device("meta"):
+        return LightningDiTTransformer2DModel.from_config(config)
 
 
 def check_transformer_yaml(config: dict, yaml: OriginalConfig) -> None:
-    """Raise CheckpointError where the original's YAML contradicts the architecture read off the weights."""
+    """Raise ValueError where the original's YAML contradicts the architecture read off the weights."""
     depth, width = config["num_layers"], config["num_attention_heads"] * config["attention_head_dim"]
     yaml.check("model.x_test_size.depth", int, depth)
     yaml.check("model.x_test_size.hidden_size", int, width)
@@ -276,7 +280,7 @@ def transformer_from_original(
         yaml: the original's configuration; it must not contradict the weights.
 
     Raises:
-        CheckpointError: naming the first key that is missing, unknown, wrongly shaped or not finite.
+        ValueError: naming the first key that is missing, unknown, wrongly shaped or not finite.
     """
     if yaml is not None and num_attention_heads is None:
         num_attention_heads = yaml.get("model.x_test_size.num_heads", int)
@@ -287,13 +291,13 @@ def transformer_from_original(
     weights = dict(state_dict)
     for key, computed in rope_tables(model).items():
         if key not in weights:
-            raise CheckpointError(f"key `{key}` is missing; required: both tables of `feat_rope`, or none.")
+            raise ValueError(f"key `{key}` is missing; required: both tables of `feat_rope`, or none.")
         stored = weights.pop(key)
         check_shape(key, stored, computed.shape)
         check_values({key: stored})
         difference = (stored.float() - computed).abs().max().item()
         if difference > ROPE_TOLERANCE.get(stored.dtype, 1e-4):
-            raise CheckpointError(
+            raise ValueError(
                 f"key `{key}` differs from the formula of RoPE by up to {difference:.2g}; required: the original's "
                 "table, since it is computed and not stored here."
             )
@@ -304,7 +308,7 @@ def transformer_to_original(config: dict, state_dict: dict[str, torch.Tensor]) -
     """(config, state dict) of `LightningDiTTransformer2DModel` -> the original's, complete for strict loading.
 
     Raises:
-        CheckpointError: naming the first key that is missing, unknown, wrongly shaped or not finite.
+        ValueError: naming the first key that is missing, unknown, wrongly shaped or not finite.
     """
     model = empty_transformer(config)
     original = translate_to_original(transformer_rows(model), state_dict, model.state_dict())
@@ -334,7 +338,7 @@ def load_transformer(
         num_attention_heads: where neither the YAML nor the shapes nor the published sizes tell.
 
     Raises:
-        CheckpointError: if it is not a complete LightningDiT checkpoint, or contradicts the YAML.
+        ValueError: if it is not a complete LightningDiT checkpoint, or contradicts the YAML.
     """
     name = "checkpoint" if isinstance(checkpoint, dict) else checkpoint
     if not isinstance(checkpoint, dict):

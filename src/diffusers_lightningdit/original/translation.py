@@ -1,11 +1,11 @@
 """Translating a state dict, in both directions, by one table of rows."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-
-from .files import CheckpointError
 
 # ---------------------------------------------------------------------------------------------------------------------
 # How the values of one original tensor are arranged in ours: (original -> ours, ours -> original)
@@ -69,7 +69,7 @@ def translate_from_original(
         model_state: our model's state dict (on the meta device), for the shapes.
 
     Raises:
-        CheckpointError: naming the first key that is missing, unknown, wrongly shaped or not finite.
+        ValueError: naming the first key that is missing, unknown, wrongly shaped or not finite.
     """
     check_keys(original, [row.original for row in rows])
     for row in rows:
@@ -92,16 +92,16 @@ def translate_to_original(
 def check_keys(state_dict: dict, required: list[str]) -> None:
     for key in required:
         if key not in state_dict:
-            raise CheckpointError(f"key `{key}` is missing; required for an architecture with these other keys.")
+            raise ValueError(f"key `{key}` is missing; required for an architecture with these other keys.")
     known = set(required)
     for key in state_dict:
         if key not in known:
-            raise CheckpointError(f"key `{key}` is unknown; required: only keys that an architecture with these has.")
+            raise ValueError(f"key `{key}` is unknown; required: only keys that an architecture with these has.")
 
 
 def check_shape(key: str, value: torch.Tensor, required: torch.Size) -> None:
     if value.shape != required:
-        raise CheckpointError(f"key `{key}` has shape {list(value.shape)}; required: {list(required)}.")
+        raise ValueError(f"key `{key}` has shape {list(value.shape)}; required: {list(required)}.")
 
 
 def check_values(state_dict: dict[str, torch.Tensor]) -> None:
@@ -109,8 +109,29 @@ def check_values(state_dict: dict[str, torch.Tensor]) -> None:
     dtype = state_dict[first].dtype
     for key, value in state_dict.items():
         if not value.is_floating_point():
-            raise CheckpointError(f"key `{key}` has type {value.dtype}; required: a floating-point type.")
+            raise ValueError(f"key `{key}` has type {value.dtype}; required: a floating-point type.")
         if value.dtype != dtype:
-            raise CheckpointError(f"key `{key}` has type {value.dtype}; required: {dtype}, as `{first}` has.")
+            raise ValueError(f"key `{key}` has type {value.dtype}; required: {dtype}, as `{first}` has.")
         if not torch.isfinite(value).all():
-            raise CheckpointError(f"key `{key}` has values that are NaN or infinite; required: finite values.")
+            raise ValueError(f"key `{key}` has values that are NaN or infinite; required: finite values.")
+
+
+def plain_state_dict(entry: object, name: str) -> dict[str, torch.Tensor]:
+    """Check that an entry of a checkpoint is a state dict, and take off the `module.` of data-parallel training."""
+    if not isinstance(entry, dict) or not entry:
+        raise ValueError(f"{name} holds no weights; required: a dictionary of tensors.")
+    for key, value in entry.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{name} has the entry `{key}` of type {type(value).__name__}; required: a tensor.")
+    if all(key.startswith("module.") for key in entry):
+        return {key.removeprefix("module."): value for key, value in entry.items()}
+    return entry
+
+
+@contextlib.contextmanager
+def naming(file: str | Path) -> Iterator[None]:
+    """Put the file's name in front of the errors raised inside."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error

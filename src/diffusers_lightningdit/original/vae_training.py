@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
+from ..files import read_checkpoint
 from ..losses.adversarial import PatchGANDiscriminator
 from ..losses.vision_foundation import FoundationProjection
-from .files import CheckpointError, read_checkpoint
 
 # beside a converted autoencoder: a folder for each of these models, and a file for what is left
 TRAINING_FOLDER = "training"
@@ -47,7 +47,7 @@ def read_training_folder(folder: str | Path) -> dict[str, torch.Tensor]:
     """The training weights beside the autoencoder in `folder`, under the original's names; none if there are none.
 
     Raises:
-        CheckpointError: if a file is damaged or another model's, or a model lacks weights.
+        ValueError: if a file is damaged or another model's, or a model lacks weights.
     """
     folder = Path(folder) / TRAINING_FOLDER
     training = {}
@@ -56,9 +56,9 @@ def read_training_folder(folder: str | Path) -> dict[str, torch.Tensor]:
             weights = read_checkpoint(folder / name / WEIGHTS_FILE)
             for key in weights:
                 if not key.startswith(ours):
-                    raise CheckpointError(f"{folder / name}: key `{key}` is unknown; required: only `{ours}*`.")
+                    raise ValueError(f"{folder / name}: key `{key}` is unknown; required: only `{ours}*`.")
             if _model_of(name, weights) is None:
-                raise CheckpointError(f"{folder / name}: holds no whole {name}; required: all weights of one.")
+                raise ValueError(f"{folder / name}: holds no whole {name}; required: all weights of one.")
             training |= {theirs + key.removeprefix(ours): value for key, value in weights.items()}
     for file in sorted(folder.glob("*.safetensors")):
         training |= read_checkpoint(file)

@@ -14,6 +14,7 @@ from accelerate.utils import (
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from ..files import one_line
 from ..processes import SeparateProcesses, patient_accelerator
 from .config import TrainingConfig
 
@@ -46,9 +47,9 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     except SeparateProcesses:
         raise
     except (ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())
         raise ValueError(
-            f"`mixed_precision` is {config.mixed_precision!r}; required: what this machine computes in ({reason})."
+            f"`mixed_precision` is {config.mixed_precision!r}; required: what this machine computes in "
+            f"({one_line(error)})."
         ) from error
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # where Accelerate would use float32
         raise ValueError("`mixed_precision` is 'fp16'; required on a CPU: no or bf16.")

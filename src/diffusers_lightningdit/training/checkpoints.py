@@ -7,15 +7,14 @@ checkpoint that has its name whole.
 """
 
 import contextlib
-import hashlib
-import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+from ..files import file_sha256, one_line, read_json, to_disk, write_json
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 UNFINISHED_NAME = re.compile(r"\.checkpoint-\d+\.(partial|removed)")
@@ -74,15 +73,15 @@ def new_checkpoint(output_dir: str | Path, step: int, num_bytes: int = 0) -> Ite
             )
         yield partial
         files = sorted(partial.iterdir())
-        manifest = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files}
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        manifest = {file.name: {"size": file.stat().st_size, "sha256": file_sha256(file)} for file in files}
+        write_json(partial / MANIFEST, manifest)
         for file in (*files, partial / MANIFEST, partial):
-            _to_disk(file)
+            to_disk(file)
         partial.rename(path)
-        _to_disk(path.parent)
+        to_disk(path.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointWriteError(f"{path} cannot be written: {_one_line(error)}; {_kept(output_dir)}") from error
+        raise CheckpointWriteError(f"{path} cannot be written: {one_line(error)}; {_kept(output_dir)}") from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -106,26 +105,6 @@ def remove_unfinished(output_dir: str | Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _kept(output_dir: str | Path) -> str:
     steps = list_checkpoints(output_dir)
     return f"the checkpoint of step {steps[-1]} is kept." if steps else "there is no earlier checkpoint."
@@ -140,9 +119,9 @@ def check_checkpoint(path: str | Path) -> None:
     """Raise `DamagedCheckpoint` unless every file of the manifest is there with its size and SHA-256 sum."""
     path = Path(path)
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(path / MANIFEST)
         entries = [(name, entry["size"], entry["sha256"]) for name, entry in manifest.items()]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise DamagedCheckpoint(f"{path / MANIFEST} is missing or damaged; required: as it was written.") from error
     for name, size, sha256 in entries:
         file = path / name
@@ -150,7 +129,7 @@ def check_checkpoint(path: str | Path) -> None:
             raise DamagedCheckpoint(f"{file} is missing; required by the manifest.")
         if file.stat().st_size != size:
             raise DamagedCheckpoint(f"{file} has {file.stat().st_size} bytes; required: {size}, as it was written.")
-        if _sha256(file) != sha256:
+        if file_sha256(file) != sha256:
             raise DamagedCheckpoint(f"{file} is damaged: its SHA-256 sum is not the one it was written with.")
 
 

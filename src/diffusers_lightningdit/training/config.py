@@ -6,7 +6,8 @@ import dataclasses
 from accelerate.tracking import get_available_trackers
 from diffusers.optimization import SchedulerType
 
-from ..settings import check_at_least, check_choice, check_output_dir, check_positive
+from ..files import check_output_dir
+from ..settings import check_at_least, check_choice, check_positive
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -9,7 +9,6 @@ the data is a stream, whose place is saved.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..data.global_batches import GlobalBatchSampler
 from ..data.row_stream import RowStream
+from ..files import json_values, read_json, write_json
 from ..processes import on_main_process
 from .checkpoints import (
     DamagedCheckpoint,
@@ -113,8 +113,8 @@ def _find_named(output_dir: str, checkpoint: str, _: Callable[[str], None]) -> P
 def _read_state(path: Path) -> dict:
     file = path / STATE_FILE
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_json(file)
+    except ValueError as error:
         raise DamagedCheckpoint(f"{file} is missing or damaged; required: as it was written.") from error
 
 
@@ -168,7 +168,7 @@ class RunState:
     def __post_init__(self):
         # as JSON gives them back: tuples are lists there
         for name in ("identity", "architectures", "settings"):
-            setattr(self, name, json.loads(json.dumps(getattr(self, name), default=str)))
+            setattr(self, name, json_values(getattr(self, name)))
 
     def model(self, name: str) -> nn.Module:
         """A model without Accelerate's wrappers."""
@@ -219,7 +219,7 @@ class RunState:
         with new_checkpoint(self.output_dir, self.step, num_bytes) as folder:
             for name, tensors in files.items():
                 write_tensors(tensors, folder / name)
-            (folder / STATE_FILE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+            write_json(folder / STATE_FILE, state)
         remove_old_checkpoints(self.output_dir, self.total_limit)
 
     def _plain_state(self, optimizer_values: dict[str, dict[str, Any]]) -> dict:

@@ -37,7 +37,11 @@ def test_changed_shapes_are_treated_as_the_original_does(golden):
     assert set(copied) == set(recorded["loaded_exactly"]) - computed_here
     assert set(kept) == set(recorded["left_at_own_initialisation"])
     expected = load_file(golden("train/weight_init_shape_mismatch.safetensors"))["x_embedder.proj.weight"]
-    assert torch.equal(after["patch_embed.weight"], expected)
+    old_channels, new_channels = after["patch_embed.weight"].split([16, 8], dim=1)
+    assert torch.equal(old_channels, weights["patch_embed.weight"])
+    assert not new_channels.any()
+    # A checkpoint that is drawn again may differ from the recorded one in the last bit.
+    torch.testing.assert_close(after["patch_embed.weight"], expected, rtol=0, atol=1e-6)
     assert len(remarks) == 4
     assert "`class_embedder.embedding_table.weight` has shape [11, 64] in `weight_init`, [13, 64] here" in remarks[1]
 

@@ -22,7 +22,7 @@ from accelerate.utils import broadcast_object_list
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ...data.latent_shards import read_json, write_json
+from ...files import read_json, write_json
 from ...processes import patient_accelerator
 from ...settings import one_line_errors
 from ..comparison import compare, not_computed

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...metrics.inception_score import LEAST_IMAGES_OF_A_SPLIT
+from ...metrics.inception_score import MIN_IMAGES_PER_SPLIT
 from ...networks.inception import PUBLISHED_SHA256
 from ...settings import check_at_least, check_choice
 from ..drawn_images import LABELS
@@ -134,4 +134,4 @@ class GenerationConfig:
     @property
     def has_inception_score(self) -> bool:
         """Whether there are images enough for its splits."""
-        return self.inception is not None and self.num_images >= LEAST_IMAGES_OF_A_SPLIT * self.num_splits
+        return self.inception is not None and self.num_images >= MIN_IMAGES_PER_SPLIT * self.num_splits

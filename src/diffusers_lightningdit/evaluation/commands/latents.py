@@ -24,16 +24,15 @@ from accelerate import Accelerator
 from diffusers import ModelMixin
 
 from ...data.images import ImageDataset, from_8_bits, to_8_bits
-from ...data.latent_shards import partial_name, publish, weights_sha256, write_json
+from ...files import atomic_write, check_output_dir, partial_name, weights_sha256, write_json
 from ...metrics.alignment import distance_matrix_gap, linear_cka
 from ...metrics.channel_statistics import channel_statistics
 from ...metrics.interpolation_distance import interpolation_distance
 from ...metrics.linear_classifier import can_be_split, linear_probe_accuracy, probed_images
-from ...metrics.tsne import check_scikit_learn, tsne_plane
-from ...metrics.uniformity import point_density, principal_plane, uniformity
+from ...metrics.uniformity import check_scikit_learn, point_density, principal_plane, tsne_plane, uniformity
 from ...networks.foundation_model import IMAGE_NORMALIZATIONS, FoundationModel
 from ...processes import patient_accelerator
-from ...settings import check_at_least, check_choice, check_output_dir, one_line_errors
+from ...settings import check_at_least, check_choice, one_line_errors
 from ..autoencoders import HELP as AUTOENCODER_HELP
 from ..autoencoders import AutoencoderConfig, decode, load_autoencoder, mean_latents
 from ..networks import exact_arithmetic
@@ -241,13 +240,11 @@ def write_points(
     columns = {"index": indices, "x": points[:, 0].tolist(), "y": points[:, 1].tolist(), "density": density.tolist()}
     if labels is not None:
         columns["label"] = labels.tolist()
-    partial = partial_name(path)
-    with open(partial, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         for row in zip(*columns.values(), strict=True):
             writer.writerow([f"{value:.{SIGNIFICANT_DIGITS}g}" if isinstance(value, float) else value for value in row])
-    publish(partial, path)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,7 +13,6 @@ Letters in the shape comments: B images.
 
 import csv
 import dataclasses
-import hashlib
 import json
 import math
 from collections import deque
@@ -26,14 +25,22 @@ from accelerate import Accelerator
 from diffusers import ModelMixin
 
 from ...data.images import ImageDataset, from_8_bits, to_8_bits
-from ...data.latent_shards import DTYPES, partial_name, publish, weights_sha256, write_json
+from ...data.latent_shards import DTYPES
+from ...files import (
+    atomic_write,
+    check_output_dir,
+    file_sha256,
+    partial_name,
+    resolve_file,
+    weights_sha256,
+    write_json,
+)
 from ...metrics.frechet import FeatureStatistics
 from ...metrics.image_similarity import peak_signal_to_noise_ratio, structural_similarity
 from ...networks.inception import PUBLISHED_SHA256
 from ...networks.lpips import LPIPS
-from ...original.files import resolve_file
 from ...processes import patient_accelerator
-from ...settings import check_choice, check_output_dir, one_line_errors
+from ...settings import check_choice, one_line_errors
 from ..autoencoders import HELP as AUTOENCODER_HELP
 from ..autoencoders import AutoencoderConfig, decode, load_autoencoder, mean_latents
 from ..networks import exact_arithmetic, make_network
@@ -191,7 +198,7 @@ def _evaluate(config: ReconstructionConfig, accelerator: Accelerator) -> dict[st
     lpips = None
     if config.lpips is not None:
         lpips = LPIPS.from_file(config.lpips, config.lpips_sha256)
-        weights["lpips"] = hashlib.sha256(resolve_file(config.lpips).read_bytes()).hexdigest()
+        weights["lpips"] = file_sha256(resolve_file(config.lpips))
     dataset = ImageDataset(
         config.data, config.resolution, config.split, config.image_column, None, config.preprocessing
     )
@@ -214,15 +221,10 @@ def _evaluate(config: ReconstructionConfig, accelerator: Accelerator) -> dict[st
         return {}
     path = Path(config.output_dir) / IMAGES_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_name(path)
-    try:
-        with open(partial, "w", newline="", encoding="utf-8") as file:
-            totals = ReconstructionTotals(file)
-            for batch in measured:
-                totals.update(batch)
-        publish(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        totals = ReconstructionTotals(file)
+        for batch in measured:
+            totals.update(batch)
     with collected_warnings() as messages:  # of covariances of too few images
         results = totals.results()
     if features is not None:

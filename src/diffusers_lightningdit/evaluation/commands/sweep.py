@@ -11,7 +11,6 @@ interruption, it goes on where it was, and takes more combinations. Writes sweep
 import csv
 import dataclasses
 import itertools
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
-from ...data.latent_shards import partial_name, publish, read_json, write_json
+from ...files import atomic_write, json_values, read_json, write_json
 from ...processes import patient_accelerator
 from ...settings import make_config, one_line_errors
 from ..comparison import result_names
@@ -116,7 +115,7 @@ def finished_record(settings: GenerationConfig) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     record = read_json(path)
-    wanted = json.loads(json.dumps(dataclasses.asdict(settings)))  # tuples as lists
+    wanted = json_values(dataclasses.asdict(settings))
     for name, value in wanted.items():
         if name not in FREE and record["settings"].get(name) != value:
             raise ValueError(
@@ -165,7 +164,7 @@ def _measured_by(settings: GenerationConfig, record: dict[str, Any], pipeline: D
         size = record["samples"]["height"], record["samples"]["width"]
         _, images = open_reference(settings, network, size, pipeline)
         reference = {"sha256": content_sha256(settings, images)}
-    return {"features": json.loads(json.dumps(network.description)), "reference": reference}
+    return {"features": json_values(network.description), "reference": reference}
 
 
 def run_sweep(config: SweepConfig, accelerator: Accelerator) -> list[dict[str, Any]]:
@@ -214,12 +213,10 @@ def run_sweep(config: SweepConfig, accelerator: Accelerator) -> list[dict[str, A
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     """Columns that hold nothing in any row are left out."""
     names = [name for name in dict.fromkeys(itertools.chain(*rows)) if any(row.get(name) is not None for row in rows)]
-    partial = partial_name(path)
-    with open(partial, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    publish(partial, path)
 
 
 def check_metric(metric: str | None, measured: list[str]) -> None:

@@ -9,12 +9,11 @@ python -m diffusers_lightningdit.evaluate tools grid --pipeline P --classes "[se
 import dataclasses
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from accelerate import Accelerator
 
-from ...data.latent_shards import partial_name, publish
-from ...grids import draw_images, labelled_grid
+from ...files import atomic_write
+from ...grids import draw_labelled_grid
 from ...settings import check_at_least, one_line_errors
 from ..drawn_images import check_sampling, load_pipeline, set_scheduler
 from ..image_archive import check_new_file, pack_folder, unpack_archive
@@ -81,7 +80,7 @@ class GridConfig:
 def draw_class_grid(config: GridConfig) -> tuple[int, int]:
     """Write a grid with a titled row for each class; returns its numbers of rows and columns.
 
-    Image j of row i comes from the seed `config.seed` + i * num_columns + j.
+    The images are the first `num_columns` of each class in a balanced set of `evaluate generation` with this seed.
 
     Raises:
         ValueError: if the pipeline cannot be used, or has no such class or setting.
@@ -93,16 +92,11 @@ def draw_class_grid(config: GridConfig) -> tuple[int, int]:
     chosen = list(range(min(10, num_classes)) if config.classes is None else config.classes)
     class_ids = pipeline.get_label_ids(chosen)
     pipeline.to(Accelerator().device)
-    labels = [class_id for class_id in class_ids for _ in range(config.num_columns)]
-    images = list(draw_images(pipeline, labels, config.seed, config.batch_size, **config.sampling))
-    names = getattr(pipeline, "id2label", {})
-    titles = [f"{class_id} {names.get(class_id, '').split(',')[0]}".strip() for class_id in class_ids]
-    rows = [
-        (title, images[row * config.num_columns : (row + 1) * config.num_columns]) for row, title in enumerate(titles)
-    ]
-    partial = partial_name(Path(config.output))
-    labelled_grid(rows, zoom=config.zoom).save(partial, format="PNG")
-    publish(partial, Path(config.output))
+    grid = draw_labelled_grid(
+        pipeline, class_ids, config.num_columns, config.seed, config.batch_size, config.zoom, **config.sampling
+    )
+    with atomic_write(config.output) as partial:
+        grid.save(partial, format="PNG")
     return len(class_ids), config.num_columns
 
 

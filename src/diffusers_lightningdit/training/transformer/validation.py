@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
 from ...flow_matching import flow_matching_losses
-from ...grids import draw_images
+from ...grids import draw_class_images
 from ...keyed_random import KeyedRandom
 from ...models import AutoencoderVAVAE
 from ..loop import global_mean
@@ -66,12 +66,12 @@ def validation_losses(
 def draw_grid(
     pipeline: DiffusionPipeline, num_images: int, seed: int, batch_size: int, class_ids: Sequence[int] | None = None
 ) -> Image.Image:
-    """Images of classes spread evenly, image i from the noise of seed `seed` + i, in a grid that is about square.
+    """Images of classes spread evenly, those that `evaluate generation` draws with this seed, in an about square grid.
 
     Args:
         pipeline: The pipeline that draws them, by its own recipe.
         num_images: The number of images.
-        seed: The seed of the first image.
+        seed: The seed of the images' noise.
         batch_size: Images drawn at a time.
         class_ids: The classes to draw; all by default.
     """
@@ -79,6 +79,6 @@ def draw_grid(
     num_classes = len(class_ids)
     labels = [class_ids[number * num_classes // num_images if num_images < num_classes else number % num_classes]
               for number in range(num_images)]  # fmt: skip
-    images = list(draw_images(pipeline, labels, seed, batch_size))
+    images = list(draw_class_images(pipeline, labels, seed, batch_size))
     columns = next(count for count in range(int(num_images**0.5), num_images + 1) if num_images % count == 0)
     return make_image_grid(images, rows=num_images // columns, cols=columns)

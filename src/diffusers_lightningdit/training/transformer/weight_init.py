@@ -4,7 +4,6 @@
 import torch
 
 from ...models import LightningDiTTransformer2DModel
-from ...original.files import CheckpointError
 from ...original.transformer import load_transformer
 
 INPUT_WEIGHT = "patch_embed.weight"  # [D, C, p, p]
@@ -17,14 +16,14 @@ def load_initial_transformer(name: str) -> LightningDiTTransformer2DModel:
         ValueError: in one line, if it is none of these.
     """
     if name.endswith((".pt", ".pth", ".ckpt")):
-        return load_transformer(name)  # CheckpointError is a ValueError
+        return load_transformer(name)
     for subfolder in (None, "transformer"):
         try:
             if LightningDiTTransformer2DModel.load_config(name, subfolder=subfolder).get("num_layers") is not None:
                 return LightningDiTTransformer2DModel.from_pretrained(name, subfolder=subfolder)
         except (OSError, ValueError):
             continue
-    raise CheckpointError(
+    raise ValueError(
         f"`weight_init` is {name!r}; required: folder or Hub id of a LightningDiT transformer or pipeline, or an "
         "original checkpoint (.pt)."
     )

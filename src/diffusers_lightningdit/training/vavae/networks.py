@@ -17,7 +17,7 @@ from ...models import AutoencoderVAVAE
 from ...networks.foundation_model import FoundationModel
 from ...networks.inception import InceptionFeatures
 from ...networks.lpips import LPIPS, SMALLEST
-from ...original import CheckpointError, build_autoencoder, read_autoencoder
+from ...original import build_autoencoder, read_autoencoder
 from ...original.vae_training import LOGVAR, LOSS_FILE, PREFIXES, TRAINING_FOLDER, training_models
 from .config import VAVAETrainingConfig
 
@@ -128,7 +128,7 @@ def load_networks(name: str) -> VAVAENetworks:
         models, left_over = training_models(training)
         logvar = left_over.get(LOGVAR, torch.zeros(()))
         if logvar.numel() != 1 or not logvar.isfinite().all():
-            raise CheckpointError(f"`{LOGVAR}` is {logvar.tolist()}; required: one finite number.")
+            raise ValueError(f"`{LOGVAR}` is {logvar.tolist()}; required: one finite number.")
     except ValueError as error:
         raise ValueError(f"`weight_init` is {name!r}: {error}") from error
     models = {part: model.float().train() for part, model in models.items()}

@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ...data.images import to_8_bits
+from ...files import one_line
 from ...metrics.alignment import distance_matrix_gap, linear_cka
 from ...metrics.channel_statistics import channel_statistics
 from ...metrics.frechet import FeatureStatistics
@@ -65,7 +66,7 @@ class AutoencoderValidation:
         images of the reconstructions from the means of the posteriors. `validation_rfid`, `validation_rfd`: Fréchet
         distance of real and reconstructed images, in the features of Inception (of 8-bit images), and in the
         foundation model's averaged over positions; `latents_interpolation_fd`: in these, that of real images and those
-        between two latents (arXiv 2603.05630). `latents_*`: those of `latent_quality`, of the posteriors' means.
+        between two latents (arXiv 2603.05630). `latents_*`: measures of the posteriors' means.
 
         What cannot be computed of these images or these weights is left out, which is reported once.
         """
@@ -87,7 +88,7 @@ class AutoencoderValidation:
                 value = measure()
             except (ValueError, torch.linalg.LinAlgError) as error:
                 if name not in self.left_out:
-                    self.report(f"validation leaves out `{name}`: {' '.join(str(error).split())}")
+                    self.report(f"validation leaves out `{name}`: {one_line(error)}")
                 self.left_out.add(name)
             else:
                 measures |= value if isinstance(value, dict) else {name: value}

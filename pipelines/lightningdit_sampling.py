@@ -1,0 +1,866 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""The code that all pipelines of LightningDiT (arXiv 2501.01423) share, from the time grid to the denoising loop.
+
+A pipeline imports this file relatively, `from .lightningdit_sampling import ...`. diffusers' loader of custom pipelines
+follows that import: it copies or downloads this file together with the pipeline's. For this to work, this file imports
+nothing but torch, diffusers, numpy and PIL, and defines no `DiffusionPipeline`, of which diffusers accepts one only.
+
+Time: the transformer uses t, with t = 0 for noise and t = 1 for data, and predicts the velocity, data - noise. The
+schedulers of diffusers use sigma = 1 - t, so that d latents / d sigma = -velocity. Only this file converts one into the
+other: `set_timesteps` computes t from sigma, `_denoise` negates the velocity.
+
+Letters in the shape comments: B batch, C latent channels. `height` and `width` of latents are those of the images
+divided by the downsampling factor of the autoencoder.
+"""
+
+import difflib
+import inspect
+import math
+import os
+import re
+import sys
+from collections.abc import Callable
+from numbers import Integral, Real
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import (
+    AutoencoderRAE,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    FasterCacheConfig,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    ImagePipelineOutput,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    UniPCMultistepScheduler,
+)
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders import SanaLoraLoaderMixin
+from diffusers.utils.torch_utils import randn_tensor
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Schedulers and their time grid
+# ---------------------------------------------------------------------------------------------------------------------
+
+SUPPORTED_SCHEDULERS = (
+    "Use FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, or DPMSolver / UniPC with "
+    "use_flow_sigmas=True, prediction_type='flow_prediction', flow_shift=<shift>."
+)
+REFUSED_SCHEDULERS = {
+    "DEISMultistepScheduler": "it repeats the last sigma instead of ending at 0, which leaves noise in the image",
+    "SASolverScheduler": "it repeats the last sigma instead of ending at 0, which leaves noise in the image",
+    "FlowMatchLCMScheduler": "it adds noise at every step, for distilled models only",
+}
+
+
+def check_scheduler(scheduler) -> None:
+    """Raise ValueError, with the reason, if a scheduler cannot integrate a flow with sigma = 1 - t."""
+    name = type(scheduler).__name__
+    if name in REFUSED_SCHEDULERS:
+        raise ValueError(f"`scheduler` is {name}: {REFUSED_SCHEDULERS[name]}. {SUPPORTED_SCHEDULERS}")
+    if name == "FlowMatchSDEScheduler":  # by name, since this file must not import the package that defines it
+        required = {}
+    elif isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)):
+        required = {"use_dynamic_shifting": False, "invert_sigmas": False}
+    elif isinstance(scheduler, (DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, UniPCMultistepScheduler)):
+        required = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "final_sigmas_type": "zero"}
+        required |= {"use_dynamic_shifting": False}
+    else:
+        raise ValueError(
+            f"`scheduler` is {name}: it does not integrate a flow with sigma = 1 - t. {SUPPORTED_SCHEDULERS}"
+        )
+    for flag, value in required.items():
+        if scheduler.config.get(flag, value) != value:
+            raise ValueError(
+                f"`scheduler` is {name} with {flag}={scheduler.config[flag]!r}; required: {flag}={value!r}. "
+                f"{SUPPORTED_SCHEDULERS}"
+            )
+
+
+def set_timesteps(scheduler, num_inference_steps: int, device: torch.device) -> torch.Tensor:
+    """Set the grid of a scheduler and return t = 1 - sigma of each network evaluation, float32, on the CPU.
+
+    A scheduler that accepts sigmas gets the grid of the original implementation, N + 1 equally spaced points for N
+    steps, before the shift; its own default would shift the smallest sigma twice. t is computed from `sigmas`, because
+    several schedulers round their `timesteps` to integers.
+    """
+    if isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler)):
+        sigmas = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)[:-1]
+        scheduler.set_timesteps(sigmas=sigmas.numpy(), device=device)
+    else:
+        scheduler.set_timesteps(num_inference_steps, device=device)
+    return 1.0 - scheduler.sigmas[: len(scheduler.timesteps)].to("cpu", torch.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Velocity and guidance
+# ---------------------------------------------------------------------------------------------------------------------
+
+# A point of the time grid that should coincide with an end of the guidance interval may miss it by float32 rounding.
+TIME_TOLERANCE = 1e-6
+
+# These caches count calls or keep states over all calls of the network, whatever their `cache_context`. Every call of
+# a run must therefore have the same batch size.
+SINGLE_BATCH_CACHES = (FasterCacheConfig, MagCacheConfig, PyramidAttentionBroadcastConfig)
+
+
+def predict_velocity(
+    transformer,
+    latents: torch.Tensor,
+    t: float,
+    class_ids: torch.Tensor,
+    attention_kwargs: dict | None = None,
+    cache_context: str | None = None,
+) -> torch.Tensor:
+    """Evaluate the network at time t, for all ids or for several ids of each latent.
+
+    Args:
+        latents: [B, C, height, width].
+        class_ids: [k B]; the latents are repeated k times.
+        cache_context: The name under which caches keep the states of this call, whose batch size must not change. By
+            default there is one context for unguided and one for guided calls.
+
+    Returns:
+        Velocity, float32 [k B, C, height, width].
+    """
+    repeats = len(class_ids) // len(latents)
+    with transformer.cache_context(cache_context or ("cond" if repeats == 1 else "cond_uncond")):
+        velocity = transformer(
+            hidden_states=latents.repeat(repeats, 1, 1, 1).to(transformer.dtype),
+            timestep=torch.full((len(class_ids),), t, dtype=torch.float32, device=latents.device),
+            class_labels=class_ids,
+            attention_kwargs=attention_kwargs,
+            return_dict=False,
+        )[0]
+    return velocity.float()
+
+
+def guide(
+    conditional: torch.Tensor, unconditional: torch.Tensor, scale: float, num_channels: int | None
+) -> torch.Tensor:
+    """Classifier-free guidance (arXiv 2207.12598): unconditional + scale (conditional - unconditional).
+
+    Args:
+        conditional, unconditional: Velocities [B, C, height, width].
+        scale: The strength of guidance; 1 returns `conditional`.
+        num_channels: The number of leading channels that are guided, None for all. The other channels are those of
+            `conditional`. The released LightningDiT figures guide 3 of 32 channels.
+    """
+    guided = unconditional + scale * (conditional - unconditional)
+    if num_channels is None:
+        return guided
+    return torch.cat([guided[:, :num_channels], conditional[:, num_channels:]], dim=1)
+
+
+def in_interval(t: float, interval: tuple[float, float] | None) -> bool:
+    """Return whether guidance is applied at time t (arXiv 2404.07724); None stands for all times."""
+    return interval is None or interval[0] - TIME_TOLERANCE <= t <= interval[1] + TIME_TOLERANCE
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Latents of the autoencoder
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def vae_geometry(vae) -> tuple[int, int]:
+    """Return (latent channels, downsampling factor) of an image autoencoder of diffusers.
+
+    Raises:
+        ValueError: If neither its class nor its config states them.
+    """
+    if isinstance(vae, AutoencoderRAE):
+        return vae.config.encoder_hidden_size, vae.config.patch_size
+    latent_channels = vae.config.get("latent_channels")
+    if "block_out_channels" in vae.config:
+        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    else:
+        factor = getattr(vae, "spatial_compression_ratio", None)
+    if latent_channels is None or factor is None:
+        raise ValueError(
+            f"`vae` is {type(vae).__name__}; required: an image autoencoder with `latent_channels` and "
+            "`block_out_channels` in its config."
+        )
+    return latent_channels, factor
+
+
+def latents_statistics(vae, latents: torch.Tensor) -> tuple:
+    """Return (mean, std, scaling_factor) of normalised = (raw - mean) / std * scaling_factor, from the VAE's config."""
+    scaling_factor = vae.config.get("scaling_factor") or 1.0
+    if vae.config.get("latents_mean") is None:
+        return vae.config.get("shift_factor") or 0.0, 1.0, scaling_factor
+    mean = latents.new_tensor(vae.config.latents_mean).view(1, -1, 1, 1)
+    std = latents.new_tensor(vae.config.latents_std).view(1, -1, 1, 1)
+    return mean, std, scaling_factor
+
+
+def normalize_latents(vae, latents: torch.Tensor) -> torch.Tensor:
+    """Convert raw latents of `vae.encode` into the normalised latents of the transformer."""
+    if hasattr(vae, "normalize_latents"):
+        return vae.normalize_latents(latents)
+    if isinstance(vae, AutoencoderRAE):  # normalises inside encode and decode
+        return latents
+    mean, std, scaling_factor = latents_statistics(vae, latents)
+    return (latents - mean) / std * scaling_factor
+
+
+def denormalize_latents(vae, latents: torch.Tensor) -> torch.Tensor:
+    """Convert normalised latents of the transformer into raw latents for `vae.decode`."""
+    if hasattr(vae, "denormalize_latents"):
+        return vae.denormalize_latents(latents)
+    if isinstance(vae, AutoencoderRAE):  # normalises inside encode and decode
+        return latents
+    mean, std, scaling_factor = latents_statistics(vae, latents)
+    return latents * std / scaling_factor + mean
+
+
+def encode(vae, images: torch.Tensor) -> torch.Tensor:
+    """Encode images [B, 3, height, width] in [-1, 1] as the normalised mode of the posterior, float32."""
+    encoded = vae.encode(images.to(vae.dtype))
+    latents = encoded.latent if isinstance(vae, AutoencoderRAE) else encoded.latent_dist.mode()
+    return normalize_latents(vae, latents.float())
+
+
+def decode(vae, latents: torch.Tensor) -> torch.Tensor:
+    """Decode normalised latents to images [B, 3, height, width], within about [-1, 1], float32."""
+    latents = denormalize_latents(vae, latents)
+    return vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Images
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def list_images(image, name: str = "image", is_mask: bool = False) -> list:
+    """Return the images of an argument as a list.
+
+    Args:
+        image: A PIL image, an array [height, width, 3] or a tensor [3, height, width] within [0, 1], or a batch or list
+            of them. A mask has no channels.
+        name: The name of the argument, for the error.
+        is_mask: Whether the images are masks.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    ndim = 2 if is_mask else 3
+    is_several = isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == ndim + 1
+    images = list(image) if is_several else [image]
+
+    def problem(one) -> str | None:
+        if isinstance(one, PIL.Image.Image):
+            return None
+        if not isinstance(one, (np.ndarray, torch.Tensor)):
+            return f"a {type(one).__name__}"
+        channel_axis = 2 if isinstance(one, np.ndarray) else 0
+        if one.ndim != ndim or not (is_mask or one.shape[channel_axis] == 3):
+            return f"the shape {tuple(one.shape)}"
+        if not (one.min() >= 0 and one.max() <= 1):
+            return f"values from {float(one.min()):g} to {float(one.max()):g}"
+        return None
+
+    kinds = (
+        "arrays or tensors [height, width]" if is_mask else "arrays [height, width, 3] or tensors [3, height, width]"
+    )
+    for found in [problem(one) for one in images] or ["nothing"]:
+        if found is not None:
+            raise ValueError(
+                f"`{name}` holds {found}; required: PIL images, or {kinds} with values within [0, 1], or several."
+            )
+    return images
+
+
+def preprocess(images: list, height: int, width: int, factor: int, is_mask: bool = False) -> torch.Tensor:
+    """Resize images of `list_images` to a height and width that are multiples of `factor`, and stack them.
+
+    Returns:
+        Images [B, 3, height, width] in [-1, 1]; masks [B, 1, height, width] of zeros and ones.
+    """
+    if is_mask:
+        settings = {"do_normalize": False, "do_binarize": True, "do_convert_grayscale": True}
+    else:
+        settings = {"do_convert_rgb": True}
+    processor = VaeImageProcessor(vae_scale_factor=factor, **settings)
+
+    def as_float(image):  # diffusers cannot resize half precision, integers or booleans
+        if isinstance(image, np.ndarray):
+            return image.astype("float32")
+        return image.float() if isinstance(image, torch.Tensor) else image
+
+    return torch.cat([processor.preprocess(as_float(image), height, width) for image in images])
+
+
+def postprocess(processor: VaeImageProcessor, images: torch.Tensor, output_type: str):
+    """Convert images [B, 3, height, width] in [-1, 1] to the output type "pil", "np" or "pt"."""
+    if output_type == "pil":
+        # 8 bits by truncation, as in the original; then k / 255, which the conversion of diffusers keeps exactly
+        pixels = (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
+        return processor.numpy_to_pil(pixels.permute(0, 2, 3, 1).cpu().numpy() / 255)
+    return processor.postprocess(images, output_type=output_type)
+
+
+def initial_noise(
+    latents: torch.Tensor | None, shape: tuple[int, ...], generator, device: torch.device
+) -> torch.Tensor:
+    """Return the noise that the user gave as `latents`, or draw it from N(0, I), in float32."""
+    if latents is None:
+        return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+    return latents.to(device, torch.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def is_integer(value) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_interval(value) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and 0 <= value[0] <= value[1] <= 1
+
+
+def is_count(value, sizes: dict) -> bool:
+    return is_integer(value) and value >= 1
+
+
+def is_multiple(value, sizes: dict) -> bool:
+    return is_integer(value) and value >= sizes["multiple"] and value % sizes["multiple"] == 0
+
+
+def is_positive(value, sizes: dict) -> bool:
+    return isinstance(value, Real) and 0 < value < math.inf
+
+
+# For each argument: the condition on its value, and the requirement in words. Both may use the sizes that follow from
+# the components and from other arguments; `check_arguments` is called with them.
+REQUIREMENTS: dict[str, tuple[Callable[..., bool], str]] = {
+    "num_inference_steps": (is_count, "an integer of at least 1"),
+    "num_images_per_prompt": (is_count, "an integer of at least 1"),
+    "num_probes": (is_count, "an integer of at least 1"),
+    "num_images": (lambda value, sizes: is_integer(value) and value >= 2, "an integer of at least 2"),
+    "guidance_scale": (
+        lambda value, sizes: isinstance(value, Real) and 0 <= value < math.inf,
+        "a finite number of at least 0",
+    ),
+    "guidance_interval": (
+        lambda value, sizes: value is None or is_interval(value),
+        "(start, end) with 0 <= start <= end <= 1, or None for all times",
+    ),
+    "guidance_channels": (
+        lambda value, sizes: value is None or (is_integer(value) and 1 <= value <= sizes["in_channels"]),
+        "an integer from 1 to {in_channels}, or None for all",
+    ),
+    "strength": (lambda value, sizes: isinstance(value, Real) and 0 < value <= 1, "a number above 0 and at most 1"),
+    "divergence": (lambda value, sizes: value in sizes["divergences"], "one of {divergences}"),
+    "ode_method": (
+        lambda value, sizes: value is None or value in sizes["ode_methods"],
+        "None or one of {ode_methods}",
+    ),
+    "ode_atol": (is_positive, "a positive number"),
+    "ode_rtol": (is_positive, "a positive number"),
+    "height": (is_multiple, "a positive multiple of {multiple} pixels"),
+    "width": (is_multiple, "a positive multiple of {multiple} pixels"),
+    "latents": (lambda value, sizes: value is None or tuple(value.shape) == sizes["shape"], "{shape}"),
+    "generator": (
+        lambda value, sizes: not isinstance(value, list) or len(value) == sizes["batch_size"],
+        "{batch_size}, one for each image",
+    ),
+    "output_type": (lambda value, sizes: value in sizes["output_types"], "one of {output_types}"),
+    "callback_on_step_end_tensor_inputs": (
+        lambda value, sizes: set(value) <= set(sizes["tensor_inputs"]),
+        "any of {tensor_inputs}",
+    ),
+}
+
+
+def require(condition: bool, name: str, value, requirement: str) -> None:
+    """Raise ValueError with the name of an argument, its value and the requirement, unless the condition holds."""
+    if condition:
+        return
+    if isinstance(value, torch.Tensor):
+        found = f"has the shape {tuple(value.shape)}"
+    elif isinstance(value, list) and value and isinstance(value[0], torch.Generator):
+        found = f"is a list of {len(value)}"
+    else:
+        found = f"is {value!r}"
+    raise ValueError(f"`{name}` {found}; required: {requirement}.")
+
+
+def check_arguments(arguments: dict, **sizes) -> None:
+    """Raise ValueError for the first of the arguments whose value does not meet `REQUIREMENTS`."""
+    for name, value in arguments.items():
+        condition, requirement = REQUIREMENTS[name]
+        require(condition(value, sizes), name, value, requirement.format(**sizes))
+
+
+def check_components(transformer, vae) -> None:
+    """Raise ValueError unless the autoencoder has the latent channels of the transformer.
+
+    This is checked in every call, because the components of a pipeline can be replaced.
+    """
+    latent_channels, in_channels = vae_geometry(vae)[0], transformer.config.in_channels
+    if latent_channels != in_channels:
+        raise ValueError(
+            f"`vae` has {latent_channels} latent channels; required: the transformer's `in_channels` {in_channels}."
+        )
+
+
+def image_size(transformer, vae, height: int | None, width: int | None) -> tuple[int, int]:
+    """Return the height and width of images in pixels, with the size of the training in place of None."""
+    trained_size = transformer.config.sample_size * vae_geometry(vae)[1]
+    return trained_size if height is None else height, trained_size if width is None else width
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Hub
+# ---------------------------------------------------------------------------------------------------------------------
+
+# The library of our classes in model_index.json, and the name of the file with their code beside the weights. diffusers
+# uses the installed package if it is imported, and otherwise, with `trust_remote_code=True`, the file.
+PACKAGE = "diffusers_lightningdit"
+
+# This file, as it is saved beside `pipeline.py`. It is read on import and not when a pipeline is saved, because as
+# remote code it may by then have been overwritten by the file of another repository.
+SHARED_FILE = __name__.rpartition(".")[2] + ".py"
+SHARED_CODE = __spec__.loader.get_source(__name__)
+
+# The generic model card of diffusers consists of blanks to fill in. It is recognised by this sentence.
+GENERIC_CARD = "This model card has been automatically generated."
+MODEL_CARD = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags:
+- lightningdit
+- class-conditional
+---
+
+# {title}
+
+```python
+from diffusers import DiffusionPipeline
+
+repository = "{repository}"
+pipe = DiffusionPipeline.from_pretrained(repository, custom_pipeline=repository, trust_remote_code=True)
+{call}
+```
+
+This runs the Python files of this repository. With the package diffusers-lightningdit, which holds the same files,
+nothing from here is run:
+
+```python
+import diffusers_lightningdit  # makes its classes known to diffusers
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{repository}")
+{call}
+```
+
+Images of {size}x{size} pixels of {num_classes} classes, drawn by a flow-matching transformer (LightningDiT,
+[arXiv 2501.01423](https://arxiv.org/abs/2501.01423), {transformer_parameters:,} parameters) in the latents of an
+autoencoder (`{vae}`, {vae_parameters:,} parameters). The argument is a class id{or_name}, or a list of them{names}.
+
+Unless given to the call, sampling takes: {recipe}.
+"""
+
+
+class HubMixin:
+    """Saves pipelines to folders and repositories that load with the package and, as remote code, without it.
+
+    A pipeline has its own source code in `_source_code`.
+    """
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        # Folders may hold different versions of the code. diffusers runs the pipeline's file of each folder anew; this
+        # makes Python import the shared file of each folder anew, too.
+        if __name__.startswith("diffusers_modules.") and cls.__module__ != __name__:
+            sys.modules.pop(__name__, None)
+
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Write model_index.json, the code of this pipeline, and the code of its components beside their weights.
+
+        `save_pretrained` and `push_to_hub` of diffusers end with this call. Of a pipeline that was loaded as remote
+        code, diffusers alone would drop the code and write names that cannot be loaded again.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, component in self.components.items():
+            cls = type(getattr(component, "_orig_mod", component))  # a compiled model is a wrapper
+            code = vars(cls).get("_source_code")  # not inherited: a user's subclass is defined in another file
+            if code is not None:
+                self.register_to_config(**{name: (PACKAGE, cls.__name__)})
+                if (folder / name).is_dir():
+                    (folder / name / f"{PACKAGE}.py").write_text(code, encoding="utf-8", newline="\n")
+        code = vars(type(self)).get("_source_code")
+        if code is not None:
+            (folder / "pipeline.py").write_text(code, encoding="utf-8", newline="\n")
+            (folder / SHARED_FILE).write_text(SHARED_CODE, encoding="utf-8", newline="\n")
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> DiffusionPipeline:
+        """Create a pipeline from the components of another one, taken over by name.
+
+        diffusers alone would compare the classes of the components with the annotations of the constructor. These
+        files cannot import the class of the transformer, and any image autoencoder with the right latents will do.
+        """
+        for name in ("transformer", "vae"):
+            if name in pipeline.components and name in inspect.signature(cls.__init__).parameters:
+                kwargs.setdefault(name, pipeline.components[name])
+        return super().from_pipe(pipeline, **kwargs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Class labels
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ClassLabelsMixin:
+    """Lets a pipeline with a transformer accept the names of classes in place of their ids."""
+
+    def _register_id2label(self, id2label: dict | None) -> None:
+        # After loading, JSON has made the key 207 the string "207".
+        self._id2label = {int(key): name for key, name in (id2label or {}).items()}
+        num_classes = self.transformer.config.num_classes if self.transformer is not None else math.inf
+        for class_id in self._id2label:
+            if not 0 <= class_id < num_classes:
+                raise ValueError(
+                    f"`id2label` has the key {class_id}; the transformer's classes are 0 to {num_classes - 1}."
+                )
+        self.register_to_config(id2label=self._id2label or None)
+
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Save the names of all classes that the transformer has now, including those of loaded LoRAs."""
+        before = self.config.id2label
+        self.register_to_config(id2label=self.id2label or None)
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        self.register_to_config(id2label=before)
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """The names of the classes of the checkpoint and of the loaded LoRAs, by id."""
+        return {**self._id2label, **getattr(self.transformer, "new_class_names", {})}
+
+    @property
+    def labels(self) -> dict[str, list[int]]:
+        """The ids of each name and synonym. A name may have several ids: ImageNet has two classes called "crane"."""
+        labels: dict[str, list[int]] = {}
+        for class_id, names in self.id2label.items():
+            # the whole entry is a name, too
+            for name in dict.fromkeys([names.strip(), *map(str.strip, names.split(","))]):
+                labels.setdefault(name, []).append(class_id)
+        return labels
+
+    def get_label_ids(self, class_labels: int | str | list[int | str] | torch.Tensor) -> list[int]:
+        """Return the ids of classes that are given by id or name.
+
+        A name is looked up as it is written and, if it is not found, regardless of upper and lower case.
+
+        Raises:
+            ValueError: For an unknown name (the error lists the nearest ones), a name of several classes, or an id out
+                of range.
+        """
+        if hasattr(class_labels, "tolist"):  # a tensor or an array of ids
+            class_labels = class_labels.tolist()
+        if not isinstance(class_labels, (list, tuple)):
+            class_labels = [class_labels]
+        if not class_labels:
+            raise ValueError("`class_labels` is empty; required: at least one class id or name.")
+        labels = self.labels
+        ids = []
+        for label in class_labels:  # nested lists, for instance from a tensor [B, 1], are flattened
+            if isinstance(label, (list, tuple)):
+                ids += self.get_label_ids(label)
+            elif isinstance(label, str):
+                ids.append(self._id_of_name(label, labels))
+            else:
+                ids.append(self._checked_id(label))
+        return ids
+
+    def _id_of_name(self, name: str, labels: dict[str, list[int]]) -> int:
+        if not labels:
+            raise ValueError(f"`class_labels` has the name {name!r}; this pipeline has no `id2label`, use ids.")
+        ids = labels.get(name.strip())
+        if ids is None:
+            wanted = name.strip().lower()
+            ids = sorted({i for known, known_ids in labels.items() if known.lower() == wanted for i in known_ids})
+        if not ids:
+            by_lower_case = {known.lower(): known for known in labels}
+            nearest = difflib.get_close_matches(name.lower(), by_lower_case, n=3, cutoff=0.5)
+            hint = "`pipe.labels` lists the names"
+            if nearest:
+                hint = f"nearest: {', '.join(repr(by_lower_case[match]) for match in nearest)}"
+            raise ValueError(f"`class_labels` has the unknown name {name!r}; {hint}.")
+        if len(ids) > 1:
+            raise ValueError(f"`class_labels` has the name {name!r} of several classes; use one of the ids {ids}.")
+        return ids[0]
+
+    def _checked_id(self, class_id: int) -> int:
+        if not is_integer(class_id):
+            raise ValueError(f"`class_labels` has {class_id!r}; required: class ids (int) or names (str).")
+        num_classes = self.transformer.config.num_classes
+        if not 0 <= class_id < num_classes:
+            raise ValueError(f"`class_labels` has the id {class_id}; required: 0 to {num_classes - 1}.")
+        return int(class_id)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# LoRA
+# ---------------------------------------------------------------------------------------------------------------------
+
+# The name of a LoRA weight, in the naming of PEFT or an older one: the module and which of its two matrices it is.
+LORA_WEIGHT = re.compile(r"(?P<module>.+)\.(?P<matrix>lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)\.weight")
+
+
+class LoraMixin(SanaLoraLoaderMixin):
+    """Loads LoRAs of the transformer, and refuses those of other architectures."""
+
+    @classmethod
+    def load_lora_into_transformer(cls, state_dict: dict[str, torch.Tensor], transformer, *args, **kwargs) -> None:
+        """Load a LoRA as diffusers does, after a check that each weight has a place in this transformer.
+
+        diffusers alone would drop the weights of another architecture with a warning, or fail inside PEFT.
+
+        Raises:
+            ValueError: Naming the first weight without a place.
+        """
+        modules = {f"{cls.transformer_name}.{name}": module for name, module in transformer.named_modules()}
+        for key, weight in state_dict.items():
+            match = LORA_WEIGHT.fullmatch(key)
+            if match is None:
+                continue  # an alpha, for instance, which diffusers handles
+            is_input = match["matrix"] in ("lora_A", "lora_down", "lora.down")
+            # A convolution has no such attribute; a layer with an adapter returns that of its linear layer.
+            width = getattr(modules.get(match["module"]), "in_features" if is_input else "out_features", None)
+            problem = None
+            if match["module"] not in modules:
+                problem = f"no module `{match['module']}`"
+            elif width is not None and weight.ndim == 2 and weight.shape[is_input] != width:
+                problem = f"{'in' if is_input else 'out'}put width {width} there, not {weight.shape[is_input]}"
+            if problem is not None:
+                raise ValueError(
+                    f"LoRA weight `{key}`: {type(transformer).__name__} has {problem}; required: a LoRA trained for "
+                    "this architecture, with keys `transformer.<module>.lora_A.weight`."
+                )
+        super().load_lora_into_transformer(state_dict, transformer, *args, **kwargs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sampling
+# ---------------------------------------------------------------------------------------------------------------------
+
+# The values that replace those of a missing `sampling_recipe`: the defaults of diffusers for class-conditional
+# transformers.
+DEFAULT_RECIPE = {
+    "num_inference_steps": 50,
+    "guidance_scale": 4.0,
+    "guidance_interval": None,
+    "guidance_channels": None,
+    "ode_method": None,
+    "ode_atol": 1e-6,
+    "ode_rtol": 1e-3,
+}
+# The default of arguments that the recipe replaces. It is not None, because None is a value of some of them.
+RECIPE = "recipe"
+
+
+class SamplingMixin(ClassLabelsMixin, LoraMixin, HubMixin):
+    """The part that the pipelines that draw images have in common; each adds its `__call__`.
+
+    Attributes:
+        _card_call: The line of the model card that calls the pipeline.
+    """
+
+    model_cpu_offload_seq = "transformer->vae"
+    _callback_tensor_inputs = ["latents"]
+    _interrupt = False
+    _current_timestep = None
+
+    def __init__(self, transformer, vae, scheduler, id2label: dict | None = None, sampling_recipe: dict | None = None):
+        super().__init__()
+        self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
+        for key in sampling_recipe or {}:
+            if key not in DEFAULT_RECIPE:
+                raise ValueError(f"`sampling_recipe` has the key {key!r}; known are {', '.join(DEFAULT_RECIPE)}.")
+        self._register_id2label(id2label)
+        self.register_to_config(sampling_recipe=sampling_recipe)
+        self.image_processor = VaeImageProcessor()
+
+    # -- state, which callbacks, guiders and caches read -----------------------------------------------------------
+
+    @property
+    def guidance_scale(self) -> float:
+        """The scale of the next step; a callback changes it by setting `pipe._guidance_scale`."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """The number of network evaluations along the time grid."""
+        return self._num_timesteps
+
+    @property
+    def current_timestep(self) -> torch.Tensor | None:
+        """The timestep of the scheduler, from 1000 (noise) to 0; None outside the loop."""
+        return self._current_timestep
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the remaining steps are skipped; a callback sets `pipe._interrupt = True`."""
+        return self._interrupt
+
+    # -- arguments -------------------------------------------------------------------------------------------------
+
+    def _from_recipe(self, **arguments) -> dict:
+        """Replace arguments that are `RECIPE` by the values of the checkpoint's recipe, or else the defaults."""
+        recipe = {**DEFAULT_RECIPE, **(self.config.sampling_recipe or {})}
+        return {
+            name: recipe[name] if isinstance(value, str) and value == RECIPE else value
+            for name, value in arguments.items()
+        }
+
+    def check_inputs(
+        self, *, num_labels: int, height, width, generator, latents, num_images_per_prompt=1, **arguments
+    ) -> None:
+        """Raise ValueError for a component or an argument that does not fit, before anything is computed.
+
+        Args:
+            num_labels: The number of class labels.
+            arguments: Further arguments of the call, by name.
+        """
+        check_scheduler(self.scheduler)
+        check_components(self.transformer, self.vae)
+        factor = vae_geometry(self.vae)[1]
+        in_channels = self.transformer.config.in_channels
+        arguments |= {"num_images_per_prompt": num_images_per_prompt, "height": height, "width": width}
+        check_arguments(
+            arguments,
+            in_channels=in_channels,
+            multiple=factor * self.transformer.config.patch_size,
+            output_types=("pil", "np", "pt", "latent"),
+            tensor_inputs=self._callback_tensor_inputs,
+        )
+        batch_size = num_labels * num_images_per_prompt
+        shape = (batch_size, in_channels, height // factor, width // factor)
+        check_arguments({"latents": latents, "generator": generator}, batch_size=batch_size, shape=shape)
+
+    # -- the loop --------------------------------------------------------------------------------------------------
+
+    def _guided_velocity(
+        self,
+        class_ids: torch.Tensor,
+        guidance_interval: tuple[float, float] | None,
+        guidance_channels: int | None,
+        attention_kwargs: dict | None,
+    ) -> Callable[[torch.Tensor, float, int], torch.Tensor]:
+        """Return the velocity with classifier-free guidance as a function of (latents, t, step).
+
+        The unconditional half is computed only where guidance is applied, or at every t for a cache that needs it. The
+        function reads `self.guidance_scale` at each step, because callbacks may change it.
+        """
+        null_ids = torch.full_like(class_ids, self.transformer.config.num_classes)
+        both_ids = torch.cat([null_ids, class_ids])
+        needs_both = self.guidance_scale > 1 and isinstance(self.transformer._cache_config, SINGLE_BATCH_CACHES)
+
+        def velocity(latents: torch.Tensor, t: float, step: int) -> torch.Tensor:
+            is_guided = self.guidance_scale > 1 and in_interval(t, guidance_interval)
+            if not (is_guided or needs_both):
+                return predict_velocity(self.transformer, latents, t, class_ids, attention_kwargs)
+            both = predict_velocity(self.transformer, latents, t, both_ids, attention_kwargs)
+            unconditional, conditional = both.chunk(2)
+            if not is_guided:
+                return conditional
+            return guide(conditional, unconditional, self.guidance_scale, guidance_channels)
+
+        return velocity
+
+    def _denoise(
+        self,
+        latents: torch.Tensor,
+        times: torch.Tensor,
+        velocity: Callable[[torch.Tensor, float, int], torch.Tensor],
+        generator: torch.Generator | list[torch.Generator] | None,
+        callback_on_step_end: Callable | None,
+        callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...],
+        after_step: Callable[[torch.Tensor, float], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Integrate the flow d latents / d sigma = -velocity along the grid of the scheduler.
+
+        Args:
+            latents: The state at times[0], float32 [B, C, height, width]. It stays in float32 whatever the network's
+                type is.
+            times: t of each network evaluation, the last ones of the grid of `set_timesteps`.
+            velocity: A function of (latents, t, step).
+            generator: Passed to schedulers that draw noise.
+            after_step: A function of (latents, t) that changes the latents after the step that ends at t.
+
+        Returns:
+            The state at t = 1.
+        """
+        timesteps = self.scheduler.timesteps[-len(times) :]
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        step_kwargs = {"generator": generator} if takes_generator else {}
+        times = [*times.tolist(), 1.0]
+        self._num_timesteps = len(timesteps)
+        self._interrupt = False
+
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for i, timestep in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                self._current_timestep = timestep
+                derivative = -velocity(latents, times[i], i)
+                latents = self.scheduler.step(derivative, timestep, latents, **step_kwargs, return_dict=False)[0]
+                if after_step is not None:
+                    latents = after_step(latents, times[i + 1])
+                if callback_on_step_end is not None:
+                    tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
+                    latents = callback_on_step_end(self, i, timestep, tensors).pop("latents", latents)
+                progress_bar.update()
+        self._current_timestep = None
+        return latents
+
+    def _to_images(self, latents: torch.Tensor, output_type: str):
+        """Decode normalised latents [B, C, height, width], unless the output type is "latent"."""
+        if output_type == "latent":
+            return latents
+        return postprocess(self.image_processor, decode(self.vae, latents), output_type)
+
+    def _output(self, images, return_dict: bool) -> ImagePipelineOutput | tuple:
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    # -- model card ------------------------------------------------------------------------------------------------
+
+    def _upload_folder(self, working_dir: str | os.PathLike, repo_id: str, **kwargs):
+        """Replace the generic model card in the last step of a push; a card of the repository's own is kept."""
+        card = Path(working_dir) / "README.md"
+        if card.is_file() and GENERIC_CARD in card.read_text(encoding="utf-8"):
+            card.write_text(self._model_card(repo_id), encoding="utf-8", newline="\n")
+        return super()._upload_folder(working_dir, repo_id, **kwargs)
+
+    def _model_card(self, repository: str) -> str:
+        names = [name.split(",")[0].strip() for _, name in sorted(self.id2label.items())]
+        label = next((repr(name) for name in names if len(self.labels[name]) == 1), "0")
+        recipe = {**DEFAULT_RECIPE, **(self.config.sampling_recipe or {})}
+        if recipe["ode_method"] is None:
+            recipe |= {"ode_atol": None, "ode_rtol": None}
+        return MODEL_CARD.format(
+            title=repository.rpartition("/")[2],
+            repository=repository,
+            call=self._card_call.format(label=label),
+            size=image_size(self.transformer, self.vae, None, None)[0],
+            num_classes=self.transformer.config.num_classes,
+            transformer_parameters=self.transformer.num_parameters(),
+            vae=type(self.vae).__name__,
+            vae_parameters=self.vae.num_parameters(),
+            or_name=" or name" if names else "",
+            names=f"; the names are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}" if names else "",
+            recipe=", ".join(f"`{key}={value!r}`" for key, value in recipe.items() if value is not None),
+        )
