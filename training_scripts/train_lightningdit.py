@@ -27,10 +27,10 @@ from diffusers_lightningdit.original import read_training_checkpoint
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
 from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_sampler
-from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
+from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
 from diffusers_lightningdit.training.moving_averages import MovingAverages
 from diffusers_lightningdit.training.optimizers import make_adamw
-from diffusers_lightningdit.training.run_state import RunState, find_checkpoint, make_run_state
+from diffusers_lightningdit.training.run_state import RunState, make_run_state
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 from diffusers_lightningdit.training.transformer.config import LightningDiTTrainingConfig
 from diffusers_lightningdit.training.transformer.data import TransformerData, load_data
@@ -78,7 +78,7 @@ def make_run(
     data: TransformerData,
     sampler: GlobalBatchSampler | RowStream,
 ) -> RunState:
-    """Model, optimiser, schedule, averages and guard: new, or as in the checkpoint to resume from."""
+    """Model, optimiser, schedule, averages and spike guard: new, or as in the checkpoint to resume from."""
     original, checkpoint = None, None
     if (config.resume_from_checkpoint or "").endswith(".pt"):
         original = read_training_checkpoint(config.resume_from_checkpoint)

@@ -24,10 +24,10 @@ from diffusers_lightningdit.files import weights_sha256, write_result
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
 from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_sampler
-from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
+from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
 from diffusers_lightningdit.training.moving_averages import MovingAverages
 from diffusers_lightningdit.training.optimizers import make_adamw
-from diffusers_lightningdit.training.run_state import RunState, find_checkpoint, make_run_state
+from diffusers_lightningdit.training.run_state import RunState, make_run_state
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 from diffusers_lightningdit.training.transformer.lora import (
     Classes,
@@ -86,9 +86,9 @@ def make_run(
     accelerator: Accelerator,
     transformer: LightningDiTTransformer2DModel,
     sampler: GlobalBatchSampler | RowStream,
-    **identity,
+    **must_match,
 ) -> RunState:
-    """LoRA, new rows, optimiser, schedule, averages and guard: new, or as in the checkpoint to resume from."""
+    """LoRA, new rows, optimiser, schedule, averages and spike guard: new, or as in the checkpoint to resume from."""
     architecture = dict(transformer.config)
     trained = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
     model, optimizer = accelerator.prepare(
@@ -103,7 +103,7 @@ def make_run(
         optimizers={NAME: optimizer},
         averages={NAME: MovingAverages(model.parameters(), config.ema_decays, config.ema_warmup)},
         architectures={NAME: architecture},
-        **identity,
+        **must_match,
     )
     checkpoint = find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint, state.report)
     if checkpoint is not None:
@@ -124,14 +124,14 @@ def main(argv: list[str] | None = None) -> None:
             lambda name, split: load_lora_data(config, pipeline, name, split, for_training=False)[0],
             accelerator.num_processes,
         )
-        identity = {
+        must_match = {
             "pipeline_sha256": weights_sha256(transformer),  # before the LoRA: the weights that no checkpoint holds
             "new_classes": classes.new_names,
             "alpha": config.alpha or config.rank,  # which no shape tells
         }
         vae.to(accelerator.device)
         prepare_transformer(config, transformer, classes)
-        state = make_run(config, accelerator, transformer, sampler, **identity)
+        state = make_run(config, accelerator, transformer, sampler, **must_match)
     with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
         if config.push_to_hub and accelerator.is_main_process:
             create_repo(config.hub_model_id, private=True, exist_ok=True)  # now, not after training

@@ -25,11 +25,11 @@ from diffusers_lightningdit.losses import VAELossSettings, autoencoder_losses, d
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
 from diffusers_lightningdit.training.batches import DATA_ERRORS, RandomlyFlipped, make_batch_sampler, train_steps
-from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
+from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
 from diffusers_lightningdit.training.loop import accumulating, due, finish_step
 from diffusers_lightningdit.training.moving_averages import MovingAverages
 from diffusers_lightningdit.training.progress import TrainingProgress
-from diffusers_lightningdit.training.run_state import RunState, find_checkpoint, make_run_state
+from diffusers_lightningdit.training.run_state import RunState, make_run_state
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 from diffusers_lightningdit.training.vavae.config import Stage, VAVAETrainingConfig
 from diffusers_lightningdit.training.vavae.data import load_training_images, load_validation_images
@@ -58,7 +58,7 @@ SHOWN = ("rec_loss", "kl_loss", "vf_loss", "g_loss", "disc_loss", "skipped")  # 
 def make_run(
     config: VAVAETrainingConfig, accelerator: Accelerator, networks: VAVAENetworks, sampler: Sampler
 ) -> RunState:
-    """Models, optimisers, schedules, average and guard: new, or as in the checkpoint to resume from."""
+    """Models, optimisers, schedules, average and spike guard: new, or as in the checkpoint to resume from."""
     vae = networks.vae
     if config.gradient_checkpointing:
         vae.enable_gradient_checkpointing()
@@ -129,7 +129,7 @@ def train(
         shown = validation or dataset.first(config.num_samples)
     elif config.random_flip:
         images = RandomlyFlipped(dataset, config.seed)
-    steps = train_steps(config, images, sampler, state.position, accelerator)
+    steps = train_steps(config, images, sampler, state.batch_index, accelerator)
     measure = validation and AutoencoderValidation(config, validation, teachers, accelerator, progress.report)
 
     with progress:
@@ -138,7 +138,7 @@ def train(
         while state.step < config.max_train_steps:
             stage = config.stage_at(state.step)
             if stage.local_step(state.step) == 0:
-                state.guard.forget_history()
+                state.spike_guard.forget_history()
             taking_part = [VAE, DISCRIMINATOR] if stage.discriminator_trains(state.step) else [VAE]
             scalars_of_batches, micro_batches = [], next(steps)
             for number, (batch, draws) in enumerate(micro_batches, start=1):
@@ -212,7 +212,7 @@ def discriminator_step(
 
 
 def loss_of_fixed_weights(settings: VAELossSettings, metrics: dict[str, float]) -> float:
-    """What spikes are seen by: the part of the loss whose weights are fixed."""
+    """The part of the loss whose weights are fixed; spikes are judged by it."""
     return metrics["nll_loss"] + settings.kl_weight * metrics["kl_loss"]
 
 

@@ -11,8 +11,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from diffusers_lightningdit.training.checkpoints import find_checkpoint
 from diffusers_lightningdit.training.moving_averages import MovingAverages
-from diffusers_lightningdit.training.run_state import RunState, find_checkpoint
+from diffusers_lightningdit.training.run_state import RunState
 from diffusers_lightningdit.training.spike_guard import SpikeGuard
 
 

@@ -26,10 +26,10 @@ class Numbers(Dataset):
         return {"number": int(index)}
 
 
-def batches(config, position=0):
+def batches(config, batch_index=0):
     accelerator = Accelerator(cpu=True)
     sampler = make_batch_sampler(config, Numbers(), accelerator)
-    return train_steps(config, Numbers(), sampler, position, accelerator)
+    return train_steps(config, Numbers(), sampler, batch_index, accelerator)
 
 
 def test_steps_run_over_epochs_and_can_be_found_again(tmp_path):
@@ -52,7 +52,7 @@ def test_parts_of_a_step_have_the_same_samples_and_random_numbers(tmp_path):
 def test_the_processes_generators_depend_on_the_position_alone(tmp_path):
     numbers = [torch.rand(3) for _ in itertools.islice(batches(example_config(tmp_path)), 4)]
     assert not torch.equal(numbers[0], numbers[1])
-    next(batches(example_config(tmp_path), position=3))
+    next(batches(example_config(tmp_path), batch_index=3))
     assert torch.equal(torch.rand(3), numbers[3])
 
 

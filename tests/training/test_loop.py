@@ -133,7 +133,7 @@ def test_the_gradient_norm_of_every_model_has_to_be_finite(tmp_path):
     assert not math.isfinite(metrics["critic_grad_norm"]) and math.isfinite(metrics["grad_norm"])
     assert lines[0].startswith("step 1 skipped: critic_grad_norm is ")
     assert all(torch.equal(m.weight, weight) for m, weight in zip(state.models.values(), before, strict=True))
-    state.guard.window = 4
+    state.spike_guard.window = 4
     for factor in (1e-8, 1e-8, 1e-8, 1.0):
         backward_of_both(state, factor)
         assert finish_both(state)["skipped"] == 1

@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, list_checkpoints
+from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint, list_checkpoints
 from diffusers_lightningdit.training.moving_averages import MovingAverages
-from diffusers_lightningdit.training.run_state import RunState, find_checkpoint
+from diffusers_lightningdit.training.run_state import RunState
 from diffusers_lightningdit.training.spike_guard import SpikeGuard, TrainingDiverged
 
 NAMES = ("generator", "critic")
@@ -46,8 +46,8 @@ def make_run(
         optimizers={name: prepared[name][1] for name in names},
         lr_schedulers={name: LambdaLR(optimizers[name], lambda step: 1 / (1 + step)) for name in names},
         averages={"generator": MovingAverages(models["generator"].parameters(), decays)} if decays else {},
-        guard=SpikeGuard(),
-        identity={"seed": seed},
+        spike_guard=SpikeGuard(),
+        must_match={"seed": seed},
         architectures={name: {"width": width} if name == "generator" else {} for name in names},
         settings={"learning_rate": learning_rate, "output_dir": str(folder)},
         report=report or (lambda line: None),
@@ -63,7 +63,7 @@ def resume(run: RunState, checkpoint: str) -> None:
 
 def train(run: RunState, num_steps: int) -> None:
     for _ in range(num_steps):
-        inputs = torch.randn(4, 2, generator=torch.Generator().manual_seed(run.position))
+        inputs = torch.randn(4, 2, generator=torch.Generator().manual_seed(run.batch_index))
         for name in NAMES:
             loss = run.models[name](inputs).square().mean() + run.models[name](inputs).mean()
             run.accelerator.backward(loss)
@@ -71,8 +71,8 @@ def train(run: RunState, num_steps: int) -> None:
             run.optimizers[name].zero_grad()
             run.lr_schedulers[name].step()
         run.averages["generator"].step(run.models["generator"].parameters())
-        run.guard.check(loss.item(), 1.0)
-        run.step, run.position = run.step + 1, run.position + 1
+        run.spike_guard.check(loss.item(), 1.0)
+        run.step, run.batch_index = run.step + 1, run.batch_index + 1
 
 
 def everything(run: RunState) -> dict:
@@ -86,9 +86,9 @@ def everything(run: RunState) -> dict:
         content[f"{name}.lr"] = torch.tensor(run.lr_schedulers[name].get_last_lr(), dtype=torch.float64)
     for decay, shadows in run.averages.get("generator", ()):
         content |= {f"ema.{decay}.{number}": shadow.clone() for number, shadow in enumerate(shadows)}
-    content["losses"] = torch.tensor(list(run.guard.losses), dtype=torch.float64)
+    content["losses"] = torch.tensor(list(run.spike_guard.losses), dtype=torch.float64)
     content["counts"] = torch.tensor(
-        [run.step, run.position, run.averages["generator"].num_steps if run.averages else 0]
+        [run.step, run.batch_index, run.averages["generator"].num_steps if run.averages else 0]
     )
     return content
 
@@ -290,21 +290,21 @@ def test_roll_back_goes_on_with_later_data(saved):
     good = everything(run)
     train(run, 1)
     for _ in range(10):
-        run.guard.check(math.nan, 1.0)
-        run.step, run.position = run.step + 1, run.position + 1
-    assert run.guard.must_roll_back
+        run.spike_guard.check(math.nan, 1.0)
+        run.step, run.batch_index = run.step + 1, run.batch_index + 1
+    assert run.spike_guard.must_roll_back
     run.roll_back()
     assert lines[-1].startswith("10 steps in a row were bad at step 15: back to ")
-    assert (run.step, run.position) == (4, 15)
-    assert (run.guard.num_skipped, run.guard.num_rollbacks) == (10, 1)
+    assert (run.step, run.batch_index) == (4, 15)
+    assert (run.spike_guard.num_skipped, run.spike_guard.num_rollbacks) == (10, 1)
     restored = everything(run)
     assert_identical({**restored, "counts": good["counts"]}, good)
-    # the position is saved as well
+    # the batch_index is saved as well
     train(run, 1)
     run.save()
     other = make_run(folder)
     resume(other, "latest")
-    assert (other.step, other.position) == (5, 16)
+    assert (other.step, other.batch_index) == (5, 16)
 
 
 def test_a_roll_back_leaves_the_checkpoints_on_schedule(tmp_path):
@@ -314,8 +314,8 @@ def test_a_roll_back_leaves_the_checkpoints_on_schedule(tmp_path):
         train(run, 2)
         assert not run.secure(2, 100)
     for _ in range(10):
-        run.guard.check(math.nan, 1.0)
-        run.step, run.position = run.step + 1, run.position + 1
+        run.spike_guard.check(math.nan, 1.0)
+        run.step, run.batch_index = run.step + 1, run.batch_index + 1
         went_back = run.secure(2, 100)
     assert went_back and run.step == 4
     train(run, 1)

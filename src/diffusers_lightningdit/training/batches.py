@@ -51,7 +51,7 @@ def train_steps(
     config: TrainingConfig,
     dataset: Dataset | StreamedRows,
     sampler: GlobalBatchSampler | RowStream,
-    position: int,
+    batch_index: int,
     accelerator: Accelerator,
 ) -> Iterator[list[tuple[dict, KeyedRandom]]]:
     """Without end: this process's batches of the next global batch, each with its random numbers.
@@ -59,15 +59,15 @@ def train_steps(
     Args:
         config: The settings.
         dataset: The data whose order `sampler` knows.
-        sampler: The order; a stream goes on where it is, which is at `position` if it was restored.
-        position: The global batches that were consumed before.
+        sampler: The order; a stream goes on where it is, which is at `batch_index` if it was restored.
+        batch_index: The global batches that were consumed before.
         accelerator: The accelerator of the run.
     """
     num_batches = config.gradient_accumulation_steps
     if isinstance(sampler, RowStream):
         global_batches = iter(sampler)
     else:
-        sampler.set_position(position)
+        sampler.set_position(batch_index)
         dataloader = DataLoader(
             dataset,
             batch_sampler=sampler,
@@ -79,11 +79,11 @@ def train_steps(
         global_batches = ([next(batches) for _ in range(num_batches)] for _ in itertools.count())
     size = part_size(config.global_batch_size, accelerator.num_processes, num_batches)
     while True:
-        seed_process(config.seed, position, accelerator.process_index)
+        seed_process(config.seed, batch_index, accelerator.process_index)
         step = []
         for number, batch in enumerate(next(global_batches)):
             first = (number * accelerator.num_processes + accelerator.process_index) * size
-            draws = KeyedRandom(config.seed, position, range(first, first + size), accelerator.device)
+            draws = KeyedRandom(config.seed, batch_index, range(first, first + size), accelerator.device)
             step.append((send_to_device(batch, accelerator.device, non_blocking=True), draws))
         yield step
-        position += 1
+        batch_index += 1

@@ -89,7 +89,7 @@ def finish_step(
         The means of the scalars over the processes, `grad_norm` before clipping, `<name>_grad_norm` of the other
         models, `learning_rate`, and `skipped`, the number of steps skipped so far.
     """
-    accelerator, guard, (first, *others) = state.accelerator, state.guard, names
+    accelerator, guard, (first, *others) = state.accelerator, state.spike_guard, names
     norm = clip_gradients(accelerator, state.models[first], math.inf if max_grad_norm is None else max_grad_norm)
     other_norms = {f"{name}_grad_norm": gradient_norm(state.models[name]) for name in others}
     measured = {**scalars, "grad_norm": norm, **other_norms}

@@ -22,18 +22,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..data.global_batches import GlobalBatchSampler
 from ..data.row_stream import RowStream
-from ..files import json_values, read_json, write_json
+from ..files import json_values, write_json
 from ..processes import on_main_process
-from .checkpoints import (
-    DamagedCheckpoint,
-    check_checkpoint,
-    checkpoint_path,
-    latest_checkpoint,
-    list_checkpoints,
-    new_checkpoint,
-    remove_old_checkpoints,
-    remove_unfinished,
-)
+from .checkpoints import STATE_FILE, latest_checkpoint, new_checkpoint, read_state, remove_old_checkpoints
 from .config import TrainingConfig
 from .moving_averages import MovingAverages
 from .optimizers import make_lr_scheduler, set_schedule
@@ -51,76 +42,8 @@ from .state_io import (
     write_tensors,
 )
 
-STATE_FILE = "state.json"
 # Settings that may differ between launches of one run, without a word.
 MAY_DIFFER = ("output_dir", "resume_from_checkpoint")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The checkpoint to resume from
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def find_checkpoint(
-    accelerator: Accelerator, output_dir: str, checkpoint: str | None, report: Callable[[str], None] = print
-) -> Path | None:
-    """The checkpoint to resume from, or None to begin anew; every process has to call it.
-
-    Args:
-        accelerator: The accelerator of the run.
-        output_dir: The folder of the run's checkpoints.
-        checkpoint: "latest", the folder of a checkpoint, or None. "latest" is None where there is no checkpoint, and
-            passes over damaged ones, which are renamed.
-        report: A function that shows one line to the user.
-
-    Raises:
-        ValueError: in one line, if there is no such checkpoint or it is damaged.
-    """
-    if checkpoint is None:
-        return None
-    find = _find_latest if checkpoint == "latest" else _find_named
-    return on_main_process(accelerator, lambda: find(output_dir, checkpoint, report))
-
-
-def _find_latest(output_dir: str, _: str, report: Callable[[str], None]) -> Path | None:
-    remove_unfinished(output_dir)
-    path, remarks = latest_checkpoint(output_dir, set_aside=True)
-    if remarks and path is None:
-        raise ValueError(f"{remarks[-1]} There is no earlier checkpoint in {output_dir} to resume from.")
-    for remark in remarks:
-        report(f"{remark} The one before it is used.")
-    if path is None:
-        report(f"no checkpoint in {output_dir}: training begins anew")
-    return path
-
-
-def _find_named(output_dir: str, checkpoint: str, _: Callable[[str], None]) -> Path:
-    path = Path(checkpoint)
-    if not path.is_dir():
-        raise ValueError(
-            f"`resume_from_checkpoint` is {checkpoint!r}; required: latest, or the folder of a checkpoint."
-        )
-    check_checkpoint(path)
-    later = [step for step in list_checkpoints(output_dir) if step > _read_state(path)["step"]]
-    if later:
-        raise ValueError(
-            f"`resume_from_checkpoint` is {checkpoint!r}, but {checkpoint_path(output_dir, later[-1])} is "
-            "later; required: latest, or another `output_dir`."
-        )
-    return path
-
-
-def _read_state(path: Path) -> dict:
-    file = path / STATE_FILE
-    try:
-        return read_json(file)
-    except ValueError as error:
-        raise DamagedCheckpoint(f"{file} is missing or damaged; required: as it was written.") from error
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The run
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -134,8 +57,8 @@ class RunState:
         optimizers: The prepared optimisers, by the names of their models.
         lr_schedulers: The optimisers' schedules, by the same names, not prepared.
         averages: The moving averages of some of the models, by the same names.
-        guard: The judge of the steps.
-        identity: Plain values that must be the same in a resumed run, such as the seed.
+        spike_guard: The judge of the steps.
+        must_match: Plain values that must be the same in a resumed run, such as the seed.
         architectures: The arguments of each model, for a clear error where they differ.
         settings: The run's configuration, for the record.
         stream: The data, if its order does not follow from the index of the global batch alone.
@@ -144,7 +67,7 @@ class RunState:
 
     Attributes:
         step: Optimiser steps done, those that were skipped included.
-        position: Global batches consumed. It is ahead of `step` after a return to a checkpoint, so that the data and
+        batch_index: Global batches consumed. It is ahead of `step` after a return to a checkpoint, so that the data and
             noise that went wrong do not come again.
     """
 
@@ -154,20 +77,20 @@ class RunState:
     optimizers: dict[str, Optimizer]
     lr_schedulers: dict[str, LambdaLR]
     averages: dict[str, MovingAverages]
-    guard: SpikeGuard
-    identity: dict[str, Any]
+    spike_guard: SpikeGuard
+    must_match: dict[str, Any]
     architectures: dict[str, dict]
     settings: dict[str, Any]
     stream: RowStream | None = None
     total_limit: int | None = None
     report: Callable[[str], None] = print
     step: int = field(default=0, init=False)
-    position: int = field(default=0, init=False)
+    batch_index: int = field(default=0, init=False)
     _checkpoint_is_due: bool = field(default=False, init=False)
 
     def __post_init__(self):
         # as JSON gives them back: tuples are lists there
-        for name in ("identity", "architectures", "settings"):
+        for name in ("must_match", "architectures", "settings"):
             setattr(self, name, json_values(getattr(self, name)))
 
     def model(self, name: str) -> nn.Module:
@@ -226,15 +149,15 @@ class RunState:
         scaler = self.accelerator.scaler
         return {
             "step": self.step,
-            "position": self.position,
+            "position": self.batch_index,
             "stream": None if self.stream is None else self.stream.state_dict(),
             "optimizers": self._optimizer_classes(),
             "optimizer_values": optimizer_values,
             "lr_schedulers": {name: scheduler.last_epoch for name, scheduler in self.lr_schedulers.items()},
             "averages": {name: averages.num_steps for name, averages in self.averages.items()},
-            "guard": self.guard.state_dict(),
+            "guard": self.spike_guard.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
-            "identity": self.identity,
+            "identity": self.must_match,
             "architectures": self.architectures,
             "settings": self.settings,
             "num_processes": self.accelerator.num_processes,
@@ -252,7 +175,7 @@ class RunState:
         Raises:
             ValueError: in one line, if it is of another run; nothing has changed then.
         """
-        self._restore(path, _read_state(path))
+        self._restore(path, read_state(path))
         self.report(f"resumed from {path}, step {self.step}")
 
     def _restore(self, path: Path, state: dict, with_place_in_data: bool = True) -> None:
@@ -268,13 +191,13 @@ class RunState:
             set_schedule(self.lr_schedulers[name], state["lr_schedulers"][name])
         for name, averages in self.averages.items():
             averages.num_steps = state["averages"][name]
-        self.guard.load_state_dict(state["guard"])
+        self.spike_guard.load_state_dict(state["guard"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         self._checkpoint_is_due = False  # one that was due belonged to the steps that are forgotten now
         if with_place_in_data:
-            self.position = state["position"]
+            self.batch_index = state["position"]
             if self.stream is not None:
                 self.stream.load_state_dict(state["stream"])
 
@@ -287,7 +210,7 @@ class RunState:
                 f"`streaming` is {str(is_stream).lower()}; required: {str(was_stream).lower()}, as in the checkpoint "
                 f"{path}."
             )
-        for key, value in self.identity.items():
+        for key, value in self.must_match.items():
             if state["identity"].get(key) != value:
                 raise ValueError(
                     f"`{key}` is {value!r}; required: {state['identity'].get(key)!r}, as in the checkpoint {path}."
@@ -363,7 +286,7 @@ class RunState:
         tensors |= {f"{key}|step": torch.tensor(float(num_steps)) for key in parameters}
         load_optimizer(self._plain_optimizer(name), parameters, tensors, {})
         set_schedule(self.lr_schedulers[name], num_steps)
-        self.step = self.position = num_steps
+        self.step = self.batch_index = num_steps
 
     # -- between steps --------------------------------------------------------------------------------------------
 
@@ -372,7 +295,7 @@ class RunState:
         for scheduler in self.lr_schedulers.values():
             # not by `scheduler.step()`, which warns of an optimiser whose first steps were skipped, or come later
             set_schedule(scheduler, scheduler.last_epoch + 1)
-        self.step, self.position = self.step + 1, self.position + 1
+        self.step, self.batch_index = self.step + 1, self.batch_index + 1
 
     def secure(self, checkpointing_steps: int | None, last_step: int) -> bool:
         """After each step: save a checkpoint where one is due, or return to one after too many bad steps.
@@ -385,12 +308,12 @@ class RunState:
         Raises:
             CheckpointWriteError, TrainingDiverged: as `save` and `roll_back` raise them.
         """
-        if self.guard.must_roll_back:
+        if self.spike_guard.must_roll_back:
             self.roll_back()
             return True
         if checkpointing_steps is not None:
             self._checkpoint_is_due |= self.step % checkpointing_steps == 0 or self.step == last_step
-        if self._checkpoint_is_due and self.guard.num_bad_in_a_row == 0:
+        if self._checkpoint_is_due and self.spike_guard.num_bad_in_a_row == 0:
             self.save()
             self._checkpoint_is_due = False
         return False
@@ -402,14 +325,14 @@ class RunState:
             TrainingDiverged: on every process, if there is no checkpoint, or if returning has not helped several times.
         """
         path = on_main_process(self.accelerator, lambda: latest_checkpoint(self.output_dir, set_aside=True)[0])
-        num_bad, step = self.guard.num_bad_in_a_row, self.step
+        num_bad, step = self.spike_guard.num_bad_in_a_row, self.step
         if path is None:
             raise TrainingDiverged(
                 f"{num_bad} steps in a row were bad at step {step}, and {self.output_dir} has no checkpoint to return "
                 "to; required: a lower `learning_rate`, or a smaller `checkpointing_steps`."
             )
-        state = _read_state(path)
-        state["guard"] = self.guard.state_after_rollback(state["step"], state["guard"])
+        state = read_state(path)
+        state["guard"] = self.spike_guard.state_after_rollback(state["step"], state["guard"])
         self._restore(path, state, with_place_in_data=False)
         self.report(
             f"{num_bad} steps in a row were bad at step {step}: back to {path}, step {self.step}, with later data"
@@ -425,7 +348,7 @@ def make_run_state(
     averages: dict[str, MovingAverages],
     architectures: dict[str, dict],
     advice: str = "a lower `learning_rate` or `max_grad_norm`",
-    **identity,
+    **must_match,
 ) -> RunState:
     """A run at its first step, with the schedules and the spike guard that `config` asks for.
 
@@ -435,7 +358,7 @@ def make_run_state(
         sampler: The order of the data.
         models, optimizers, averages, architectures: As in `RunState`.
         advice: Settings that may help if training diverges, for the error message.
-        identity: Further plain values that must be the same in a resumed run.
+        must_match: Further plain values that must be the same in a resumed run.
     """
     return RunState(
         accelerator,
@@ -444,10 +367,10 @@ def make_run_state(
         optimizers=optimizers,
         lr_schedulers={name: make_lr_scheduler(config, optimizer.optimizer) for name, optimizer in optimizers.items()},
         averages=averages,
-        guard=SpikeGuard(
+        spike_guard=SpikeGuard(
             config.loss_spike_factor, config.grad_norm_spike_factor, patience=config.spike_patience, advice=advice
         ),
-        identity={**sampler.identity(), **identity},
+        must_match={**sampler.identity(), **must_match},
         architectures=architectures,
         settings=dataclasses.asdict(config),
         stream=sampler if isinstance(sampler, RowStream) else None,

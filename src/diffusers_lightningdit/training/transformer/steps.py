@@ -120,7 +120,7 @@ def train(
     dataset = dataset_to_train_on(config, data, vae, show_progress=accelerator.is_main_process)
     progress = TrainingProgress(config, accelerator, state.step, image_flops(architecture, num_passes))
     state.report = progress.report
-    steps = train_steps(config, dataset, sampler, state.position, accelerator)
+    steps = train_steps(config, dataset, sampler, state.batch_index, accelerator)
 
     with progress:
         while state.step < config.max_train_steps:
