@@ -21,12 +21,12 @@ from accelerate import Accelerator
 
 from diffusers_lightningdit.data.images import from_8_bits
 from diffusers_lightningdit.evaluation.autoencoders import decode, mean_latents
-from diffusers_lightningdit.evaluation.commands.generation_config import GenerationConfig
 from diffusers_lightningdit.evaluation.drawn_images import DrawnImages, draw_block, load_pipeline
-from diffusers_lightningdit.evaluation.image_sets import NumberedImages, cut, numbered_name
-from diffusers_lightningdit.evaluation.image_writer import ImageWriter
-from diffusers_lightningdit.evaluation.networks import exact_arithmetic, make_network
-from diffusers_lightningdit.evaluation.set_statistics import measure_images
+from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
+from diffusers_lightningdit.evaluation.image_files import ImageWriter, numbered_name
+from diffusers_lightningdit.evaluation.image_sets import NumberedImages, cut
+from diffusers_lightningdit.evaluation.ordered_batches import exact_arithmetic
+from diffusers_lightningdit.evaluation.set_statistics import make_network, measure_images
 from diffusers_lightningdit.metrics.frechet import FeatureStatistics
 from diffusers_lightningdit.metrics.precision_recall import precision_and_recall
 from diffusers_lightningdit.settings import make_config, one_line_errors, parse_config, required, setting
@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
         steps = settings.pop("num_inference_steps")
         settings["sampling"] = {} if steps is None else {"num_inference_steps": steps}
         config = make_config(GenerationConfig, {**settings, "output_dir": folder, "reference": folder})
-        with exact_arithmetic(config.num_threads):
+        with exact_arithmetic(config.num_threads, Accelerator().device):
             seconds, together = measure(config, Path(folder))
     print(f"| part of {config.num_images} images | images/s |\n|---|---|")
     for name, value in seconds.items():

@@ -11,7 +11,7 @@ class SweepConfig:
     """Settings of `evaluate sweep`.
 
     Raises:
-        ValueError: for a value that cannot be swept over, or if no axis has one.
+        ValueError: For a value that cannot be swept over, or if no axis has one.
     """
 
     pipeline: str = required("Folder or Hub id of a class-conditional pipeline.", group="Input")

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Image sets as one file or as a folder, and grids of classes.
+"""Convert sets of images between a folder and one file, and draw grids of classes.
 
     python -m diffusers_lightningdit.evaluate tools pack --images FOLDER --output FILE.npz
     python -m diffusers_lightningdit.evaluate tools unpack --archive FILE.npz --output FOLDER
@@ -42,7 +42,7 @@ class GridConfig:
     """Settings of `evaluate tools grid`.
 
     Raises:
-        ValueError: for a value that cannot be drawn with, or an output that exists.
+        ValueError: For a value that cannot be drawn with, or an output that exists.
     """
 
     pipeline: str = required("Folder or Hub id of a class-conditional pipeline.")
@@ -70,12 +70,12 @@ class GridConfig:
 
 
 def draw_class_grid(config: GridConfig) -> tuple[int, int]:
-    """Write a grid with a titled row for each class; returns its numbers of rows and columns.
+    """Draw a grid with a titled row for each class, and return its numbers of rows and columns.
 
     The images are the first `num_columns` of each class in a balanced set of `evaluate generation` with this seed.
 
     Raises:
-        ValueError: if the pipeline cannot be used, or has no such class or setting.
+        ValueError: If the pipeline cannot be used, or has no such class or setting.
     """
     pipeline = load_pipeline(config.pipeline)
     check_sampling(pipeline, config.sampling)
