@@ -2,7 +2,7 @@
 """Images with class labels from Hugging Face `datasets`: the columns, decoding, cropping, and a data set for torch."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import datasets
 import numpy as np
@@ -63,34 +63,21 @@ def decoding() -> Iterator[None]:
         raise UnusableImage(f"{type(error).__name__}: {one_line(error)}") from error
 
 
-def to_rgb(image: Image.Image, modes: Sequence[str] = EIGHT_BIT_MODES) -> Image.Image:
+def to_rgb(image: Image.Image, modes: Sequence[str] = EIGHT_BIT_MODES, name: str = "an image") -> Image.Image:
     """Convert an image to RGB.
 
     Args:
         image: The image.
         modes: The modes of Pillow that are accepted. The others have more than 8 bits a channel, which Pillow's
             conversion would clip.
+        name: The name of the image, for the message.
 
     Raises:
         UnusableImage: for an image of another mode.
     """
     if image.mode not in modes:
-        raise UnusableImage(f"an image has mode {image.mode!r}; required: one of {', '.join(modes)}.")
+        raise UnusableImage(f"{name} has mode {image.mode!r}; required: one of {', '.join(modes)}.")
     return image.convert("RGB")
-
-
-def decode_rgb(open_image: Callable[[], Image.Image], modes: Sequence[str] = EIGHT_BIT_MODES) -> Image.Image:
-    """Open and decode an image, and convert it to RGB.
-
-    Args:
-        open_image: A function that opens the image, and may raise anything.
-        modes: As for `to_rgb`.
-
-    Raises:
-        UnusableImage: if the image is damaged, or of another mode.
-    """
-    with decoding(), open_image() as image:
-        return to_rgb(image, modes)
 
 
 def image_to_pixels(image: Image.Image, size: int, preprocessing: str = "original") -> torch.Tensor:
