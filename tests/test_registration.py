@@ -12,12 +12,12 @@ from diffusers.loaders import single_file_model
 from diffusers.pipelines import pipeline_loading_utils
 
 import diffusers_lightningdit
+from diffusers_lightningdit.losses import PatchGANDiscriminator
 from diffusers_lightningdit.models.transformer_lightningdit import (
     LightningDiTAttnProcessor,
     LightningDiTTransformerBlock,
 )
 from diffusers_lightningdit.registration import register_with_diffusers
-from diffusers_lightningdit.vae_losses import PatchGANDiscriminator
 
 PUBLIC_CLASSES = ["AutoencoderVAVAE", "FlowMatchSDEScheduler", "LightningDiTPipeline", "LightningDiTTransformer2DModel"]
 

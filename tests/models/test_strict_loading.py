@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTTransformer2DModel
-from diffusers_lightningdit.vae_losses import FoundationProjection, PatchGANDiscriminator
+from diffusers_lightningdit.losses import FoundationProjection, PatchGANDiscriminator
 
 TRANSFORMER = {"sample_size": 4, "in_channels": 4, "num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8}
 MODELS = {
