@@ -1,4 +1,4 @@
-"""What the tests of measures share."""
+"""Fixtures of the evaluation tests."""
 
 import pytest
 from accelerate.state import AcceleratorState
@@ -12,14 +12,14 @@ from diffusers_lightningdit.evaluate import main
 
 @pytest.fixture
 def fresh_accelerate_state():
-    """Every run of a command is a new one."""
+    """Reset accelerate's state after the test, so that each run of a command is a new one."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
 def error_line(capsys):
-    """error_line(words of a command): the line that it ends with, behind "error: "."""
+    """Return a function that runs a command and returns its one-line error, without "error: "."""
 
     def run(*words: str) -> str:
         with pytest.raises(SystemExit) as exit:

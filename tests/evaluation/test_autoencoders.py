@@ -79,7 +79,7 @@ def test_the_commands_measure_it(saved, command, real_digits, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("saved", "resolution", "message"),
     [
-        (AutoencoderKL, 15, "`resolution` is 15; required: one that AutoencoderKL gives back, not as "),
+        (AutoencoderKL, 15, "`resolution` is 15; required: one that AutoencoderKL reconstructs, not as "),
         (UNet2DModel, 16, "`vae` is .*, a UNet2DModel; required: an autoencoder of diffusers for images "),
     ],
     indirect=["saved"],

@@ -51,7 +51,7 @@ def test_an_image_is_that_of_the_pipeline_with_its_label_and_noise(pipeline):
 
 
 def test_a_vae_whose_pixels_are_not_finite(pipeline):
-    """And of the images that fill up the block, which nobody asked for, nothing is said."""
+    """Images that only fill up the block are not checked."""
     weight = pipeline.vae.decoder.conv_out.bias.data
     before = weight.clone()
     try:
@@ -74,7 +74,7 @@ def test_a_vae_whose_pixels_are_not_finite(pipeline):
 
 
 def test_only_what_is_missing_is_drawn(pipeline, tmp_path):
-    """Files that are there are read, even if they are not what would be drawn."""
+    """Existing files are read, even if the pipeline would draw something else."""
     images = DrawnImages(pipeline, tmp_path, 11, (32, 32), "balanced", 3, TWO_STEPS, 4)
     blocks = cut(11, 4)
     drawn = np.concatenate(list(images.read_blocks(blocks)))

@@ -18,7 +18,7 @@ def images() -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path, images):
-    """Numbers without leading zeros: sorted as text, 10 would come before 2."""
+    """Sorted as text, numbers without leading zeros would have 10 before 2."""
     folder = tmp_path / "images"
     folder.mkdir()
     for number, image in enumerate(images):

@@ -17,7 +17,7 @@ def arrays():
 
 @pytest.fixture(params=["folder", "npz", "npz compressed", "data set"])
 def reference(request, arrays, tmp_path) -> str:
-    """The same images in each of the forms."""
+    """The same images as a folder, an archive and a data set."""
     if request.param == "folder":
         (tmp_path / "images" / "b").mkdir(parents=True)
         for index, array in enumerate(arrays):
@@ -99,7 +99,7 @@ def test_a_split_of_a_folder_that_has_none(tmp_path):
 
 
 def test_images_with_metadata(tmp_path):
-    """Of a picture that the table does not name, `datasets` knows nothing."""
+    """`datasets` does not read an image that the table does not name."""
     for name in ("a.png", "b.png", "c.png"):
         write(tmp_path, name)
     (tmp_path / "metadata.csv").write_text("file_name,text\na.png,one\nb.png,two\n")

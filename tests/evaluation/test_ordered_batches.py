@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator, debug_launcher
 from torch.utils.data import Dataset
 
-from diffusers_lightningdit.evaluation.ordered_batches import ordered_batches, results_in_order
+from diffusers_lightningdit.evaluation.ordered_batches import exact_arithmetic, ordered_batches, results_in_order
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 
@@ -27,9 +27,9 @@ def test_each_item_once_and_in_order(indices):
 
 
 def square_in_turn(folder: Path, error: Exception | None, place: str) -> None:
-    """Each process writes what it gets for 11 batches, two at a turn, or the error that it ends with.
+    """Each process writes its results for 11 batches, two in a turn, or the error that it ends with.
 
-    The process whose part is batch 6 meets with the error there, or when it comes to its end.
+    The process that has batch 6 raises the error there, or at the end of its batches.
     """
     accelerator = Accelerator(cpu=True)
 
@@ -66,3 +66,13 @@ def test_two_processes_take_turns(tmp_path):
 def test_an_error_of_one_process_ends_all_of_them(place, error, tmp_path):
     debug_launcher(square_in_turn, (tmp_path, error, place), num_processes=2)
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == [repr(error)] * 2
+
+
+def test_threads_are_limited_only_where_networks_compute_on_them():
+    """On a GPU the Fréchet distance has all threads of the CPU, and only convolutions are restricted."""
+    before = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    for device, expected in (("cpu", before[0] + 1), ("cuda", before[0])):
+        with exact_arithmetic(before[0] + 1, torch.device(device)):
+            assert torch.get_num_threads() == expected
+            assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.allow_tf32
+        assert (torch.get_num_threads(), torch.backends.cudnn.allow_tf32) == before

@@ -1,8 +1,9 @@
+import math
 import warnings
 
 import pytest
 
-from diffusers_lightningdit.evaluation.records import collected_warnings
+from diffusers_lightningdit.evaluation.records import collected_warnings, significant
 
 
 def test_warnings_are_told_once_in_one_line_and_kept(capsys):
@@ -19,3 +20,18 @@ def test_an_error_hides_no_warning(capsys):
         warnings.warn("few samples", stacklevel=1)
         raise ValueError("broken")
     assert capsys.readouterr().err == "warning: few samples\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "rounded"),
+    [
+        (123456.789, 123457.0),
+        (0.000123456789, 0.000123457),
+        (-2 / 3, -0.666667),
+        (12345678, 12345678),  # a count
+        (math.inf, math.inf),
+        ({"a": [1 / 3, 1], "b": {"c": "text"}}, {"a": [0.333333, 1], "b": {"c": "text"}}),
+    ],
+)
+def test_rounding_to_six_digits(value, rounded):
+    assert significant(value) == rounded

@@ -8,14 +8,16 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from diffusers_lightningdit.evaluation.commands.generation_config import GenerationConfig
 from diffusers_lightningdit.evaluation.drawn_images import load_pipeline
+from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
 from diffusers_lightningdit.evaluation.image_sets import open_images
 from diffusers_lightningdit.evaluation.reference import (
+    archive_names,
     check_labels,
+    compare_class_names,
     content_sha256,
-    doubts_about_classes,
     open_reference,
+    read_statistics,
 )
 from diffusers_lightningdit.networks.vision_features import VisionFeatures
 
@@ -52,18 +54,18 @@ def config_of(reference: str, **settings) -> GenerationConfig:
 def test_the_same_names_in_another_order(pipeline, names, message, tmp_path):
     config = config_of(data_set(tmp_path / "data", names, [0, 1]), reference_label_column="label")
     with pytest.raises(ValueError, match="`reference_label_column` is 'label', where ") as error:
-        doubts_about_classes(config, pipeline)
+        compare_class_names(config, pipeline)
     assert message in str(error.value)
 
 
-def test_other_names_are_a_doubt(pipeline, tmp_path, monkeypatch):
+def test_other_names_are_a_warning(pipeline, tmp_path, monkeypatch):
     config = config_of(data_set(tmp_path / "a", [*NAMES[:9], "neuf"], [0, 1]), reference_label_column="label")
-    (line,) = doubts_about_classes(config, pipeline)
+    (line,) = compare_class_names(config, pipeline)
     assert line.endswith("since their names differ: class 9, 'neuf', is 'nine' there.")
     config = config_of(data_set(tmp_path / "b", NAMES, [0, 1]), reference_label_column="label")
-    assert doubts_about_classes(config, pipeline) == []
+    assert compare_class_names(config, pipeline) == []
     monkeypatch.setattr(pipeline, "_internal_dict", {**pipeline.config, "id2label": None})
-    (line,) = doubts_about_classes(config, pipeline)
+    (line,) = compare_class_names(config, pipeline)
     assert line.endswith("class 0, 'zero', has no name there.")
 
 
@@ -86,7 +88,7 @@ def test_labels_that_cannot_be_used(pipeline, vision_transformer, names, labels,
 
 
 def test_a_label_beyond_the_classes(pipeline, tmp_path):
-    """Which `datasets` itself does not refuse in a file that others wrote."""
+    """`datasets` itself accepts such labels in a file that others wrote."""
     config = config_of(data_set(tmp_path / "data", NAMES, [0, 1]), reference_label_column="label")
     images = open_images(config.reference, label_column="label")
     images.labels = torch.tensor([0, 10])
@@ -118,3 +120,62 @@ def test_the_hash_is_of_what_the_reference_holds(tmp_path):
     before = hash_of(str(tmp_path / "a.npz"))
     np.savez(tmp_path / "a.npz", np.ones((2, 8, 8, 3), np.uint8))
     assert hash_of(str(tmp_path / "a.npz")) != before
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Published statistics
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def moments(size: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(size, dtype=np.float64), np.eye(size)
+
+
+def test_statistics_of_both_kinds(tmp_path):
+    (mu, sigma), (mu_s, sigma_s) = moments(4), moments(3)
+    images = np.zeros((1, 2, 2, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", images, mu=mu, sigma=sigma, mu_s=mu_s, sigma_s=sigma_s)
+    assert set(archive_names(tmp_path / "a.npz")) == {"arr_0", "mu", "sigma", "mu_s", "sigma_s"}
+    statistics = read_statistics(tmp_path / "a.npz")
+    assert list(statistics) == ["features", "spatial"]
+    assert torch.equal(statistics["features"][0], torch.arange(4.0, dtype=torch.float64))
+    assert torch.equal(statistics["spatial"][1], torch.eye(3, dtype=torch.float64))
+    np.savez(tmp_path / "b.npz", mu=mu.astype(np.float32), sigma=sigma)
+    assert list(read_statistics(tmp_path / "b.npz")) == ["features"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"mu": np.array([{}, {}, {}, {}])}, r"mu of .*a\.npz cannot be read \(.*allow_pickle"),
+        ({"mu": np.full(4, np.nan)}, "finite floating-point numbers"),
+        ({"mu": np.arange(4)}, "holds int64; required: finite floating-point"),
+        (
+            {"sigma": np.triu(np.ones((4, 4)))},
+            r"sigma of .*a\.npz differs from its transpose by 1; required: a symmetric",
+        ),
+        ({"sigma": np.diag([1, 1, -0.5, 1])}, r"sigma of .*a\.npz has the eigenvalue -0\.5; required: a covariance"),
+        ({"sigma": np.eye(3)}, r"mu, sigma of \[4\] and \[3, 3\]; required: \[D\], \[D, D\]"),
+    ],
+)
+def test_statistics_that_are_refused(changed, message, tmp_path):
+    mu, sigma = moments(4)
+    np.savez(tmp_path / "a.npz", **{"mu": mu, "sigma": sigma, **changed})
+    with pytest.raises(ValueError, match=message):
+        read_statistics(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("sigma", [np.zeros((4, 4)), np.outer(np.arange(4.0), np.arange(4.0)) - 1e-9 * np.eye(4)])
+def test_singular_covariances_are_accepted(sigma, tmp_path):
+    np.savez(tmp_path / "a.npz", mu=np.zeros(4), sigma=sigma)
+    assert torch.equal(read_statistics(tmp_path / "a.npz")["features"][1], torch.from_numpy(sigma))
+
+
+def test_files_without_statistics(tmp_path):
+    np.savez(tmp_path / "half.npz", mu=np.zeros(4))
+    with pytest.raises(ValueError, match=r"half\.npz has no sigma; required: mean and covariance"):
+        read_statistics(tmp_path / "half.npz")
+    (tmp_path / "a.npz").write_text("nothing")
+    for name in ("a.npz", "missing.npz"):
+        with pytest.raises(ValueError, match=rf"{name} cannot be read \(.*\); required: an \.npz file"):
+            archive_names(tmp_path / name)

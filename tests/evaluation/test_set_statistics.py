@@ -15,7 +15,7 @@ from diffusers_lightningdit.metrics.inception_score import InceptionScore
 
 
 class SmallNetwork(nn.Module):
-    """A convolution; counts how many images it is given."""
+    """A convolution that records the sizes of its batches."""
 
     def __init__(self):
         super().__init__()
@@ -40,9 +40,9 @@ def images(arrays, tmp_path) -> ArchiveImages:
     return ArchiveImages(tmp_path / "images.npz")
 
 
-@pytest.mark.parametrize("rows_of_an_update", [1024, 10])
-def test_the_same_as_all_images_at_once(images, arrays, rows_of_an_update, monkeypatch):
-    monkeypatch.setattr(set_statistics, "ROWS_OF_AN_UPDATE", rows_of_an_update)
+@pytest.mark.parametrize("rows_per_update", [1024, 10])
+def test_the_same_as_all_images_at_once(images, arrays, rows_per_update, monkeypatch):
+    monkeypatch.setattr(set_statistics, "ROWS_PER_UPDATE", rows_per_update)
     network = SmallNetwork()
     measured = measure_images(images, network, Accelerator(cpu=True), block_size=8, num_splits=3, keep_features=True)
     assert network.batch_sizes == [8] * 5  # the last block is filled up
@@ -64,7 +64,7 @@ def test_the_same_as_all_images_at_once(images, arrays, rows_of_an_update, monke
 
 
 class MadeImages:
-    """A set that tells when the making of each of its six blocks begins, and when it has ended."""
+    """A set that records when the making of each of its six blocks begins, and when the last one has ended."""
 
     num_images = 24
 
@@ -79,7 +79,7 @@ class MadeImages:
 
 
 def test_the_network_works_while_the_next_block_is_made():
-    """It waits for the next block to be begun with, in vain if it were in the way of that."""
+    """The network waits until the making of the next block begins, which would time out if it had to wait for it."""
     images = MadeImages()
 
     class WaitingNetwork(SmallNetwork):

@@ -11,7 +11,7 @@ def in_batches(request, monkeypatch):
 
 
 def test_cka_by_gram_matrices_of_rows(in_batches):
-    """HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with centred Gram matrices: the other side of the same equation."""
+    """Compute HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with centred Gram matrices, which is the same number."""
     latents, features = torch.randn(3, 4, 2, 5).double(), torch.randn(3, 7, 2, 5).double()
     rows = [grid.permute(0, 2, 3, 1).reshape(30, -1) for grid in (latents, features)]
     centring = torch.eye(30, dtype=torch.float64) - 1 / 30

@@ -38,7 +38,7 @@ def test_a_general_matrix_square_root_where_it_is_stable(size):
 
 
 def test_fewer_samples_than_features():
-    """C and 4 C: the distance is tr(C) (1 - 2)^2, whatever the rank of C."""
+    """The distance of the covariances C and 4 C is tr(C) (1 - 2)^2, whatever the rank of C."""
     statistics = statistics_of(torch.randn(300, 2048))
     with pytest.warns(UserWarning, match="of 2048 features from 300 samples has rank 299 at most"):
         covariance = statistics.covariance
@@ -47,7 +47,7 @@ def test_fewer_samples_than_features():
 
 
 def test_covariances_of_different_ranges():
-    """On disjoint axes nothing is shared: the distance is the sum of the traces."""
+    """The distance of covariances on disjoint axes is the sum of their traces."""
     first, second = (torch.diag(torch.tensor(d, dtype=torch.float64)) for d in ([3.0, 2, 0, 0], [0.0, 0, 5, 1]))
     rotation = random_rotation(4)
     first, second = (rotation @ covariance @ rotation.T for covariance in (first, second))
@@ -55,7 +55,7 @@ def test_covariances_of_different_ranges():
 
 
 def test_eigenvalues_over_many_orders():
-    """Covariances that share their axes: sum of (sqrt(l_1) - sqrt(l_2))^2."""
+    """The distance of covariances with the same axes is the sum of (sqrt(l_1) - sqrt(l_2))^2."""
     eigenvalues = 10.0 ** torch.linspace(-14, 2, 200, dtype=torch.float64)
     rotation = random_rotation(200)
     first, second = ((rotation * values) @ rotation.T for values in (eigenvalues, eigenvalues.flip(0)))

@@ -15,7 +15,7 @@ SCIKIT_IMAGE_PSNR = 23.278041570742246
 
 @pytest.fixture
 def images() -> tuple[torch.Tensor, torch.Tensor]:
-    """An image of waves and one with finer waves on it: float64 [1, 3, 24, 40] in [-1, 1]."""
+    """An image of waves, and the same with finer waves added: float64 [1, 3, 24, 40] in [-1, 1]."""
     y, x = np.mgrid[0:24, 0:40] / 8
     image = np.stack([np.sin(x * y / 2 + channel) * np.cos(y - channel) for channel in range(3)])
     other = np.clip(image + 0.2 * np.cos(7 * x + 3 * y)[None], -1, 1) * 0.9
@@ -28,7 +28,7 @@ def test_recorded_values(images):
 
 
 def ssim_with_scipy(x: np.ndarray, y: np.ndarray, value_range: float) -> float:
-    """Of one channel; the filter reaches 3.5 sigma, 5 pixels, and the margin that it cannot reach is left out."""
+    """Compute the SSIM of one channel; the filter is cut at 3.5 sigma (5 pixels), and a margin of 5 pixels left out."""
     mean = lambda image: gaussian_filter(image, 1.5, truncate=3.5)[5:-5, 5:-5]  # noqa: E731
     mean_x, mean_y = mean(x), mean(y)
     variances = mean(x * x) - mean_x**2 + mean(y * y) - mean_y**2

@@ -34,7 +34,7 @@ def test_the_scale_of_a_channel_does_not_count_and_the_seed_does():
 
 
 def test_classes_of_a_single_image_are_left_out():
-    """As in a few images of each of many classes, drawn at random."""
+    """Single images occur if a few images of many classes are chosen at random."""
     features = torch.randn(122, 6)
     features[:120, 0] += LABELS
     labels = torch.cat([torch.tensor([7]), LABELS, torch.tensor([9])])

@@ -7,7 +7,7 @@ from diffusers_lightningdit.metrics.precision_recall import precision_and_recall
 
 
 def by_brute_force(generated: torch.Tensor, real: torch.Tensor, num_neighbors: int) -> tuple[float, float]:
-    """By the words of the definition, one pair of features after the other."""
+    """Compute both by the definition, one pair of features after the other."""
 
     def distance(x, y):
         return np.sqrt(((x - y) ** 2).sum())
@@ -35,7 +35,7 @@ def test_brute_force(num_neighbors, spread, block_size, monkeypatch):
 
 
 def test_far_from_the_origin():
-    """Squared lengths there are 10^8 times the squared distances."""
+    """The squared norms are 10^8 times the squared distances."""
     generated, real = 0.8 * torch.randn(40, 4).double() + 1e4, torch.randn(30, 4).double() + 1e4
     assert precision_and_recall(generated, real) == pytest.approx(by_brute_force(generated, real, 3), abs=1e-12)
 

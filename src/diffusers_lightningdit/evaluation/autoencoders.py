@@ -1,81 +1,86 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""What the commands share that measure an autoencoder on images: their settings, and any autoencoder of diffusers.
+"""The base of the commands that measure an autoencoder on images: settings, any autoencoder of diffusers, the data.
 
 Letters in the shape comments: B images, C latent channels, (h, w) grid.
 """
 
 import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from accelerate import Accelerator
 from diffusers import AutoModel, ModelMixin
 
-from ..data.images import PREPROCESSINGS
+from ..data.images import PREPROCESSINGS, ImageDataset
 from ..data.latents import latents_size, load_frozen_vae
 from ..files import first_line, one_line
 from ..models import AutoencoderVAVAE
-from ..settings import check_at_least, check_choice
+from ..networks.foundation_model import IMAGE_NORMALIZATIONS
+from ..settings import check_settings, required, setting
+from .ordered_batches import ordered_batches
 
-HELP = {
-    "vae": "folder or Hub id of an AutoencoderVAVAE, or of any other autoencoder of diffusers for images",
-    "data": "folder or Hub id of images, for `datasets.load_dataset`",
-    "output_dir": "new or empty",
-    "split": "of the data set",
-    "image_column": "of the data set",
-    "resolution": "side of the squares that images become",
-    "preprocessing": "how they do: original, or plain, one bicubic step",
-    "features": "folder or Hub id of a vision transformer",
-    "feature_normalization": "minus_one_to_one, or model: by its preprocessor_config.json",
-    "micro_batch_size": "images that the networks take at a time; another one changes the last digits",
-    "num_threads": "of each process's networks on a CPU; another number changes the last digits",
-    "num_workers": "processes that read images, for each process that computes",
-}
+METRICS_FILE = "metrics.json"
 
 
 @dataclasses.dataclass(kw_only=True)
 class AutoencoderConfig:
-    """Settings that the commands share; `HELP` says what each is.
+    """Settings of all commands that measure an autoencoder.
 
     Raises:
-        ValueError: for a value that cannot be used.
+        ValueError: For a value that cannot be used.
     """
 
-    vae: str
-    data: str
-    output_dir: str
-    split: str = "train"
-    image_column: str = "image"
-    num_images: int | None = None
-    resolution: int = 256
-    preprocessing: str = "original"
-    features: str | None = None
-    feature_normalization: str = "minus_one_to_one"
-    micro_batch_size: int = 16
-    num_threads: int = 1
-    num_workers: int = 0
+    vae: str = required(
+        "Folder or Hub id of an AutoencoderVAVAE, or of any other autoencoder of diffusers for images.", group="Input"
+    )
+
+    data: str = required("Folder or Hub id of the images, for `datasets.load_dataset`.", group="Data")
+    split: str = setting("train", "The split of the data set.")
+    image_column: str = setting("image", "The column of the images.")
+    num_images: int | None = setting(None, "The number of images that are measured; null: all.", minimum=1)
+    resolution: int = setting(256, "The side in pixels of the squares that images are cropped to.", minimum=1)
+    preprocessing: str = setting(
+        "original",
+        "The way to these squares: the centre crop of ADM, as in the original, or plain, one bicubic step and a crop.",
+        choices=tuple(PREPROCESSINGS),
+    )
+
+    features: str | None = setting(
+        None, "Folder or Hub id of a vision transformer; null: what needs one is left out.", group="Measures"
+    )
+    feature_normalization: str = setting(
+        "minus_one_to_one",
+        "The input of the vision transformer: pixels in [-1, 1], or `model`, by its preprocessor_config.json.",
+        choices=IMAGE_NORMALIZATIONS,
+    )
+
+    micro_batch_size: int = setting(
+        16,
+        "Images that the networks take at a time; another number changes the last digits.",
+        group="Computation",
+        minimum=1,
+    )
+    num_threads: int = setting(
+        1, "Threads of each process's networks on a CPU; another number changes the last digits.", minimum=1
+    )
+    num_workers: int = setting(0, "Processes that read images, for each process that computes.", minimum=0)
+
+    output_dir: str = required("Folder of the numbers, new or empty.", group="Output")
 
     def __post_init__(self):
-        for name in ("resolution", "micro_batch_size", "num_threads"):
-            check_at_least(name, getattr(self, name), 1)
-        check_at_least("num_workers", self.num_workers, 0)
-        if self.num_images is not None:
-            check_at_least("num_images", self.num_images, 1)
-        check_choice("preprocessing", self.preprocessing, PREPROCESSINGS)
-
-    def check_num_images(self, available: int) -> None:
-        """Raise ValueError if the data has fewer images than are asked for."""
-        if self.num_images is not None and self.num_images > available:
-            raise ValueError(f"`num_images` is {self.num_images}; required: at most {available}, which `data` has.")
+        check_settings(self)
 
 
 def load_autoencoder(name: str, resolution: int) -> ModelMixin:
-    """An autoencoder for images, frozen, in float32 on the CPU, that gives back squares of this resolution.
+    """Load an autoencoder for images, frozen, in float32 on the CPU.
 
     Args:
-        name: folder or Hub id. No code of a repository is run.
-        resolution: of the images; one of zeros is encoded and decoded.
+        name: The folder or Hub id. No code of a repository is run.
+        resolution: The side in pixels of the images. An image of this size is encoded and decoded to check that the
+            autoencoder can be used.
 
     Raises:
-        ValueError: if there is none, or it does not give back such images.
+        ValueError: If there is no such autoencoder, or its reconstructions have another size than the images.
     """
     try:
         class_name = AutoencoderVAVAE.load_config(name).get("_class_name")
@@ -87,31 +92,80 @@ def load_autoencoder(name: str, resolution: int) -> ModelMixin:
         return vae
     try:
         vae = AutoModel.from_pretrained(name).requires_grad_(False).eval()
-    except Exception as error:  # diffusers lets through whatever its parts raise
+    except Exception as error:  # diffusers passes on whatever the components raise
         required = f"required: a folder or Hub id with an undamaged {class_name}"
         raise ValueError(f"`vae` is {name!r}; {required} ({first_line(error)}).") from error
     size = (1, 3, resolution, resolution)
     try:
         with torch.no_grad():
-            given_back = decode(vae, mean_latents(vae, torch.zeros(size))).shape
-    except Exception as error:  # of a model that is none, or for other images
+            reconstructed_size = decode(vae, mean_latents(vae, torch.zeros(size))).shape
+    except Exception as error:  # the model is no autoencoder, or one of other images
         reason = one_line(error)[:200]
         raise ValueError(
             f"`vae` is {name!r}, a {class_name}; required: an autoencoder of diffusers for images ({reason})."
         ) from error
-    if given_back != size:
+    if reconstructed_size != size:
         raise ValueError(
-            f"`resolution` is {resolution}; required: one that {class_name} gives back, not as {list(given_back[2:])}."
+            f"`resolution` is {resolution}; required: one that {class_name} reconstructs, not as "
+            f"{list(reconstructed_size[2:])}."
         )
     return vae
 
 
 def mean_latents(vae: ModelMixin, pixels: torch.Tensor) -> torch.Tensor:
-    """The mean of the posterior, or what the encoder returns where it has none: [B, 3, H, W] -> [B, C, h, w]."""
+    """Encode pixels to the mean of the posterior, or to the latents of an encoder without one.
+
+    Args:
+        vae: The autoencoder.
+        pixels: Pixels [B, 3, H, W] in [-1, 1].
+
+    Returns:
+        Latents [B, C, h, w].
+    """
     (encoded,) = vae.encode(pixels, return_dict=False)[:1]
     return encoded if isinstance(encoded, torch.Tensor) else encoded.mode()
 
 
 def decode(vae: ModelMixin, latents: torch.Tensor) -> torch.Tensor:
-    """Pixels, in [-1, 1] but for overshooting: [B, C, h, w] -> [B, 3, H, W]."""
+    """Decode latents [B, C, h, w] to pixels [B, 3, H, W], in [-1, 1] except for overshooting."""
     return vae.decode(latents, return_dict=False)[0]
+
+
+def open_dataset(config: AutoencoderConfig, label_column: str | None = None) -> ImageDataset:
+    """Open the images to measure.
+
+    Raises:
+        ValueError: As `ImageDataset`, or if there are fewer than `num_images` images.
+    """
+    dataset = ImageDataset(
+        config.data, config.resolution, config.split, config.image_column, label_column, config.preprocessing
+    )
+    if config.num_images is not None and config.num_images > len(dataset):
+        raise ValueError(f"`num_images` is {config.num_images}; required: at most {len(dataset)}, which `data` has.")
+    return dataset
+
+
+def measured_batches(
+    config: AutoencoderConfig,
+    dataset: ImageDataset,
+    indices: Sequence[int],
+    measure: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    accelerator: Accelerator,
+    description: str,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the results of `measure` for the batches of images, in order, on the main process; see `ordered_batches`.
+
+    Every process has to exhaust the iterator.
+
+    Args:
+        config: The settings of the command.
+        dataset: The images.
+        indices: The indices of the images to measure.
+        measure: A function from a batch of images to tensors [B, ...] by name.
+        accelerator: The accelerator whose processes share the batches.
+        description: The description of the progress bar.
+    """
+    accelerator.wait_for_everyone()  # every process has checked `output_dir` before the main process writes to it
+    return ordered_batches(
+        dataset, measure, accelerator, config.micro_batch_size, config.num_workers, indices, description
+    )

@@ -1,9 +1,9 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Drawing a set of images from a pipeline: the same files whatever the number of processes, batches or interruptions.
+"""Draw a set of images from a pipeline: the same files whatever the number of processes and interruptions.
 
-Image i has a label and noise of its own, which depend on the seed and i alone. Networks round differently in batches of
-another size, so they always take the same `micro_batch_size` images together: the block of image i, filled up beyond
-the end of the set. A set of fewer images is thus the beginning of a larger one.
+The label and the noise of image i depend only on the seed and i. Networks round differently in batches of another size,
+so they always take the same `micro_batch_size` images together: the block of image i, which is filled up beyond the end
+of the set. A smaller set is therefore the beginning of a larger one.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 
 from ..files import first_line
 from ..keyed_random import image_generator, random_key
-from .image_sets import NumberedImages, numbered_name
-from .image_writer import ImageWriter
+from .image_files import ImageWriter, numbered_name
+from .image_sets import NumberedImages
 
 LABELS = ("balanced", "random")
-# Arguments of the pipeline's call that are not settings: this module's own, or objects.
+# Arguments of the pipeline's call that are no settings, since this module passes them or they are objects.
 NO_SETTINGS = (
     "self",
     "class_labels",
@@ -47,15 +47,15 @@ NO_SETTINGS = (
 
 
 def load_pipeline(name_or_path: str) -> DiffusionPipeline:
-    """A class-conditional pipeline, in float32 on the CPU.
+    """Load a class-conditional pipeline in float32 on the CPU.
 
     Raises:
-        ValueError: in one line, if it cannot be loaded or draws no classes.
+        ValueError: In one line, if it cannot be loaded or is not class-conditional.
     """
     required = "required: a folder or Hub id of a pipeline that draws images of classes"
     try:
         pipeline = DiffusionPipeline.from_pretrained(name_or_path)
-    except Exception as error:  # diffusers lets through whatever its parts raise
+    except Exception as error:  # diffusers passes on whatever the components raise
         raise ValueError(f"`pipeline` is {name_or_path!r}; {required} ({first_line(error)}).") from error
     transformer = getattr(pipeline, "transformer", None)
     if transformer is None or "num_classes" not in transformer.config or not hasattr(pipeline, "get_label_ids"):
@@ -65,42 +65,43 @@ def load_pipeline(name_or_path: str) -> DiffusionPipeline:
 
 
 def set_scheduler(pipeline: DiffusionPipeline, name: str | None = None, shift: float | None = None) -> None:
-    """Give the pipeline another scheduler, or another shift; None keeps what it has.
+    """Replace the scheduler of a pipeline, or its shift; None keeps the present one.
 
-    `from_config` of diffusers drops the shift and the flags of flow matching between families of schedulers; here they
-    are carried over.
+    diffusers' `from_config` loses the shift and the flags of flow matching between families of schedulers; here they
+    are carried over. Whether the pipeline can use the scheduler is checked by `try_pipeline`.
 
     Args:
-        name: class of diffusers, or FlowMatchSDEScheduler.
-        shift: of the time grid, in diffusers' words: 1 / s for the original's s.
+        pipeline: The pipeline.
+        name: The name of a scheduler class of diffusers, or FlowMatchSDEScheduler.
+        shift: The shift of the time grid as diffusers defines it, 1 / s for the original's shift s.
 
     Raises:
-        ValueError: if there is no such scheduler, or for a shift that is not positive or that it does not have. Whether
-            the pipeline can use it, `try_pipeline` tells.
+        ValueError: If there is no such scheduler, the shift is not positive, or the scheduler has none.
     """
     if shift is not None and not shift > 0:
         raise ValueError(f"`shift` is {shift}; required: a positive number.")
     if name is None and shift is None:
         return
-    now = pipeline.scheduler
-    name = type(now).__name__ if name is None else name
-    scheduler_class = getattr(diffusers, name, None)  # our own is registered there
+    current = pipeline.scheduler
+    name = type(current).__name__ if name is None else name
+    scheduler_class = getattr(diffusers, name, None)  # FlowMatchSDEScheduler is registered there
     if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
         raise ValueError(f"`scheduler` is {name!r}; required: the name of a scheduler class of diffusers.")
     known = inspect.signature(scheduler_class.__init__).parameters
     name_of_shift = next((key for key in ("flow_shift", "shift") if key in known), None)
     if name_of_shift is None and shift is not None:
         raise ValueError(f"`shift` is {shift}; required: none for {name}, whose time grid has no shift.")
-    settings = dict(now.config) if scheduler_class is type(now) else {}
+    settings = dict(current.config) if scheduler_class is type(current) else {}
     if "use_flow_sigmas" in known:
         settings |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
     if name_of_shift is not None:
-        settings[name_of_shift] = now.config.get("shift", now.config.get("flow_shift", 1.0)) if shift is None else shift
+        current_shift = current.config.get("shift", current.config.get("flow_shift", 1.0))
+        settings[name_of_shift] = current_shift if shift is None else shift
     pipeline.scheduler = scheduler_class.from_config(settings)
 
 
 def check_sampling(pipeline: DiffusionPipeline, sampling: dict[str, Any]) -> None:
-    """Raise ValueError if `sampling` has a key that is no setting of the pipeline's call."""
+    """Raise ValueError if a key of `sampling` is no setting of the pipeline's call."""
     known = [name for name in inspect.signature(pipeline.__call__).parameters if name not in NO_SETTINGS]
     for key in sampling:
         if key not in known:
@@ -108,7 +109,7 @@ def check_sampling(pipeline: DiffusionPipeline, sampling: dict[str, Any]) -> Non
 
 
 def try_pipeline(pipeline: DiffusionPipeline, sampling: dict[str, Any]) -> tuple[int, int]:
-    """(height, width) of the images: draws one, stopped after the first step, which checks all settings."""
+    """Draw an image with a single step, which checks all settings, and return its height and width."""
 
     def stop(pipeline: DiffusionPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
         pipeline._interrupt = True
@@ -121,12 +122,12 @@ def try_pipeline(pipeline: DiffusionPipeline, sampling: dict[str, Any]) -> tuple
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Labels and noise
+# Labels
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def class_label(kind: str, index: int, num_classes: int, seed: int) -> int:
-    """Label of image `index`: "balanced" is 0, 1, ..., num_classes - 1, 0, ...; "random" is uniform."""
+    """Return the label of image `index`: 0, 1, ..., num_classes - 1, 0, ... if "balanced", uniform if "random"."""
     return index % num_classes if kind == "balanced" else random_key(seed, index, "label") % num_classes
 
 
@@ -137,11 +138,13 @@ def class_label(kind: str, index: int, num_classes: int, seed: int) -> int:
 
 @contextlib.contextmanager
 def checked_decoding(pipeline: DiffusionPipeline, block: range) -> Iterator[None]:
-    """Within the context, look at what the pipeline's VAE decodes, which are images of a block, before it is rounded.
+    """Within the context, check the latents and the decoded pixels of a block for values that are not finite.
+
+    Rounding to 8 bits would hide such values.
 
     Raises:
-        ValueError: from the call of the pipeline, naming the first image of the block that has a value that is not
-            finite, and whether the latents or the VAE brought it.
+        ValueError: From the call of the pipeline. The message names the first image with such a value, and tells
+            whether it comes from the latents or from the VAE.
     """
     decode = pipeline.vae.decode
 
@@ -168,16 +171,24 @@ def checked_decoding(pipeline: DiffusionPipeline, block: range) -> Iterator[None
     try:
         yield
     finally:
-        del pipeline.vae.decode  # which uncovers the method of its class
+        del pipeline.vae.decode  # the method of the class is visible again
 
 
 def draw_block(
     pipeline: DiffusionPipeline, block: range, labels: str, seed: int, sampling: dict[str, Any], block_size: int
 ) -> np.ndarray:
-    """Images of a block of indices, which begins at a multiple of `block_size`: uint8 [B, height, width, 3].
+    """Draw the images of a block of indices, uint8 [B, height, width, 3].
+
+    Args:
+        pipeline: The pipeline.
+        block: The indices, from a multiple of `block_size` on.
+        labels: The kind of labels, one of `LABELS`.
+        seed: The seed of the set.
+        sampling: Arguments of the pipeline's call, in place of those of its recipe.
+        block_size: The number of images that are drawn together, at least the length of the block.
 
     Raises:
-        ValueError: naming the first image with a value that is not finite, which 8 bits would hide.
+        ValueError: As `checked_decoding`.
     """
     num_classes = pipeline.transformer.config.num_classes
     indices = range(block.start, block.start + block_size)
@@ -191,25 +202,25 @@ def draw_block(
 
 
 class DrawnImages(NumberedImages):
-    """The images of a pipeline as a set: whatever of a block isn't in the folder yet is drawn when it is read.
+    """The images of a pipeline as a set. Reading a block draws those of its images that are not in the folder yet.
 
-    Files that are there stay as they are, and it is they that are read. Several processes may share a folder if each
-    reads other blocks.
+    Files that are in the folder are kept, and read instead of drawn. Several processes may share a folder if each of
+    them reads other blocks.
 
     Args:
-        pipeline: that draws.
-        folder: of 000000.png, ..., which exists.
-        num_images: N.
-        size: (height, width) that the pipeline draws.
-        labels, seed, sampling: as in `evaluate generation`.
-        block_size: images that the networks take at a time.
-        num_threads: that write files, and that read them.
-        max_waiting: images drawn and not yet written, at most.
+        pipeline: The pipeline.
+        folder: The folder of 000000.png, ..., which must exist.
+        num_images: The number N of images.
+        size: The (height, width) of the images that the pipeline draws.
+        labels, seed, sampling: The arguments of `draw_block`.
+        block_size: The number of images that the networks take at a time.
+        num_threads: The number of threads that write files, and of threads that read them.
+        max_waiting: The largest number of images that are drawn and not yet written.
 
     Attributes:
-        num_drawn: images so far.
-        seconds_drawing: that it took to draw them.
-        seconds_held_up: that drawing had to wait for writing.
+        num_drawn: The number of images drawn so far.
+        seconds_drawing: The time spent on drawing them.
+        seconds_held_up: The time that drawing had to wait for writing.
     """
 
     def __init__(
@@ -231,11 +242,11 @@ class DrawnImages(NumberedImages):
         self.num_drawn, self.seconds_drawing, self.seconds_held_up = 0, 0.0, 0.0
 
     def read_blocks(self, blocks: Sequence[range]) -> Iterator[np.ndarray]:
-        """As `ImageSet.read_blocks`; all files are whole when the iterator ends.
+        """Yield the images of each block, as `ImageSet.read_blocks`. All files are complete when the iterator ends.
 
         Raises:
-            ValueError: naming a file that cannot be read.
-            OSError: if one cannot be written.
+            ValueError: If a file cannot be read; the message names it.
+            OSError: If a file cannot be written.
         """
         present = {path.name for path in self.folder.iterdir()}
         with ImageWriter(self.num_threads, self.max_waiting) as writer:

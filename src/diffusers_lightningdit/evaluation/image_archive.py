@@ -1,13 +1,12 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Sets of 8-bit images as one `.npz` file in the layout of ADM's evaluation (arXiv 2105.05233), or a folder of PNGs.
+"""Sets of 8-bit images as one `.npz` file in the layout of ADM's evaluation (arXiv 2105.05233), packed and unpacked.
 
-The file holds the array `arr_0`, uint8 [N, height, width, 3]. Both ways one image is in memory at a time, and nothing
-that was pickled is read.
+The file holds the array `arr_0`, uint8 [N, height, width, 3]. Reading and writing keep one image in memory at a time,
+and pickled arrays are refused.
 """
 
 import lzma
 import math
-import re
 import shutil
 import zipfile
 import zlib
@@ -19,25 +18,30 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from ..files import atomic_write, one_line
-from .image_decoding import decode_rgb
+from .image_files import numbered_name, png_files, read_png
 
 ARRAY = "arr_0"
-# of a file that is none or is damaged, encrypted, or compressed in an unknown way
+# Raised for a file that is no archive, is damaged or encrypted, or is compressed in an unknown way.
 READ_ERRORS = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
-UNPACKING = "unpacking.partial"  # folder in the output, while not all images are there
+UNPACKING = "unpacking.partial"  # the folder that images are unpacked to before all of them are moved to the output
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# .npz
+# One file
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def write_npz(path: str | Path, images: Iterable[np.ndarray], num_images: int) -> None:
-    """Write `num_images` images, uint8 [height, width, 3] each, under the final name only when all are there.
+    """Write images to an `.npz` file, which has its final name only when it is complete.
+
+    Args:
+        path: The file.
+        images: Images uint8 [height, width, 3], all of one size.
+        num_images: The number of images.
 
     Raises:
-        ValueError: if an image is of another type or size than the first, or there are more or fewer of them; no file
-            is left then.
+        ValueError: If an image has another type or size than the first, or there are more or fewer of them. No file is
+            left in this case.
     """
     shape, count = None, 0
     with (
@@ -65,14 +69,14 @@ class ImageArchive:
     """The images of an `.npz` file, read one after the other.
 
     Args:
-        path: file with `arr_0`, uint8 [N, height, width, 3], compressed or not.
+        path: A file with the array `arr_0`, uint8 [N, height, width, 3], compressed or not.
 
     Attributes:
-        num_images: N.
-        image_shape: (height, width, 3).
+        num_images: The number N of images.
+        image_shape: Their shape, (height, width, 3).
 
     Raises:
-        ValueError: if it is no such file. What was cut off is noticed when it is reached.
+        ValueError: If it is no such file. A file that was cut off is noticed when reading reaches its end.
     """
 
     def __init__(self, path: str | Path):
@@ -80,12 +84,12 @@ class ImageArchive:
         required = f"required: an .npz file with {ARRAY}, uint8 [N, height, width, 3]"
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{ARRAY}.npy") as file:
-                shape, in_columns, dtype = _read_header(file)
+                shape, is_fortran_order, dtype = _read_header(file)
         except KeyError as error:
             raise ValueError(f"{path} has no {ARRAY}; {required}.") from error
         except READ_ERRORS as error:
             raise ValueError(f"{path} cannot be read ({one_line(error)}); {required}.") from error
-        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape or in_columns:
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape or is_fortran_order:
             raise ValueError(f"{path} holds {ARRAY} of {dtype} and shape {list(shape)}; {required}.")
         self.num_images, self.image_shape = shape[0], shape[1:]
 
@@ -99,7 +103,7 @@ class ImageArchive:
             for index in range(self.num_images):
                 try:
                     content = file.read(size)
-                except READ_ERRORS as error:  # a checksum fails only at the end
+                except READ_ERRORS as error:  # a wrong checksum is noticed only at the end of the file
                     raise ValueError(f"{self.path} is damaged ({one_line(error)}); required: a whole file.") from error
                 if len(content) < size:
                     raise ValueError(f"{self.path} ends in image {index}; required: {self.num_images} images.")
@@ -107,62 +111,31 @@ class ImageArchive:
 
 
 def _read_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, order and type of an array; reads nothing that was pickled."""
+    """Read the shape, Fortran order and type of an array, without unpickling anything."""
     read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
     return read(file)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Folders of PNGs
+# To and from a folder of PNG files
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def png_files(folder: str | Path) -> list[Path]:
-    """The PNG files of a folder in the order of their names, numbers in names by their value.
-
-    Raises:
-        ValueError: if there is no such folder, it is empty, or holds anything else.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"`images` is {str(folder)!r}; required: a folder of PNG files.")
-    files = sorted(folder.iterdir(), key=lambda path: [part.zfill(20) for part in re.split(r"(\d+)", path.name)])
-    for path in files:
-        if path.suffix.lower() != ".png" or not path.is_file():
-            raise ValueError(f"`images` is {str(folder)!r}, which holds {path.name}; required: PNG files only.")
-    if not files:
-        raise ValueError(f"`images` is {str(folder)!r}, which is empty; required: a folder of PNG files.")
-    return files
-
-
-def numbered_name(index: int) -> str:
-    """000000.png, 000001.png, ..."""
-    return f"{index:06d}.png"
-
-
-def read_png(path: Path) -> np.ndarray:
-    """An RGB or gray PNG file of 8 bits as uint8 [height, width, 3].
-
-    Others would not come back from the archive as they were: conversion to RGB drops transparency.
-
-    Raises:
-        ValueError: naming the file, if it is damaged or of another kind.
-    """
-    return np.asarray(decode_rgb(str(path), lambda: Image.open(path, formats=["PNG"]), ("L", "RGB"), "a PNG file"))
-
-
 def check_new_file(output: str | Path, suffix: str) -> None:
-    """Raise ValueError if `output` exists, cannot exist, or has another suffix."""
+    """Raise ValueError if `output` exists, has another suffix, or lies in a folder that does not exist."""
     path = Path(output)
     if path.suffix != suffix or path.exists() or not path.parent.is_dir():
         raise ValueError(f"`output` is {str(output)!r}; required: a new {suffix} file in an existing folder.")
 
 
 def pack_folder(folder: str | Path, path: str | Path) -> int:
-    """Write the PNG files of a folder to one `.npz` file; returns their number.
+    """Write the PNG files of a folder to one `.npz` file.
+
+    Returns:
+        The number of images.
 
     Raises:
-        ValueError: as `png_files`, `read_png` and `write_npz`, naming the file that is to blame.
+        ValueError: As `png_files`, `read_png` and `write_npz`; the message names the file at fault.
     """
     check_new_file(path, ".npz")
     files, size = png_files(folder), None
@@ -184,12 +157,15 @@ def pack_folder(folder: str | Path, path: str | Path) -> int:
 
 
 def unpack_archive(path: str | Path, folder: str | Path) -> int:
-    """Write the images of an `.npz` file as 000000.png, 000001.png, ...; returns their number.
+    """Write the images of an `.npz` file as 000000.png, 000001.png, ... to a folder.
+
+    Returns:
+        The number of images.
 
     Raises:
-        ValueError: if the file is none of images, or damaged, or `folder` exists and is not empty; no file is left
-            then. The next run clears away what a killed one leaves in `UNPACKING`.
-        OSError: if they cannot be written.
+        ValueError: If the file holds no images or is damaged, or if `folder` exists and is not empty. No file is left
+            in this case. Files of a killed run in the folder `UNPACKING` are removed by the next run.
+        OSError: If the images cannot be written.
     """
     archive, folder = ImageArchive(path), Path(folder)
     is_new, partial = not folder.exists(), folder / UNPACKING
@@ -202,7 +178,7 @@ def unpack_archive(path: str | Path, folder: str | Path) -> int:
             Image.fromarray(image).save(partial / numbered_name(index))
         for index in range(len(archive)):
             (partial / numbered_name(index)).rename(folder / numbered_name(index))
-    except BaseException:  # also of an interruption: all images, or none
+    except BaseException:  # all images or none, also after an interruption
         for index in range(len(archive)):
             (folder / numbered_name(index)).unlink(missing_ok=True)
         raise

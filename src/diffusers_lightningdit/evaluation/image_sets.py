@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Sets of 8-bit images that are measured: a folder of files, an `.npz` file, or a data set of Hugging Face `datasets`.
+"""Sets of 8-bit images to measure: a folder of files, an `.npz` file, or a data set of Hugging Face `datasets`.
 
-All images of a set have the same size. They are read block by block, a few blocks ahead, in the background.
+All images of a set have the same size. They are read in blocks, a few blocks ahead, by background threads.
 """
 
 import itertools
@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 
 from ..data.images import center_crop, image_name, load_rows
-from .image_archive import ImageArchive, numbered_name
-from .image_decoding import decode_rgb
-from .read_ahead import read_ahead
+from .image_archive import ImageArchive
+from .image_files import decode_rgb, numbered_name
+from .ordered_batches import read_ahead
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 DEFAULT_SPLIT = "train"
-# What `datasets` goes by in a folder: names of files, names of folders that are splits, files that hold many images.
+# `datasets` recognises a data set by these: names of files, names of folders that are splits, files of many images.
 DATA_SET_FILES = ("README.md", "metadata.csv", "metadata.jsonl", "metadata.parquet")
 SPLIT_FOLDERS = ("train", "training", "validation", "valid", "dev", "val", "test", "testing", "eval", "evaluation")
 DATA_SUFFIXES = (".parquet", ".arrow", ".tar", ".zip")
@@ -30,30 +30,30 @@ BLOCKS_AHEAD = 4
 
 
 class ImageBlocks(Protocol):
-    """A set of images that is read in blocks of neighbours.
+    """A set of images that is read in blocks of consecutive images.
 
     Attributes:
-        num_images: N.
+        num_images: The number N of images.
     """
 
     num_images: int
 
     def read_blocks(self, blocks: Sequence[range]) -> Iterator[np.ndarray]:
-        """The images of each block of indices, uint8 [B, height, width, 3]; the blocks rise."""
+        """Yield the images of each block of indices, uint8 [B, height, width, 3]; blocks are in ascending order."""
 
 
 def cut(num_images: int, block_size: int) -> list[range]:
-    """Indices 0 to N - 1 in blocks, of which the last may be shorter."""
+    """Split the indices 0 to N - 1 into blocks, of which the last may be shorter."""
     return [range(start, min(start + block_size, num_images)) for start in range(0, num_images, block_size)]
 
 
 class ImageSet:
-    """A set that is read image by image, in any order.
+    """A set whose images can be read in any order.
 
     Attributes:
-        name: for messages.
-        num_images: N.
-        size: (height, width), by default of the first image.
+        name: The name of the set, for messages.
+        num_images: The number N of images.
+        size: The (height, width) of all images; by default that of the first image.
     """
 
     def __init__(
@@ -66,10 +66,11 @@ class ImageSet:
         self.size = self._read(0).shape[:2] if size is None else tuple(size)
 
     def image_name(self, index: int) -> str:
+        """The name of an image, for messages."""
         raise NotImplementedError
 
     def open_image(self, index: int) -> Image.Image:
-        """May raise anything."""
+        """Open an image; may raise anything."""
         raise NotImplementedError
 
     def _read(self, index: int) -> np.ndarray:
@@ -77,7 +78,11 @@ class ImageSet:
         return np.array(image if self.crop is None else center_crop(image, self.crop))
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Image `index`, uint8 [height, width, 3]; raises ValueError naming it if it is damaged or of another size."""
+        """Read image `index`, uint8 [height, width, 3].
+
+        Raises:
+            ValueError: If the image is damaged or has another size; the message names it.
+        """
         array = self._read(index)
         if array.shape[:2] != self.size:
             raise ValueError(
@@ -87,7 +92,7 @@ class ImageSet:
         return array
 
     def read_blocks(self, blocks: Sequence[range]) -> Iterator[np.ndarray]:
-        """The images of each block of indices, uint8 [B, height, width, 3]."""
+        """Yield the images of each block of indices, uint8 [B, height, width, 3]."""
 
         def read_block(block: range) -> np.ndarray:
             return np.stack([self[index] for index in block])
@@ -99,7 +104,7 @@ class FolderImages(ImageSet):
     """The image files of a folder and its subfolders, in the order of their paths.
 
     Raises:
-        ValueError: if it holds other files, or its first image cannot be read.
+        ValueError: If the folder holds other files, or its first image cannot be read.
     """
 
     def __init__(self, folder: str | Path, crop: int | None = None, num_threads: int = 4):
@@ -136,11 +141,11 @@ class DatasetImages(ImageSet):
     """A column of images of a data set.
 
     Attributes:
-        labels: of the images, int64 [N], if a `label_column` is given.
-        num_classes: that these are among.
+        labels: The labels of the images, int64 [N], if a `label_column` is given.
+        num_classes: The number of classes of the label column.
 
     Raises:
-        ValueError: as `load_rows`, or if there is no such column.
+        ValueError: As `load_rows`, or if there is no such column.
     """
 
     def __init__(
@@ -184,10 +189,10 @@ def _labels(rows: datasets.Dataset, column: str) -> tuple[torch.Tensor, int]:
 
 
 class ArchiveImages:
-    """The images of an `.npz` file (see `ImageArchive`), with what `ImageSet` has for reading in blocks.
+    """The images of an `.npz` file (see `ImageArchive`), which can be read in blocks only. They are never cropped.
 
     Raises:
-        ValueError: as `ImageArchive`; for another size than `crop`, since its images are never cropped.
+        ValueError: As `ImageArchive`.
     """
 
     def __init__(self, path: str | Path):
@@ -195,30 +200,30 @@ class ArchiveImages:
         self.name, self.num_images, self.size = str(path), len(self.archive), tuple(self.archive.image_shape[:2])
 
     def read_blocks(self, blocks: Sequence[range]) -> Iterator[np.ndarray]:
-        """As `ImageSet.read_blocks`, for blocks in rising order: the file is read from its beginning."""
+        """Yield the images of each block, as `ImageSet.read_blocks`; blocks must be in ascending order."""
 
         def read() -> Iterator[np.ndarray]:
-            images, position = iter(self.archive), 0
+            images, next_index = iter(self.archive), 0
             for block in blocks:
-                skipped = block.start - position
-                yield np.stack(list(itertools.islice(images, skipped, skipped + len(block))))
-                position = block.stop
+                num_skipped = block.start - next_index
+                yield np.stack(list(itertools.islice(images, num_skipped, num_skipped + len(block))))
+                next_index = block.stop
 
         yield from read_ahead(lambda block: block, read(), 1, 1)
 
 
 def is_folder_of_images(folder: Path) -> bool:
-    """Whether the files of a folder are read as they are, and not by `datasets`, as a data set with splits is.
+    """Whether a folder is read file by file, and not by `datasets`, as a data set with splits is.
 
-    It holds images, no folder named as a split, no metadata or card of a data set, and fewer files with data, for
-    `datasets` reads those that are more frequent, and passes over the others.
+    Such a folder holds images, no folder named as a split, and no metadata or card of a data set. It has more images
+    than data files, since `datasets` reads whichever kind is more frequent and ignores the other.
     """
     files = [path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()]
     num_images = sum(file.suffix.lower() in IMAGE_SUFFIXES for file in files)
     num_data = sum(file.suffix.lower() in DATA_SUFFIXES for file in files)
-    is_described = any(file.name in DATA_SET_FILES for file in files)
+    has_metadata = any(file.name in DATA_SET_FILES for file in files)
     has_splits = any(part in SPLIT_FOLDERS for file in files for part in file.parts[:-1])
-    return num_images > num_data and not is_described and not has_splits
+    return num_images > num_data and not has_metadata and not has_splits
 
 
 def open_images(
@@ -229,19 +234,20 @@ def open_images(
     num_threads: int = 4,
     label_column: str | None = None,
 ) -> ImageSet | ArchiveImages:
-    """A set of images by its name.
+    """Open a set of images.
 
     Args:
-        name: an `.npz` file; a folder as in `is_folder_of_images`, of which every file then has to be an image, unless
-            another split is asked for; otherwise whatever `datasets.load_dataset` reads, a folder or a Hub id.
-        split, column: of a data set.
-        crop: side of the squares that images are cropped to by `center_crop`; None takes them as they are. An `.npz`
-            file is never cropped.
-        num_threads: that read.
-        label_column: of a data set, which it then must be.
+        name: An `.npz` file, a folder of images (see `is_folder_of_images`), or a folder or Hub id that
+            `datasets.load_dataset` reads. Every file of a folder of images has to be an image.
+        split: The split of a data set. Another one than the default means that a folder is a data set.
+        column: The column of images of a data set.
+        crop: The side in pixels of the squares that images are cropped to by `center_crop`; None leaves images as they
+            are. The images of an `.npz` file are never cropped.
+        num_threads: The number of threads that read.
+        label_column: The column of labels; with it, the name must be that of a data set.
 
     Raises:
-        ValueError: in one line, if it cannot be read.
+        ValueError: In one line, if the set cannot be read.
     """
     path = Path(name)
     if label_column is not None:

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Pictures by matplotlib, which is optional, without a window or a global state."""
+"""Plots by matplotlib, an optional dependency, without its windows and global state."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ def check_matplotlib() -> None:
 
 
 def plot_density(path: str | Path, points: torch.Tensor, density: torch.Tensor, title: str) -> None:
-    """Write a picture of points [N, 2], each in the colour of its density [N], to a PNG file."""
+    """Plot points [N, 2], coloured by their density [N], to a PNG file."""
     figure, axes = _figure()
-    order = density.argsort()  # the densest on top
+    order = density.argsort()  # the densest points on top
     x, y = points[order].unbind(1)
     size = min(20.0, max(1.0, 20_000 / len(points)))
     dots = axes.scatter(x.numpy(), y.numpy(), c=density[order].numpy(), s=size, cmap="viridis", linewidths=0)
@@ -31,7 +31,7 @@ def plot_density(path: str | Path, points: torch.Tensor, density: torch.Tensor, 
 def plot_lines(
     path: str | Path, lines: dict[str, Sequence[tuple[float, float]]], x_name: str, y_name: str, title: str
 ) -> None:
-    """Write a picture of lines through points (x, y), by their names, to a PNG file."""
+    """Plot lines through points (x, y), by name, to a PNG file."""
     figure, axes = _figure()
     for name, points in lines.items():
         axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
@@ -42,11 +42,11 @@ def plot_lines(
 
 
 def plot_bars(path: str | Path, values: dict[str, float], x_name: str, title: str) -> None:
-    """Write a picture of a bar for each value, the first on top, by their names, to a PNG file."""
+    """Plot a horizontal bar for each value, by name and with the first on top, to a PNG file."""
     figure, axes = _figure()
     bars = axes.barh(list(values), list(values.values()))
     axes.bar_label(bars, fmt="{:g}", padding=2, fontsize="small")
-    axes.margins(x=0.25)  # room for the numbers
+    axes.margins(x=0.25)  # leaves room for the numbers
     axes.invert_yaxis()
     axes.set(xlabel=x_name, title=title)
     _save(figure, path)

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""What a number depends on, to be stored beside it."""
+"""The JSON record of a measurement: its results, and everything that they depend on."""
 
 import contextlib
 import dataclasses
@@ -28,38 +28,57 @@ PACKAGES = (
     "scikit-learn",
     "pillow",
 )
+SIGNIFICANT_DIGITS = 6  # the digits that reproduce on the same kind of device
 
 
 def measurement_record(
     command: str, results: dict[str, Any], config: Any, weights: dict[str, str], accelerator: Accelerator
 ) -> dict[str, Any]:
-    """The content of the JSON file of a measurement.
+    """Compose the content of a measurement's JSON file.
 
     Args:
-        command: of `diffusers_lightningdit.evaluate`.
-        results: the numbers by name; those that are not finite, which JSON does not know, become None.
-        config: dataclass of the command's settings, seeds among them.
-        weights: sha256 of the weights of each network that took part.
-        accelerator: says on what, and in how many processes.
+        command: The name of the command of `diffusers_lightningdit.evaluate`.
+        results: The results by name. Values that are not finite become None, since JSON has none.
+        config: The dataclass of the command's settings, which include the seeds.
+        weights: The SHA-256 sum of the weights of each network that took part.
+        accelerator: The accelerator, for the device and the number of processes.
     """
+    device = accelerator.device
     return {
         "command": command,
-        "results": _finite(results),
+        "results": _with_finite_floats(results),
         "settings": dataclasses.asdict(config),
         "weights_sha256": weights,
         "num_processes": accelerator.num_processes,
-        "device": device_name(accelerator.device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "num_threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), **installed_versions()},
+        "versions": {"python": platform.python_version(), **_installed_versions()},
     }
+
+
+def significant(value: Any) -> Any:
+    """Round floats to 6 significant digits for JSON, also within lists and dictionaries."""
+    if isinstance(value, dict):
+        return {name: significant(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [significant(inner) for inner in value]
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if isinstance(value, float) else value
+
+
+def _with_finite_floats(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_finite_floats(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_finite_floats(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager
 def collected_warnings() -> Iterator[list[str]]:
-    """Warnings within the context are printed at its end, once and in one line each, to stderr.
+    """Collect warnings, and print each of them once and in one line to stderr at the end.
 
     Yields:
-        A list that holds these lines after the context, in the order in which they came first, for the JSON file.
+        A list, which holds these lines after the context, in the order of their first occurrence.
     """
     messages: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
@@ -72,24 +91,9 @@ def collected_warnings() -> Iterator[list[str]]:
                 print(f"warning: {message}", file=sys.stderr)
 
 
-def installed_versions() -> dict[str, str]:
-    """Versions of the packages that numbers depend on, as far as they are installed."""
+def _installed_versions() -> dict[str, str]:
     versions = {}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return versions
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

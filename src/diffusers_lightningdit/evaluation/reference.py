@@ -1,23 +1,29 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""What generated images are compared with: published statistics, or a set of images, or both."""
+"""The reference that generated images are compared with: published statistics, a set of images, or both.
+
+Statistics of Inception's features are published as `.npz` files in the layout of ADM's evaluation (arXiv 2105.05233):
+`mu` [D] and `sigma` [D, D] of the pooled features, and mostly `mu_s` and `sigma_s` of the spatial ones. Such a file may
+hold images as well (`arr_0`), fewer than the statistics were computed from.
+"""
 
 import hashlib
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import nn
 
 from ..data.images import load_rows
-from ..files import file_sha256
+from ..files import file_sha256, one_line
 from ..networks.inception import InceptionFeatures
-from .commands.generation_config import GenerationConfig
+from .generation_config import GenerationConfig
 from .image_archive import ARRAY
 from .image_sets import ArchiveImages, DatasetImages, FolderImages, ImageBlocks, ImageSet, open_images
-from .reference_statistics import archive_names, read_statistics
 from .set_statistics import SetStatistics, measure_images
 
 # Settings that a measured reference depends on, beside the size of the images.
@@ -37,32 +43,106 @@ REFERENCE_SETTINGS = (
     "micro_batch_size",
     "num_threads",
 )
+STATISTICS_ARRAYS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+# The rounding error of covariances, relative to the largest value, that `frechet_distance` tolerates as well.
+TOLERANCE = 1e-6
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Published statistics
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def archive_names(path: str | Path) -> list[str]:
+    """List the names of the arrays in an `.npz` file; raises ValueError if it is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read ({error}); required: an .npz file.") from error
+
+
+def read_statistics(path: str | Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Read the statistics of an `.npz` file.
+
+    Returns:
+        {"features": (mean [D], covariance [D, D]), "spatial": ...} in float64, with those that the file has.
+
+    Raises:
+        ValueError: If an array is pickled, damaged or of another shape, or if `sigma` is no covariance. The message
+            names the file and the array.
+    """
+    names, statistics = archive_names(path), {}
+    for kind, (mean_name, covariance_name) in STATISTICS_ARRAYS.items():
+        if mean_name in names or covariance_name in names:
+            mean, covariance = _read_array(path, mean_name), _read_array(path, covariance_name)
+            if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+                shapes = f"{list(mean.shape)} and {list(covariance.shape)}"
+                raise ValueError(f"{path} holds {mean_name}, {covariance_name} of {shapes}; required: [D], [D, D].")
+            _check_covariance(f"{covariance_name} of {path}", covariance)
+            statistics[kind] = mean, covariance
+    return statistics
+
+
+def _check_covariance(name: str, covariance: torch.Tensor) -> None:
+    largest, size = covariance.abs().max().item(), len(covariance)
+    asymmetry = (covariance - covariance.T).abs().max().item()
+    if asymmetry > TOLERANCE * largest:
+        raise ValueError(f"{name} differs from its transpose by {asymmetry:g}; required: a symmetric matrix.")
+    allowed = TOLERANCE * largest * size
+    # The Cholesky decomposition, which costs a tenth of the eigenvalues, exists if all of them are positive.
+    raised = (covariance + covariance.T) / 2 + allowed * torch.eye(size, dtype=covariance.dtype)
+    if torch.linalg.cholesky_ex(raised).info > 0:
+        smallest = torch.linalg.eigvalsh(covariance)[0].item()
+        if smallest < -allowed:
+            raise ValueError(f"{name} has the eigenvalue {smallest:g}; required: a covariance, with none below 0.")
+
+
+def _read_array(path: str | Path, name: str) -> torch.Tensor:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            array = arrays[name]
+    except KeyError as error:
+        raise ValueError(f"{path} has no {name}; required: mean and covariance.") from error
+    except Exception as error:  # a damaged file can raise almost anything
+        raise ValueError(
+            f"{name} of {path} cannot be read ({one_line(error)}); required: numbers, not pickled."
+        ) from error
+    if array.dtype.kind != "f" or not np.isfinite(array).all():
+        raise ValueError(f"{name} of {path} holds {array.dtype}; required: finite floating-point numbers.")
+    return torch.from_numpy(array.astype(np.float64))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The reference
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Reference:
-    """What the images are compared with.
+    """The statistics that generated images are compared with.
 
     Attributes:
-        published: (mean [D], covariance [D, D]) by the name of the features, from a file; they go over `measured`.
-        measured: of the reference's images, on the main process.
-        labels: of these images, int64 [M], if they were asked for.
-        description: for the JSON file.
-        doubts: about comparing with it, a line each.
+        published: The mean [D] and covariance [D, D] by the name of the features, from a file. They take precedence
+            over `measured`.
+        measured: The statistics of the reference's images, on the main process.
+        labels: The labels of these images, int64 [M], if `reference_label_column` is set.
+        description: The description of the reference in the JSON file.
+        warnings: Warnings about comparing with this reference, one line each.
     """
 
     published: dict[str, tuple[torch.Tensor, torch.Tensor]]
     measured: SetStatistics | None
     labels: torch.Tensor | None
     description: dict[str, Any]
-    doubts: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def has(self, kind: str) -> bool:
-        """Whether there are mean and covariance of the features of this name: not where only others were published."""
+        """Whether there are a mean and a covariance of the features of this name."""
         return kind in self.published if self.published else kind in self.measured.statistics
 
     def moments(self, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and covariance of the features of this name."""
+        """Return the mean and the covariance of the features of this name."""
         if self.published:
             return self.published[kind]
         statistics = self.measured.statistics[kind]
@@ -72,10 +152,19 @@ class Reference:
 def open_reference(
     config: GenerationConfig, network: nn.Module, size: tuple[int, int], pipeline: DiffusionPipeline
 ) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], ImageSet | ArchiveImages | None]:
-    """(published statistics, set of images or None): looked at before anything is drawn.
+    """Open the reference and check it, before anything is drawn.
+
+    Args:
+        config: The settings of `evaluate generation`.
+        network: The network whose features are compared.
+        size: The height and width of the images that the pipeline draws.
+        pipeline: The pipeline, for its classes.
+
+    Returns:
+        The published statistics, and the set of images or None.
 
     Raises:
-        ValueError: if there is no such thing, or it cannot be compared with images of this size by this network.
+        ValueError: If the reference cannot be read, or cannot be compared with images of this size by this network.
     """
     statistics, images = {}, None
     name = f"`reference` is {config.reference!r}"
@@ -117,7 +206,7 @@ def open_reference(
 
 
 def check_labels(config: GenerationConfig, images: DatasetImages, pipeline: DiffusionPipeline) -> None:
-    """Raise ValueError if the reference's labels are not among the pipeline's classes, or are all of one class."""
+    """Raise ValueError if the reference's labels are not those of the pipeline's classes, or are all the same."""
     name, num_classes = f"`reference` is {config.reference!r}", pipeline.transformer.config.num_classes
     if images.num_classes != num_classes:
         raise ValueError(f"{name}, with {images.num_classes} classes; required: {num_classes}, as the pipeline's.")
@@ -130,18 +219,21 @@ def check_labels(config: GenerationConfig, images: DatasetImages, pipeline: Diff
         )
 
 
-def doubts_about_classes(config: GenerationConfig, pipeline: DiffusionPipeline) -> list[str]:
-    """A line, if names cannot tell whether a class is the same in the reference and in the pipeline.
+def compare_class_names(config: GenerationConfig, pipeline: DiffusionPipeline) -> list[str]:
+    """Compare the names of the classes of the reference and the pipeline.
+
+    Returns:
+        A warning, if the names differ, so that only the numbers tell which classes are the same; otherwise nothing.
 
     Raises:
-        ValueError: if both have the same names in another order.
+        ValueError: If both have the same names in another order.
     """
     names = load_rows(config.reference, config.reference_split).features[config.reference_label_column].names
     id2label = pipeline.config.get("id2label") or {}
     own = [name for _, name in sorted(id2label.items(), key=lambda item: int(item[0]))]
     if names == own:
         return []
-    # the first that differs; without names of the pipeline's there is none
+    # The first name that differs; 0 if the pipeline has no names.
     index = next((index for index, pair in enumerate(zip(names, own, strict=False)) if pair[0] != pair[1]), 0)
     if sorted(names) == sorted(own):
         raise ValueError(
@@ -156,7 +248,7 @@ def doubts_about_classes(config: GenerationConfig, pipeline: DiffusionPipeline) 
 
 
 def content_sha256(config: GenerationConfig, images: ImageSet | ArchiveImages | None) -> str:
-    """A hash of what the reference holds, in its order, as it lies there: cheap, since no image is decoded."""
+    """Hash the files or rows of the reference in their order. This is cheap, since no image is decoded."""
     if Path(config.reference).suffix == ".npz":
         return file_sha256(config.reference)
     if isinstance(images, FolderImages):
@@ -180,19 +272,24 @@ def measure_reference(
     accelerator: Accelerator,
     known: dict[tuple, Reference] | None = None,
 ) -> Reference:
-    """Open the reference, and measure its images, unless the statistics are all that is needed.
+    """Open the reference, and measure its images unless published statistics are all that is needed.
 
     Args:
-        known: what earlier runs measured, which spares measuring it again; this one is added.
+        config: The settings of `evaluate generation`.
+        network: The network whose features are compared.
+        size: The height and width of the images that the pipeline draws.
+        pipeline: The pipeline, for its classes.
+        accelerator: The accelerator whose processes share the images.
+        known: The references that earlier runs of a sweep have measured, by their settings; this one is added.
 
     Raises:
-        ValueError: as `open_reference` and `doubts_about_classes`, or for an image that cannot be read.
+        ValueError: As `open_reference` and `compare_class_names`, or for an image that cannot be read.
     """
     statistics, images = open_reference(config, network, size, pipeline)
     key = (tuple(size), *(getattr(config, name) for name in REFERENCE_SETTINGS))
     known = {} if known is None else known
     if key not in known:
-        doubts = [] if config.reference_label_column is None else doubts_about_classes(config, pipeline)
+        warnings = [] if config.reference_label_column is None else compare_class_names(config, pipeline)
         description: dict[str, Any] = {
             "reference": config.reference,
             "sha256": content_sha256(config, images),
@@ -203,12 +300,13 @@ def measure_reference(
             measured = measure_set(config, network, images, accelerator, "reference")
         if measured is not None:
             description |= {"num_images": measured.num_images, "pixels_sha256": measured.pixels_sha256}
-        known[key] = Reference(statistics, measured, getattr(images, "labels", None), description, doubts)
+        known[key] = Reference(statistics, measured, getattr(images, "labels", None), description, warnings)
     return known[key]
 
 
 def measure_set(
     config: GenerationConfig, network: nn.Module, images: ImageBlocks, accelerator: Accelerator, title: str
 ) -> SetStatistics | None:
+    """Measure a set of images with the settings of `evaluate generation`; see `measure_images`."""
     keep, block_size = config.precision_recall and config.reference is not None, config.micro_batch_size
     return measure_images(images, network, accelerator, block_size, config.batch_size, config.num_splits, keep, title)

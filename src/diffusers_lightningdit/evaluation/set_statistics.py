@@ -1,8 +1,8 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""What is measured of a set of images, in one pass, by any number of processes.
+"""Features and statistics of a set of images, computed in one pass by any number of processes.
 
-The numbers are the same to the last bit whatever the number of processes: the network always takes the same images
-together, blocks of fixed size in the order of the set, and sums are formed in that order on the main process.
+The results do not depend on the number of processes, to the last bit: the network always takes the same images
+together, in blocks of fixed size in the order of the set, and sums are formed in this order on the main process.
 """
 
 import hashlib
@@ -17,22 +17,44 @@ from torch import nn
 
 from ..metrics.frechet import FeatureStatistics
 from ..metrics.inception_score import InceptionScore
+from ..networks.inception import InceptionFeatures
+from ..networks.vision_features import VisionFeatures
 from .image_sets import ImageBlocks, cut
 from .ordered_batches import results_in_order
 
-ROWS_OF_AN_UPDATE = 1024  # of the statistics, which cost as much for a few images as for these
+ROWS_PER_UPDATE = 1024  # An update of the statistics takes about as long for a few images as for this many.
+
+
+def make_network(config) -> InceptionFeatures | VisionFeatures | None:
+    """Load the network whose features are compared; None if the settings name none.
+
+    Args:
+        config: The settings of a command, with `inception`, `inception_sha256`, `features`, `feature_normalization`,
+            `feature_pooling` and `feature_size`.
+
+    Raises:
+        ValueError: As `InceptionFeatures` and `VisionFeatures`.
+        ImportError: As `InceptionFeatures`.
+    """
+    if config.inception is not None:
+        return InceptionFeatures(config.inception, config.inception_sha256)
+    if config.features is not None:
+        return VisionFeatures(
+            config.features, config.feature_normalization, config.feature_size, config.feature_pooling
+        )
+    return None
 
 
 @dataclass
 class SetStatistics:
-    """Of a set of N images.
+    """Statistics of a set of N images.
 
     Attributes:
-        num_images: N.
-        statistics: of "features" and, with Inception, of "spatial".
-        inception_score: mean and standard deviation over the splits, if the network gives probabilities.
-        features: float32 [N, D], if they were to be kept.
-        pixels_sha256: of all pixels, image by image.
+        num_images: The number N of images.
+        statistics: The mean and covariance of the "features" and, with Inception, of the "spatial" features.
+        inception_score: The mean and the standard deviation over the splits, if the network returns probabilities.
+        features: The features, float32 [N, D], if they were kept.
+        pixels_sha256: The SHA-256 sum of the hashes of all images' pixels.
     """
 
     num_images: int
@@ -43,7 +65,7 @@ class SetStatistics:
 
 
 class _Collector:
-    """Takes features in the order of the images; sums are formed in a thread while the network goes on."""
+    """Collects features in the order of the images. Sums are formed in a thread while the network computes."""
 
     def __init__(self, num_images: int, num_splits: int, keep_features: bool):
         self.num_images, self.num_splits, self.keep_features = num_images, num_splits, keep_features
@@ -63,20 +85,20 @@ class _Collector:
         for name, rows in outputs.items():
             self._waiting.setdefault(name, []).append(rows)
         self._num_waiting += len(digests)
-        while self._num_waiting >= ROWS_OF_AN_UPDATE:
-            self._flush(ROWS_OF_AN_UPDATE)
+        while self._num_waiting >= ROWS_PER_UPDATE:
+            self._flush(ROWS_PER_UPDATE)
 
     def _flush(self, num_rows: int) -> None:
         rows = {}
-        for name, parts in self._waiting.items():
-            rows[name], rest = torch.cat(parts).split([num_rows, self._num_waiting - num_rows])
+        for name, blocks in self._waiting.items():
+            rows[name], rest = torch.cat(blocks).split([num_rows, self._num_waiting - num_rows])
             self._waiting[name] = [rest]
         self._num_waiting -= num_rows
         if self._update is not None:
             self._update.result()
-        self._update = self._thread.submit(self._take, rows)
+        self._update = self._thread.submit(self._add_to_sums, rows)
 
-    def _take(self, outputs: dict[str, torch.Tensor]) -> None:
+    def _add_to_sums(self, outputs: dict[str, torch.Tensor]) -> None:
         for name, rows in outputs.items():
             if name == "probabilities":
                 self.inception_score = self.inception_score or InceptionScore(self.num_images, self.num_splits)
@@ -108,33 +130,32 @@ def measure_images(
     keep_features: bool = False,
     title: str = "measuring",
 ) -> SetStatistics | None:
-    """Run the network over all images.
+    """Compute the network's features of all images, and their statistics.
 
-    Four things go on at once: the network is given a block by a thread of its own while the next ones are read, or
-    drawn, and sums are formed by another.
+    Reading or drawing images, the network, and the sums run in threads of their own, at the same time.
 
     Args:
-        images: the set. Where `read_blocks` computes, it does so in the calling thread.
-        network: of `features.py` or `inception.py`, on the accelerator's device.
-        accelerator: processes that share the work.
-        block_size: images that the network takes at a time; the last block is filled up with its last image. Another
-            block size changes features by rounding.
-        batch_size: images that a process takes in hand at a time, made up of whole blocks.
-        num_splits: of the Inception Score; there are at most as many as images.
-        keep_features: for precision and recall; otherwise memory does not grow with the set.
-        title: of the progress bar.
+        images: The set. If its `read_blocks` computes images, it does so in the calling thread.
+        network: A network as `make_network` returns, on the accelerator's device.
+        accelerator: The accelerator whose processes share the images.
+        block_size: The number of images that the network takes at a time; the last block is filled up with copies of
+            its last image. Another block size changes features by rounding.
+        batch_size: The number of images that a process handles in one turn, rounded up to whole blocks.
+        num_splits: The number of splits of the Inception Score, at most one for each image.
+        keep_features: Keep all features, for precision and recall. Otherwise memory does not grow with the set.
+        title: The description of the progress bar.
 
     Returns:
-        On the main process; None on the others.
+        The statistics on the main process, None on the others.
 
     Raises:
-        ValueError: on all processes, naming the image that cannot be read.
-        OSError: on all processes, if an image that is drawn cannot be written.
+        ValueError: On all processes, if an image cannot be read; the message names it.
+        OSError: On all processes, if a drawn image cannot be written.
     """
 
     @torch.no_grad()
     def measure(pixels: np.ndarray) -> tuple[dict[str, np.ndarray], list[bytes]]:
-        """Features of a block, and a hash of each image's pixels."""
+        """Return the features of a block, and a hash of each image's pixels."""
         digests = [hashlib.sha256(image).digest() for image in pixels]
         filled = np.concatenate([pixels, pixels[-1:].repeat(block_size - len(pixels), axis=0)])
         outputs = network(torch.from_numpy(filled).to(accelerator.device).permute(0, 3, 1, 2))
@@ -148,7 +169,7 @@ def measure_images(
 
 
 def read_all(images: ImageBlocks, accelerator: Accelerator, block_size: int = 16, batch_size: int = 64) -> None:
-    """Read the blocks of each process, as `measure_images` does, for sets that are made by being read."""
+    """Read all blocks as `measure_images` does, without measuring: for sets that are drawn while they are read."""
     blocks, per_turn = cut(images.num_images, block_size), -(-batch_size // block_size)
-    nothing = results_in_order(blocks, images.read_blocks, lambda pixels: None, accelerator, per_turn, "drawing")
-    deque(nothing, maxlen=0)
+    no_results = results_in_order(blocks, images.read_blocks, lambda pixels: None, accelerator, per_turn, "drawing")
+    deque(no_results, maxlen=0)

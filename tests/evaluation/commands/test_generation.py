@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 
 @pytest.fixture(scope="module", autouse=True)
 def on_the_cpu():
-    """As the processes of the launcher are."""
+    """Run on the CPU, as the processes of the launcher do."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         yield
@@ -68,7 +68,7 @@ def measured(record: dict) -> tuple:
 
 
 def test_the_numbers_are_those_of_the_files(first_run, real_digits, vision_transformer):
-    """Computed another way from the PNG files: all images at once, scipy's matrix square root."""
+    """They are computed from the PNG files in another way: all images at once, with scipy's matrix square root."""
     folder, record = first_run
     paths = sorted((folder / "images").iterdir())
     assert [path.name for path in paths] == [f"{index:06d}.png" for index in range(NUM_IMAGES)]
@@ -119,7 +119,7 @@ def test_another_batch_size(arguments, first_run, tmp_path):
 
 
 def test_two_processes_go_on_after_a_kill(arguments, first_run, tmp_path):
-    """Some files are missing, of two blocks of 16, and one was being written."""
+    """Some files of two blocks of 16 are missing, and one is half written."""
     shutil.copytree(first_run[0], tmp_path / "out")
     (tmp_path / "out" / "generation.json").unlink()
     for index in (3, 4, 20):
@@ -133,7 +133,7 @@ def test_two_processes_go_on_after_a_kill(arguments, first_run, tmp_path):
 
 
 def test_a_kill_at_the_very_beginning_or_end(arguments, first_run, tmp_path):
-    """Of samples.json only a part is there; and of the images, which images.npz already holds, only some are left."""
+    """samples.json is half written; or images.npz is complete and only some of images/ are left."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "samples.json.partial").write_text("{")
     record = run(arguments, tmp_path / "out", "--format", "both")
@@ -185,7 +185,7 @@ def test_without_a_reference_images_are_only_drawn(digits_pipeline, tmp_path):
 
 
 def error_of(arguments: list[str], folder: Path, changes: dict, capsys) -> str:
-    """The one line that the command ends with; nothing was measured."""
+    """Return the one line that the command ends with, and check that nothing was measured."""
     before = (folder / "generation.json").read_bytes() if folder.is_dir() else None
     words = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
     with pytest.raises(SystemExit) as exit_:
@@ -283,7 +283,7 @@ def test_a_damaged_image_among_them(arguments, copy_of_first_run, capsys):
 
 
 def test_an_image_that_was_replaced(arguments, copy_of_first_run, capsys):
-    """By another of the set, which is read as well as the one that was drawn."""
+    """The other image is of the same set and can be read, so only the pixels differ."""
     shutil.copy(copy_of_first_run / "images" / "000003.png", copy_of_first_run / "images" / "000002.png")
     error = error_of(arguments, copy_of_first_run, {}, capsys)
     assert "whose images are not those that generation.json tells of (pixels_sha256" in error
@@ -291,7 +291,7 @@ def test_an_image_that_was_replaced(arguments, copy_of_first_run, capsys):
 
 @pytest.mark.parametrize("format", ["png", "npz"])
 def test_an_archive_of_fewer_images(digits_pipeline, tmp_path, capsys, format):
-    """It would lie beside more PNG files than it holds, or be measured in place of more."""
+    """It would be left beside more PNG files than it holds, or be measured in place of more images."""
     arguments = ["--pipeline", digits_pipeline, "--sampling.num_inference_steps", "1", "--micro_batch_size", "2"]
     run([*arguments, "--num_images", "2"], tmp_path / "out", "--format", "both" if format == "png" else "npz")
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -313,7 +313,7 @@ def test_an_archive_of_fewer_images(digits_pipeline, tmp_path, capsys, format):
     ],
 )
 def test_images_that_are_not_finite(arguments, tmp_path, capsys, scale, message):
-    """And whose 8-bit values would be as good as any."""
+    """Its 8-bit values would look like those of any other image."""
     with pytest.raises(SystemExit):
         generation.main([*arguments, "--output_dir", str(tmp_path / "out"), "--sampling.guidance_scale", scale])
     assert message in capsys.readouterr().err

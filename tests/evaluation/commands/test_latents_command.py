@@ -32,7 +32,7 @@ def arguments(digits_pipeline, real_digits, vision_transformer) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(arguments, tmp_path_factory) -> Path:
-    """What a run leaves."""
+    """The output folder of a run."""
     folder = tmp_path_factory.mktemp("latents")
     main([*arguments, "--output_dir", str(folder)])
     AcceleratorState._reset_state(reset_partial_state=True)  # a test that forks must not inherit it
@@ -79,7 +79,7 @@ def test_every_number_by_another_way(folder, arguments, real_digits, vision_tran
 
 
 def test_the_reconstructions_are_those_of_the_other_command(arguments, tmp_path):
-    """One number for the same thing: the Fréchet distance of what an autoencoder gives back."""
+    """Both commands compute the same Fréchet distance of the reconstructions."""
     shared = [*arguments[1:9], "--micro_batch_size", "8"]
     main(["latents", *shared, "--perplexity", "5", "--output_dir", str(tmp_path / "latents")])
     main(["reconstruction", *shared, "--output_dir", str(tmp_path / "reconstruction")])

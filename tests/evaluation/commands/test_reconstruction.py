@@ -46,7 +46,7 @@ def arguments(digits_pipeline, real_digits, vision_transformer, lpips_file) -> l
 
 @pytest.fixture(scope="module")
 def folder(arguments, tmp_path_factory) -> Path:
-    """What a run leaves."""
+    """The output folder of a run."""
     folder = tmp_path_factory.mktemp("reconstruction")
     main([*arguments, "--output_dir", str(folder)])
     AcceleratorState._reset_state(reset_partial_state=True)  # a test that forks must not inherit it

@@ -11,7 +11,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
 from diffusers_lightningdit.evaluate import main
-from diffusers_lightningdit.evaluation import identity, reference
+from diffusers_lightningdit.evaluation import provenance, reference
 from diffusers_lightningdit.evaluation.commands import sweep
 from diffusers_lightningdit.evaluation.commands.generation import evaluate_generation
 from diffusers_lightningdit.evaluation.commands.sweep import Combination, SweepConfig, combinations, generation_config
@@ -30,11 +30,11 @@ def arguments(digits_pipeline, real_digits, vision_transformer) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(arguments, tmp_path_factory) -> Path:
-    """What a sweep leaves that was ended within its second run."""
+    """The output folder of a sweep that was interrupted in its second run."""
     folder = tmp_path_factory.mktemp("sweep")
 
     class Ended(Exception):
-        """As by a signal."""
+        """Interrupt as a signal does."""
 
     def end_at_the_second(settings, *arguments):
         if "scale-2" in settings.output_dir:
@@ -73,7 +73,7 @@ def test_a_sweep_goes_on_to_the_whole_table(folder):
 
 
 def test_the_reference_is_measured_once(arguments, folder, tmp_path, monkeypatch):
-    """And the numbers are those of runs of which each has measured it."""
+    """The metrics are the same as if each run had measured it."""
     titles, measure_set = [], reference.measure_set
     monkeypatch.setattr(reference, "measure_set", lambda *given: (titles.append(given[-1]), measure_set(*given))[1])
     main([*arguments, "--output_dir", str(tmp_path / "sweep")])
@@ -197,7 +197,7 @@ def test_a_run_with_other_settings(error_line, arguments, folder):
 
 @pytest.fixture
 def changeable(arguments, folder, tmp_path) -> tuple[list[str], Path]:
-    """A finished sweep over one scale, of a pipeline, a network and a reference that may be changed."""
+    """A finished sweep over one scale, with a pipeline, a network and a reference that a test may change."""
     words = list(arguments)
     words[words.index("--guidance_scales") + 1] = "[1]"
     for index, word in enumerate(words):
@@ -245,8 +245,8 @@ def test_a_finished_run_of_something_else(error_line, changeable, change, expect
 
 def test_what_is_finished_is_hashed_once(arguments, folder, monkeypatch):
     hashed = []
-    weights_sha256 = identity.weights_sha256
-    monkeypatch.setattr(identity, "weights_sha256", lambda model: (hashed.append(model), weights_sha256(model))[1])
+    weights_sha256 = provenance.weights_sha256
+    monkeypatch.setattr(provenance, "weights_sha256", lambda model: (hashed.append(model), weights_sha256(model))[1])
     before = table(folder)
     main([*arguments, "--output_dir", str(folder)])
     assert table(folder) == before

@@ -2,10 +2,11 @@
 """Draw images from a pipeline and compare them with a reference.
 
     python -m diffusers_lightningdit.evaluate generation --pipeline P --reference REF --inception FILE --output_dir DIR
-    accelerate launch -m diffusers_lightningdit.evaluate generation ... (several processes)
+    accelerate launch -m diffusers_lightningdit.evaluate generation ...
 
-`output_dir` gets images/000000.png, ... (or images.npz), samples.json with what determines them, and generation.json
-with the numbers and everything they depend on. Run again after an interruption, it goes on where it was.
+The command writes images/000000.png, ... (or images.npz) to `output_dir`, samples.json with everything that determines
+them, and generation.json with the metrics and everything that these depend on. Run again after an interruption, it
+resumes.
 """
 
 import json
@@ -24,18 +25,17 @@ from torch import nn
 
 from ...files import read_json, write_json
 from ...processes import patient_accelerator
-from ...settings import one_line_errors
-from ..comparison import compare, not_computed
+from ...settings import one_line_errors, parse_config
 from ..drawn_images import DrawnImages, check_sampling, load_pipeline, set_scheduler, try_pipeline
-from ..identity import IMAGES, SAMPLES_FILE, check_folder, samples_identity
+from ..generation_config import GenerationConfig
+from ..generation_metrics import compute_metrics, not_computed
 from ..image_archive import write_npz
 from ..image_sets import ArchiveImages
-from ..networks import exact_arithmetic, make_network
+from ..ordered_batches import exact_arithmetic
+from ..provenance import IMAGES, SAMPLES_FILE, check_folder, samples_provenance
 from ..records import collected_warnings, measurement_record
 from ..reference import Reference, measure_reference, measure_set
-from ..set_statistics import SetStatistics, read_all
-from .command_help import parse_command
-from .generation_config import HELP, GenerationConfig
+from ..set_statistics import SetStatistics, make_network, read_all
 
 RESULTS_FILE = "generation.json"
 ARCHIVE = "images.npz"
@@ -50,21 +50,21 @@ def image_set(
     config: GenerationConfig,
     pipeline: DiffusionPipeline,
     size: tuple[int, int],
-    identity: dict[str, Any],
+    provenance: dict[str, Any],
     accelerator: Accelerator,
 ) -> DrawnImages | ArchiveImages:
-    """The set: what isn't there of it is drawn when it is read. Clears away what an ended run was writing.
+    """Open the set, whose missing images are drawn when they are read, and remove partial files of a killed run.
 
     Raises:
-        ValueError: if images.npz, which "both" and a run that still has images/ write anew, would be left with another
-            number of images.
+        ValueError: If an images.npz with another number of images would be left beside the set. ("both" writes it anew,
+            and so does a run whose images/ is still there.)
     """
     folder = Path(config.output_dir)
     archive = folder / ARCHIVE
     if config.format != "both" and archive.is_file():
         images = ArchiveImages(archive)
         if images.num_images == config.num_images and config.format == "npz":
-            return images  # images/ may be left, in part, of a run that was ended
+            return images  # a killed run may have left some images/ beside it
         if images.num_images != config.num_images and (config.format == "png" or not (folder / IMAGES).is_dir()):
             advice = "`format` both, which writes it anew, " if (folder / IMAGES).is_dir() else ""
             raise ValueError(
@@ -73,7 +73,7 @@ def image_set(
             )
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / SAMPLES_FILE, identity)
+        write_json(folder / SAMPLES_FILE, provenance)
         (folder / IMAGES).mkdir(exist_ok=True)
         for path in (folder / IMAGES).glob("*.partial"):
             path.unlink()
@@ -95,7 +95,7 @@ def image_set(
 def draw_and_measure(
     config: GenerationConfig, images: DrawnImages | ArchiveImages, network: nn.Module | None, accelerator: Accelerator
 ) -> tuple[SetStatistics | None, dict[str, float]]:
-    """What is measured of the set, on the main process, and how fast this process was."""
+    """Draw and measure the set; return its statistics on the main process, and the times of this process."""
     start = time.perf_counter()
     samples = None
     if network is not None:
@@ -109,7 +109,7 @@ def draw_and_measure(
 
 
 def pack(config: GenerationConfig, images: DrawnImages | ArchiveImages) -> None:
-    """Write images.npz, if it is asked for, and remove images/ then if it is not."""
+    """Write images.npz if the format includes it, and remove images/ if the format does not include them."""
     folder = Path(config.output_dir)
     if config.format != "png" and isinstance(images, DrawnImages):
         blocks = images.read_blocks([range(index, index + 1) for index in range(config.num_images)])
@@ -124,7 +124,7 @@ def pack(config: GenerationConfig, images: DrawnImages | ArchiveImages) -> None:
 
 
 def check_pixels(folder: Path, num_images: int, pixels_sha256: str) -> None:
-    """Raise ValueError if an earlier run has measured other pixels of as many images of the same set."""
+    """Raise ValueError if an earlier run of this set has measured other pixels of the same number of images."""
     file = folder / RESULTS_FILE
     before = read_json(file)["samples"] if file.is_file() else {}
     hash_before = before.get("pixels_sha256", pixels_sha256)
@@ -141,20 +141,23 @@ def evaluate_generation(
     accelerator: Accelerator | None = None,
     known_references: dict[tuple, Reference] | None = None,
 ) -> dict[str, Any]:
-    """Draw, measure, write generation.json; returns its content, on every process.
+    """Draw and measure a set of images, and write generation.json.
 
     Args:
-        config: of the command.
-        accelerator: of the processes; by default a new one.
-        known_references: for several runs, as `measure_reference` takes them.
+        config: The settings of the command.
+        accelerator: The accelerator whose processes share the work; by default a new one.
+        known_references: The references that earlier runs of a sweep have measured (see `measure_reference`).
+
+    Returns:
+        The content of generation.json, on every process.
 
     Raises:
-        ValueError: in one line, for whatever cannot be used, before anything is drawn where that can be known; for an
-            image that is not finite, or was replaced.
-        ImportError: for `inception` without torch-fidelity.
+        ValueError: In one line. If settings, pipeline, network or reference cannot be used, it is raised before
+            anything is drawn, where possible; later, if an image is not finite or was replaced.
+        ImportError: If `inception` is set and torch-fidelity is not installed.
     """
     accelerator = patient_accelerator() if accelerator is None else accelerator
-    with exact_arithmetic(config.num_threads):
+    with exact_arithmetic(config.num_threads, accelerator.device):
         return _evaluate(config, accelerator, known_references)
 
 
@@ -166,8 +169,8 @@ def _evaluate(
     pipeline = load_pipeline(config.pipeline)
     check_sampling(pipeline, config.sampling)
     set_scheduler(pipeline, config.scheduler, config.shift)
-    identity = samples_identity(config, pipeline, device)
-    check_folder(folder, identity)
+    provenance = samples_provenance(config, pipeline, device)
+    check_folder(folder, provenance)
     pipeline.to(device)
     if config.dtype != "float32":
         pipeline.to(getattr(torch, config.dtype))
@@ -179,7 +182,7 @@ def _evaluate(
     if config.reference is not None:
         reference = measure_reference(config, network, size, pipeline, accelerator, known_references)
 
-    images = image_set(config, pipeline, size, identity, accelerator)
+    images = image_set(config, pipeline, size, provenance, accelerator)
     samples, speed = draw_and_measure(config, images, network, accelerator)
     num_classes = pipeline.transformer.config.num_classes
     outcome: list[dict[str, Any] | Exception | None] = [None]
@@ -188,8 +191,12 @@ def _evaluate(
             if samples is not None:
                 check_pixels(folder, config.num_images, samples.pixels_sha256)
             pack(config, images)
-            outcome = [_record(config, identity, samples, reference, network, num_classes, size, speed, accelerator)]
-        except (ValueError, ImportError, OSError) as error:  # the others, who wait for the record, must hear of it
+            outcome = [_record(config, provenance, samples, reference, network, num_classes, size, speed, accelerator)]
+        except (
+            ValueError,
+            ImportError,
+            OSError,
+        ) as error:  # the other processes, which wait, get it as well
             outcome = [error]
     (record,) = broadcast_object_list(outcome)
     if isinstance(record, Exception):
@@ -201,7 +208,7 @@ def _evaluate(
 
 def _record(
     config: GenerationConfig,
-    identity: dict[str, Any],
+    provenance: dict[str, Any],
     samples: SetStatistics | None,
     reference: Reference | None,
     network: nn.Module | None,
@@ -210,18 +217,22 @@ def _record(
     speed: dict[str, float],
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """The content of generation.json."""
+    """Compose the content of generation.json."""
     pixels = {} if samples is None else {"pixels_sha256": samples.pixels_sha256}
     with collected_warnings() as messages:
-        for line in [*([] if reference is None else reference.doubts), *not_computed(config, reference)]:
+        for line in [*([] if reference is None else reference.warnings), *not_computed(config, reference)]:
             warnings.warn(line, stacklevel=1)
-        results = {} if samples is None else compare(config, samples, reference, num_classes, accelerator.device)
-    weights = {**identity["weights_sha256"]} | ({} if network is None else {"features": network.description["sha256"]})
+        results = (
+            {} if samples is None else compute_metrics(config, samples, reference, num_classes, accelerator.device)
+        )
+    weights = {**provenance["weights_sha256"]} | (
+        {} if network is None else {"features": network.description["sha256"]}
+    )
     return {
         **measurement_record("generation", results, config, weights, accelerator),
         "warnings": messages,
         "samples": {
-            **identity,
+            **provenance,
             "num_images": config.num_images,
             "num_classes": num_classes,
             "height": size[0],
@@ -241,7 +252,7 @@ def _record(
 
 def main(argv: list[str] | None = None) -> None:
     with one_line_errors((ValueError, ImportError, OSError)):
-        config = parse_command(GenerationConfig, argv, __doc__, HELP)
+        config = parse_config(GenerationConfig, argv, __doc__)
         datasets.disable_progress_bars()
         accelerator = patient_accelerator()
         record = evaluate_generation(config, accelerator)

@@ -1,11 +1,11 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Measure how well the latents of an autoencoder are organised: what a transformer will find easy or hard to learn.
+"""Measure how well the latents of an autoencoder are organised, and so how easily a transformer learns them.
 
     python -m diffusers_lightningdit.evaluate latents --vae VAE --data DATA --features MODEL --output_dir FOLDER
     accelerate launch -m diffusers_lightningdit.evaluate latents ...
 
-The latents are the means of the posteriors, raw. Writes metrics.json, with everything that the numbers depend on,
-tsne.png, a t-SNE of the latents coloured by density, and tsne.csv with its points.
+The latents are the unnormalised means of the posteriors. The command writes metrics.json, with everything that the
+numbers depend on, tsne.png, a t-SNE of the latents coloured by density, and tsne.csv with its points.
 
 Letters in the shape comments: B images, C latent channels, F feature channels, (h, w) grid.
 """
@@ -23,56 +23,51 @@ import torch
 from accelerate import Accelerator
 from diffusers import ModelMixin
 
-from ...data.images import ImageDataset, from_8_bits, to_8_bits
+from ...data.images import from_8_bits, to_8_bits
 from ...files import atomic_write, check_output_dir, partial_name, weights_sha256, write_json
 from ...metrics.alignment import distance_matrix_gap, linear_cka
 from ...metrics.channel_statistics import channel_statistics
 from ...metrics.interpolation_distance import interpolation_distance
 from ...metrics.linear_classifier import can_be_split, linear_probe_accuracy, probed_images
 from ...metrics.uniformity import check_scikit_learn, point_density, principal_plane, tsne_plane, uniformity
-from ...networks.foundation_model import IMAGE_NORMALIZATIONS, FoundationModel
+from ...networks.foundation_model import FoundationModel
 from ...processes import patient_accelerator
-from ...settings import check_at_least, check_choice, one_line_errors
-from ..autoencoders import HELP as AUTOENCODER_HELP
-from ..autoencoders import AutoencoderConfig, decode, load_autoencoder, mean_latents
-from ..networks import exact_arithmetic
-from ..ordered_batches import ordered_batches
+from ...settings import one_line_errors, parse_config, setting
+from ..autoencoders import (
+    METRICS_FILE,
+    AutoencoderConfig,
+    decode,
+    load_autoencoder,
+    mean_latents,
+    measured_batches,
+    open_dataset,
+)
+from ..ordered_batches import exact_arithmetic
 from ..plots import check_matplotlib, plot_density
-from ..records import collected_warnings, measurement_record
-from ..rounding import SIGNIFICANT_DIGITS, significant
-from .command_help import parse_command
+from ..records import SIGNIFICANT_DIGITS, collected_warnings, measurement_record, significant
 
-METRICS_FILE = "metrics.json"
 PLOT_FILE, POINTS_FILE = "tsne.png", "tsne.csv"
 LEFTOVERS = tuple(partial_name(Path(name)).name for name in (METRICS_FILE, PLOT_FILE, POINTS_FILE))
-
-HELP = {
-    **AUTOENCODER_HELP,
-    "label_column": "of the data set, for the linear probe; null for images without labels",
-    "num_images": "so many, drawn at random by the seed; default: all. Their latents and features are kept in memory",
-    "features": "folder or Hub id of a vision transformer, for alignment and the interpolation distance",
-    "perplexity": "of the t-SNE",
-    "seed": "of the choice of images, the t-SNE and the linear probe",
-    "num_threads": "of each process's networks on a CPU, and of the t-SNE; another number changes the last digits",
-}
 
 
 @dataclasses.dataclass(kw_only=True)
 class LatentsConfig(AutoencoderConfig):
-    """Settings of `evaluate latents`; `HELP` says what each is.
+    """Settings of `evaluate latents`.
 
     Raises:
-        ValueError: for a value that cannot be measured with.
+        ValueError: For a value that cannot be measured with.
     """
 
-    label_column: str | None = "label"
-    perplexity: float = 30.0
-    seed: int = 0
+    label_column: str | None = setting(
+        "label", "The column of the class labels, for the linear probe; null for images without labels.", group="Data"
+    )
+    num_images: int | None = setting(
+        None,
+        "The number of images, drawn at random by `seed`, whose latents and features are kept in memory; null: all.",
+    )
+    seed: int = setting(0, "The seed of the choice of images, the t-SNE and the linear probe.", minimum=0)
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_at_least("seed", self.seed, 0)
-        check_choice("feature_normalization", self.feature_normalization, IMAGE_NORMALIZATIONS)
+    perplexity: float = setting(30.0, "The perplexity of the t-SNE.", group="Measures")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -81,11 +76,11 @@ class LatentsConfig(AutoencoderConfig):
 
 
 class LatentMeasures:
-    """What is kept of a batch of images.
+    """Latents and features of a batch of images.
 
     Args:
-        vae: frozen, on its device.
-        foundation_model: or None.
+        vae: The frozen autoencoder, on its device.
+        foundation_model: The vision transformer of the features, or None.
     """
 
     def __init__(self, vae: ModelMixin, foundation_model: FoundationModel | None):
@@ -93,7 +88,7 @@ class LatentMeasures:
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`latents` [B, C, h, w]; `features` [B, F, h, w] and `labels` [B], as far as there are."""
+        """Compute `latents` [B, C, h, w], and return `features` [B, F, h, w] and `labels` [B] if there are any."""
         pixels = batch["pixel_values"].to(self.vae.device)
         values = {"latents": mean_latents(self.vae, pixels)}
         if self.foundation_model is not None:
@@ -104,16 +99,16 @@ class LatentMeasures:
 
     @torch.no_grad()
     def features_of(self, latents: torch.Tensor) -> torch.Tensor:
-        """Features, averaged over positions, of the images that are decoded: [B, C, h, w] -> [B, F].
+        """Decode latents, and average the features of the images over positions: [B, C, h, w] -> [B, F].
 
-        These are rounded to 8 bits as the original saves them, and as `evaluate reconstruction` measures them.
+        The images are rounded to 8 bits, as the original saves them and `evaluate reconstruction` measures them.
         """
         images = to_8_bits(decode(self.vae, latents.to(self.vae.device)))
         return self.foundation_model(from_8_bits(images), tuple(latents.shape[2:])).mean((2, 3)).cpu()
 
 
 def chosen_images(num_images: int | None, available: int, seed: int) -> list[int]:
-    """Indices of images drawn without replacement, rising; all if no number is given."""
+    """Choose the indices of images at random without replacement, in ascending order; all if no number is given."""
     if num_images is None:
         return list(range(available))
     return sorted(np.random.default_rng(seed).permutation(available)[:num_images].tolist())
@@ -127,13 +122,13 @@ def chosen_images(num_images: int | None, available: int, seed: int) -> list[int
 def latent_results(
     measures: LatentMeasures, values: dict[str, torch.Tensor], plane: torch.Tensor, config: LatentsConfig
 ) -> dict[str, Any]:
-    """Every measure that can be had, by name.
+    """Compute all metrics that the data and the networks allow, by name.
 
     Args:
-        measures: decodes, and extracts features.
-        values: of all images, as `measures` returns them.
-        plane: of the t-SNE, [B, 2].
-        config: of the command.
+        measures: The object that decodes latents and computes features.
+        values: The latents, features and labels of all images.
+        plane: The points of the t-SNE, [B, 2].
+        config: The settings of the command.
     """
     latents = values["latents"]
     results = {
@@ -170,25 +165,25 @@ def latent_results(
 
 
 def evaluate_latents(config: LatentsConfig, accelerator: Accelerator) -> dict[str, Any]:
-    """Measure, and write `metrics.json`, `tsne.png` and `tsne.csv` into `config.output_dir`.
+    """Measure the latents, and write `metrics.json`, `tsne.png` and `tsne.csv` to `config.output_dir`.
 
     Returns:
-        The content of `metrics.json` on the main process, else nothing. Its `results`: `channels`, per-channel
-        statistics; `uniformity` in the planes of the t-SNE and of the principal components; with labels
-        `linear_probe_accuracy` and the `linear_probe_num_images` it is of, where there are images enough; with features
-        `linear_cka`, `distance_matrix_gap`, and `reconstruction_fd`, `interpolation_fd`, Fréchet distances in these
-        features.
+        The content of `metrics.json` on the main process, an empty dictionary on the others. Its `results` are the
+        statistics of the `channels`; the `uniformity` in the planes of the t-SNE and of the principal components; with
+        labels, if there are enough images, `linear_probe_accuracy` and `linear_probe_num_images`, the number of images
+        that it was computed from; with features `linear_cka`, `distance_matrix_gap`, and the Fréchet distances
+        `reconstruction_fd` and `interpolation_fd` in these features.
 
     Raises:
-        ValueError: before anything is computed, for settings, data or networks that cannot be used; later for an image
-            that cannot be read.
-        ImportError: without scikit-learn, scipy or matplotlib.
-        OSError: if the files cannot be written.
+        ValueError: Before anything is computed, if settings, data or networks cannot be used; later, if an image cannot
+            be read.
+        ImportError: If scikit-learn, scipy or matplotlib is not installed.
+        OSError: If the files cannot be written.
     """
     check_output_dir(config.output_dir, leftovers=LEFTOVERS)
     check_scikit_learn()
     check_matplotlib()
-    with exact_arithmetic(config.num_threads):
+    with exact_arithmetic(config.num_threads, accelerator.device):
         return _evaluate(config, accelerator)
 
 
@@ -199,26 +194,17 @@ def _evaluate(config: LatentsConfig, accelerator: Accelerator) -> dict[str, Any]
         foundation_model = FoundationModel.from_pretrained(config.features, config.feature_normalization)
         weights["features"] = weights_sha256(foundation_model.model)
         foundation_model.to(accelerator.device)
-    dataset = ImageDataset(
-        config.data, config.resolution, config.split, config.image_column, config.label_column, config.preprocessing
-    )
-    config.check_num_images(len(dataset))
+    dataset = open_dataset(config, config.label_column)
     indices = chosen_images(config.num_images, len(dataset), config.seed)
     if not 0 < config.perplexity < len(indices):
         raise ValueError(f"`perplexity` is {config.perplexity:g}; required: above 0, below the {len(indices)} images.")
     measures = LatentMeasures(vae.to(accelerator.device), foundation_model)
-
-    accelerator.wait_for_everyone()  # every process has looked at the folder
-    batches = list(
-        ordered_batches(
-            dataset, measures, accelerator, config.micro_batch_size, config.num_workers, indices, "encoding"
-        )
-    )
+    batches = list(measured_batches(config, dataset, indices, measures, accelerator, "encoding"))
     if not accelerator.is_main_process:
         return {}
     values = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     plane = tsne_plane(values["latents"], config.perplexity, config.seed, config.num_threads)
-    with collected_warnings() as messages:  # of too few images
+    with collected_warnings() as messages:  # about too few images
         results = latent_results(measures, values, plane, config)
 
     folder = Path(config.output_dir)
@@ -236,7 +222,7 @@ def _evaluate(config: LatentsConfig, accelerator: Accelerator) -> dict[str, Any]
 def write_points(
     path: Path, indices: list[int], points: torch.Tensor, density: torch.Tensor, labels: torch.Tensor | None
 ) -> None:
-    """A table with a line for each image: its index in the data, its point in the plane, density, label."""
+    """Write a table with a line for each image: its index in the data, its point in the plane, density and label."""
     columns = {"index": indices, "x": points[:, 0].tolist(), "y": points[:, 1].tolist(), "density": density.tolist()}
     if labels is not None:
         columns["label"] = labels.tolist()
@@ -249,7 +235,7 @@ def write_points(
 
 def main(argv: list[str] | None = None) -> None:
     with one_line_errors((ValueError, ImportError, OSError)):
-        config = parse_command(LatentsConfig, argv, __doc__, HELP)
+        config = parse_config(LatentsConfig, argv, __doc__)
         datasets.disable_progress_bars()
         accelerator = patient_accelerator()
         record = evaluate_latents(config, accelerator)

@@ -1,12 +1,12 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Measure how well an autoencoder gives images back: PSNR, SSIM, LPIPS of each, the Fréchet distance of all (rFID).
+"""Measure the reconstructions of an autoencoder: PSNR, SSIM, LPIPS and the Fréchet distance (rFID).
 
     python -m diffusers_lightningdit.evaluate reconstruction --vae VAE --data DATA --features MODEL --output_dir FOLDER
     accelerate launch -m diffusers_lightningdit.evaluate reconstruction ...
 
-A reconstruction is decode(mean of the posterior), rounded to 8 bits as the original does, since that is what is saved
-and shown; every measure is of these 8-bit images, in one pass over the data. Writes metrics.json, with everything that
-the numbers depend on, and images.csv, with a line for each image.
+A reconstruction is decode(mean of the posterior), rounded to 8 bits as in the original, since these images are saved
+and shown. All metrics are of these 8-bit images and are computed in one pass over the data. The command writes
+metrics.json, with everything that the numbers depend on, and images.csv, with a line for each image.
 
 Letters in the shape comments: B images.
 """
@@ -24,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import ModelMixin
 
-from ...data.images import ImageDataset, from_8_bits, to_8_bits
+from ...data.images import from_8_bits, to_8_bits
 from ...data.latent_shards import DTYPES
 from ...files import (
     atomic_write,
@@ -39,55 +39,65 @@ from ...metrics.frechet import FeatureStatistics
 from ...metrics.image_similarity import peak_signal_to_noise_ratio, structural_similarity
 from ...networks.inception import PUBLISHED_SHA256
 from ...networks.lpips import LPIPS
+from ...networks.vision_features import POOLINGS
 from ...processes import patient_accelerator
-from ...settings import check_choice, one_line_errors
-from ..autoencoders import HELP as AUTOENCODER_HELP
-from ..autoencoders import AutoencoderConfig, decode, load_autoencoder, mean_latents
-from ..networks import exact_arithmetic, make_network
-from ..ordered_batches import ordered_batches
-from ..records import collected_warnings, measurement_record
-from ..rounding import significant
-from .command_help import parse_command
+from ...settings import one_line_errors, parse_config, setting
+from ..autoencoders import (
+    METRICS_FILE,
+    AutoencoderConfig,
+    decode,
+    load_autoencoder,
+    mean_latents,
+    measured_batches,
+    open_dataset,
+)
+from ..ordered_batches import exact_arithmetic
+from ..records import collected_warnings, measurement_record, significant
+from ..set_statistics import make_network
 
-METRICS_FILE = "metrics.json"
 IMAGES_FILE = "images.csv"
 LEFTOVERS = tuple(partial_name(Path(name)).name for name in (METRICS_FILE, IMAGES_FILE))
 DECIMALS = {"psnr_db": 4, "ssim": 6, "lpips": 6}
 
 
-HELP = {
-    **AUTOENCODER_HELP,
-    "num_images": "the first so many; default: all",
-    "lpips": "safetensors file of the weights of LPIPS, or user/repo:file on the Hub",
-    "lpips_sha256": "of that file; without one, it has to be converted from the published weights",
-    "features": "folder or Hub id of a vision transformer, for the Fréchet distance rfd",
-    "feature_pooling": "patch_mean, class_token, or pooler (of networks without patches)",
-    "feature_size": "side in pixels that its input is resized to; default: as it is",
-    "inception": "file of torch-fidelity's Inception weights, for rfid",
-    "inception_sha256": "of that file, or how it begins",
-    "vae_dtype": "that the autoencoder computes in: float32, bfloat16, float16",
-}
-
-
 @dataclasses.dataclass(kw_only=True)
 class ReconstructionConfig(AutoencoderConfig):
-    """Settings of `evaluate reconstruction`; `HELP` says what each is.
+    """Settings of `evaluate reconstruction`.
 
     Raises:
-        ValueError: for a value that cannot be measured with.
+        ValueError: For a value that cannot be measured with.
     """
 
-    lpips: str | None = None
-    lpips_sha256: str | None = None
-    feature_pooling: str = "patch_mean"
-    feature_size: int | None = None
-    inception: str | None = None
-    inception_sha256: str = PUBLISHED_SHA256
-    vae_dtype: str = "float32"
+    num_images: int | None = setting(None, "The number of images, the first ones of the data; null: all.")
+
+    lpips: str | None = setting(
+        None,
+        "File of LPIPS's weights that convert_lpips_to_safetensors.py wrote, or user/name:file on the Hub; null: no "
+        "LPIPS.",
+        group="Measures",
+    )
+    lpips_sha256: str | None = setting(
+        None, "The SHA-256 of the file `lpips`; null: the file has to name the published weights as its source."
+    )
+    feature_pooling: str = setting(
+        "patch_mean",
+        "The pooling of the vision transformer's tokens; pooler is for networks without patches.",
+        choices=tuple(POOLINGS),
+    )
+    feature_size: int | None = setting(
+        None, "The side in pixels that the vision transformer's input is resized to; null: the input is not resized."
+    )
+    inception: str | None = setting(
+        None, "File of torch-fidelity's Inception weights, for `rfid`; null: no such number."
+    )
+    inception_sha256: str = setting(PUBLISHED_SHA256, "The SHA-256 of the file `inception`, or how it begins.")
+
+    vae_dtype: str = setting(
+        "float32", "The type that the autoencoder computes in.", group="Computation", choices=DTYPES
+    )
 
     def __post_init__(self):
         super().__post_init__()
-        check_choice("vae_dtype", self.vae_dtype, DTYPES)
         if self.features is not None and self.inception is not None:
             raise ValueError("`features` and `inception` are both given; required: one of them, or neither.")
 
@@ -98,12 +108,12 @@ class ReconstructionConfig(AutoencoderConfig):
 
 
 class ReconstructionMeasures:
-    """What is measured of a batch of images.
+    """Metrics of a batch of images and their reconstructions.
 
     Args:
-        vae: frozen, on its device.
-        lpips: or None.
-        features: a network as in `features.py`, or None.
+        vae: The frozen autoencoder, on its device.
+        lpips: The network of LPIPS, or None.
+        features: The network whose features are compared, or None.
     """
 
     def __init__(self, vae: ModelMixin, lpips: LPIPS | None, features: torch.nn.Module | None):
@@ -111,7 +121,10 @@ class ReconstructionMeasures:
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`psnr_db`, `ssim`, `lpips`: [B]; `real`, `reconstructed`: features [B, D]; as far as there are networks."""
+        """Compute `psnr_db`, `ssim` and `lpips`, [B], and the features `real` and `reconstructed`, [B, D].
+
+        Values whose network is None are left out.
+        """
         originals = to_8_bits(batch["pixel_values"].to(self.vae.device))
         latents = mean_latents(self.vae, from_8_bits(originals).to(self.vae.dtype))
         reconstructions = to_8_bits(decode(self.vae, latents))
@@ -132,10 +145,10 @@ class ReconstructionMeasures:
 
 
 class ReconstructionTotals:
-    """Takes in what is measured, batch by batch: a line for each image goes to a file, means and statistics are kept.
+    """Means and statistics of all batches, and a table of all images that is written to a file.
 
     Args:
-        file: open for text.
+        file: The file, open for writing text.
     """
 
     def __init__(self, file: TextIO):
@@ -144,7 +157,7 @@ class ReconstructionTotals:
         self._statistics: dict[str, FeatureStatistics] = {}
 
     def update(self, batch: dict[str, torch.Tensor]) -> None:
-        """Take in what `ReconstructionMeasures` made of the next images."""
+        """Add the result of `ReconstructionMeasures` for the next batch."""
         if not self._values:
             self._values = {name: [] for name in DECIMALS if name in batch}
             self._writer.writerow(["index", *self._values])
@@ -158,9 +171,9 @@ class ReconstructionTotals:
             self._statistics.setdefault(name, FeatureStatistics(batch[name].shape[1])).update(batch[name])
 
     def results(self) -> dict[str, float]:
-        """Means over the images, and `frechet_distance` if there are features."""
+        """Return the means over the images, and the `frechet_distance` if there are features."""
         num_images = len(self._values["psnr_db"])
-        # fsum is exact: the order doesn't matter
+        # fsum is exact, so the order does not matter.
         means = {name: math.fsum(values) / num_images for name, values in self._values.items()}
         results = {"num_images": num_images, **{name: round(mean, DECIMALS[name]) for name, mean in means.items()}}
         if self._statistics:
@@ -170,21 +183,22 @@ class ReconstructionTotals:
 
 
 def evaluate_reconstruction(config: ReconstructionConfig, accelerator: Accelerator) -> dict[str, Any]:
-    """Measure, and write `metrics.json` and `images.csv`, with a line for each image, into `config.output_dir`.
+    """Measure the reconstructions, and write `metrics.json` and `images.csv` to `config.output_dir`.
 
     Returns:
-        The content of `metrics.json` on the main process, else nothing. Its `results`: `num_images`; `psnr_db`, `ssim`,
-        `lpips`, means over the images (`psnr_db` is None if an image is given back exactly); `rfid` in Inception's
-        features or `rfd` in others. The number of processes changes no digit.
+        The content of `metrics.json` on the main process, an empty dictionary on the others. Its `results` are
+        `num_images`; the means `psnr_db`, `ssim` and `lpips` over the images (`psnr_db` is None if an image is
+        reconstructed exactly); and the Fréchet distance, `rfid` with Inception's features or `rfd` with others. They do
+        not depend on the number of processes.
 
     Raises:
-        ValueError: before anything is computed, for settings, data or networks that cannot be used; later for an image
-            that cannot be read.
-        ImportError: for `inception`, without torch-fidelity.
-        OSError: if the files cannot be written.
+        ValueError: Before anything is computed, if settings, data or networks cannot be used; later, if an image cannot
+            be read.
+        ImportError: If `inception` is set and torch-fidelity is not installed.
+        OSError: If the files cannot be written.
     """
     check_output_dir(config.output_dir, leftovers=LEFTOVERS)
-    with exact_arithmetic(config.num_threads):
+    with exact_arithmetic(config.num_threads, accelerator.device):
         return _evaluate(config, accelerator)
 
 
@@ -199,10 +213,7 @@ def _evaluate(config: ReconstructionConfig, accelerator: Accelerator) -> dict[st
     if config.lpips is not None:
         lpips = LPIPS.from_file(config.lpips, config.lpips_sha256)
         weights["lpips"] = file_sha256(resolve_file(config.lpips))
-    dataset = ImageDataset(
-        config.data, config.resolution, config.split, config.image_column, None, config.preprocessing
-    )
-    config.check_num_images(len(dataset))
+    dataset = open_dataset(config)
     indices = range(config.num_images or len(dataset))
     if features is not None and len(indices) < 2:
         raise ValueError("there is 1 image; required: at least 2 for a Fréchet distance.")
@@ -212,10 +223,8 @@ def _evaluate(config: ReconstructionConfig, accelerator: Accelerator) -> dict[st
         if network is not None:
             network.to(accelerator.device)
     measures = ReconstructionMeasures(vae, lpips, features)
-    measures({"pixel_values": torch.zeros(1, 3, config.resolution, config.resolution)})  # too small for one of them?
-
-    accelerator.wait_for_everyone()  # every process has looked at the folder
-    measured = ordered_batches(dataset, measures, accelerator, config.micro_batch_size, config.num_workers, indices)
+    measures({"pixel_values": torch.zeros(1, 3, config.resolution, config.resolution)})  # checks the size of the images
+    measured = measured_batches(config, dataset, indices, measures, accelerator, "measuring")
     if not accelerator.is_main_process:
         deque(measured, maxlen=0)
         return {}
@@ -225,7 +234,7 @@ def _evaluate(config: ReconstructionConfig, accelerator: Accelerator) -> dict[st
         totals = ReconstructionTotals(file)
         for batch in measured:
             totals.update(batch)
-    with collected_warnings() as messages:  # of covariances of too few images
+    with collected_warnings() as messages:  # about covariances of too few images
         results = totals.results()
     if features is not None:
         results["rfd" if config.inception is None else "rfid"] = results.pop("frechet_distance")
@@ -237,7 +246,7 @@ def _evaluate(config: ReconstructionConfig, accelerator: Accelerator) -> dict[st
 
 def main(argv: list[str] | None = None) -> None:
     with one_line_errors((ValueError, ImportError, OSError)):
-        config = parse_command(ReconstructionConfig, argv, __doc__, HELP)
+        config = parse_config(ReconstructionConfig, argv, __doc__)
         datasets.disable_progress_bars()
         accelerator = patient_accelerator()
         record = evaluate_reconstruction(config, accelerator)

@@ -1,11 +1,11 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Measure a pipeline over guidance scales, guidance intervals, numbers of steps and schedulers.
+r"""Measure a pipeline over guidance scales, guidance intervals, numbers of steps and schedulers.
 
     python -m diffusers_lightningdit.evaluate sweep --pipeline P --output_dir FOLDER --guidance_scales "[1, 1.5, 2]" \
         --num_inference_steps "[20, 50]" generation.reference=REF generation.inception=FILE generation.num_images=5000
 
-Each combination is a run of `evaluate generation`, in a folder of its own in `output_dir`/runs. Run again after an
-interruption, it goes on where it was, and takes more combinations. Writes sweep.csv, sweep.json and sweep.png.
+Each combination is a run of `evaluate generation` in its own folder in `output_dir`/runs. The command writes sweep.csv,
+sweep.json and sweep.png. Run again after an interruption, it resumes; run again with more values, it adds combinations.
 """
 
 import csv
@@ -23,22 +23,21 @@ from diffusers import DiffusionPipeline
 
 from ...files import atomic_write, json_values, read_json, write_json
 from ...processes import patient_accelerator
-from ...settings import make_config, one_line_errors
-from ..comparison import result_names
+from ...settings import make_config, one_line_errors, parse_config
 from ..drawn_images import load_pipeline, set_scheduler
-from ..identity import IMAGES, check_folder, first_difference, pipeline_identity, samples_identity
-from ..networks import make_network
+from ..generation_config import GenerationConfig
+from ..generation_metrics import metric_names
 from ..plots import check_matplotlib, plot_bars, plot_lines
+from ..provenance import IMAGES, check_folder, first_difference, pipeline_provenance, samples_provenance
 from ..reference import content_sha256, open_reference
-from .command_help import parse_command
+from ..set_statistics import make_network
 from .generation import ARCHIVE, RESULTS_FILE, evaluate_generation
-from .generation_config import GenerationConfig
-from .sweep_config import HELP, SweepConfig
+from .sweep_config import SweepConfig
 
 RUNS = "runs"
 TABLE_FILE, JSON_FILE, PLOT_FILE = "sweep.csv", "sweep.json", "sweep.png"
-# settings of `evaluate generation` that change no number
-FREE = ("output_dir", "batch_size", "num_workers")
+# Settings of `evaluate generation` that do not change the metrics.
+IRRELEVANT_SETTINGS = ("output_dir", "batch_size", "num_workers")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -48,7 +47,7 @@ FREE = ("output_dir", "batch_size", "num_workers")
 
 @dataclasses.dataclass(frozen=True)
 class Combination:
-    """A place in the sweep; what is None is the pipeline's own."""
+    """One combination of the swept settings. None keeps the pipeline's own setting."""
 
     guidance_scale: float | None
     guidance_interval: tuple[float, float] | None
@@ -57,7 +56,7 @@ class Combination:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of the folder of its run."""
         parts = []
         if self.guidance_scale is not None:
             parts.append(f"scale-{self.guidance_scale:g}")
@@ -68,7 +67,7 @@ class Combination:
         return "_".join([*parts, *filter(None, [self.scheduler])])
 
     def row(self) -> dict[str, Any]:
-        """Columns of the table."""
+        """Return its columns of the table."""
         start, end = self.guidance_interval or (None, None)
         return {
             "guidance_scale": self.guidance_scale,
@@ -80,16 +79,16 @@ class Combination:
 
 
 def combinations(config: SweepConfig) -> list[Combination]:
-    """Every combination, the scales outermost."""
+    """List all combinations, with the scales in the outermost loop."""
     axes = (config.guidance_scales, config.guidance_intervals, config.num_inference_steps, config.schedulers)
     return [Combination(*values) for values in itertools.product(*(axis or (None,) for axis in axes))]
 
 
 def generation_config(config: SweepConfig, combination: Combination) -> GenerationConfig:
-    """Settings of the run of a combination.
+    """Compose the settings of `evaluate generation` for a combination.
 
     Raises:
-        ValueError: for settings that `evaluate generation` refuses, or one that is swept over.
+        ValueError: If `evaluate generation` refuses the settings, or one of them is swept over.
     """
     swept = {
         "guidance_scale": combination.guidance_scale,
@@ -106,10 +105,10 @@ def generation_config(config: SweepConfig, combination: Combination) -> Generati
 
 
 def finished_record(settings: GenerationConfig) -> dict[str, Any] | None:
-    """What a run has measured, if it is done.
+    """Read the record of a run; None if the run is not finished.
 
     Raises:
-        ValueError: if it was measured with other settings.
+        ValueError: If the run was measured with other settings.
     """
     path = Path(settings.output_dir) / RESULTS_FILE
     if not path.is_file():
@@ -117,7 +116,7 @@ def finished_record(settings: GenerationConfig) -> dict[str, Any] | None:
     record = read_json(path)
     wanted = json_values(dataclasses.asdict(settings))
     for name, value in wanted.items():
-        if name not in FREE and record["settings"].get(name) != value:
+        if name not in IRRELEVANT_SETTINGS and record["settings"].get(name) != value:
             raise ValueError(
                 f"{path} was measured with `{name}` {record['settings'].get(name)!r}, now it is {value!r}; required: "
                 "the same, or another `output_dir`."
@@ -131,17 +130,17 @@ def check_runs(
     pipeline: DiffusionPipeline,
     device: torch.device,
 ) -> None:
-    """Raise ValueError if a run was begun, or measured, with other than what now lies under the same names.
+    """Raise ValueError if pipeline, network or reference have changed since a run was begun or finished.
 
-    Whatever has to be hashed for it, weights and reference, is hashed once for all runs.
+    Weights and reference are hashed once for all runs.
     """
     own_scheduler, weights = pipeline.scheduler, None
     for settings in runs.values():
         pipeline.scheduler = own_scheduler
         set_scheduler(pipeline, settings.scheduler, settings.shift)
         if Path(settings.output_dir).exists():
-            weights = pipeline_identity(pipeline) if weights is None else weights
-            check_folder(Path(settings.output_dir), samples_identity(settings, pipeline, device, weights))
+            weights = pipeline_provenance(pipeline) if weights is None else weights
+            check_folder(Path(settings.output_dir), samples_provenance(settings, pipeline, device, weights))
     measured_by = None
     for combination, record in records.items():
         if record is not None:
@@ -158,7 +157,7 @@ def check_runs(
 
 
 def _measured_by(settings: GenerationConfig, record: dict[str, Any], pipeline: DiffusionPipeline) -> dict[str, Any]:
-    """The network of the features, and a hash of the reference, as they are now: the same for all runs."""
+    """Describe the present network of the features and the hash of the reference, which are the same for all runs."""
     network, reference = make_network(settings), {"sha256": None}
     if settings.reference is not None:
         size = record["samples"]["height"], record["samples"]["width"]
@@ -168,25 +167,25 @@ def _measured_by(settings: GenerationConfig, record: dict[str, Any], pipeline: D
 
 
 def run_sweep(config: SweepConfig, accelerator: Accelerator) -> list[dict[str, Any]]:
-    """Measure every combination that isn't measured yet; write table, JSON file and plot, also between the runs.
+    """Measure all combinations that are not finished, and write table, JSON file and plot after each of them.
 
     Returns:
-        Rows of the table, on every process: the columns of `Combination.row`, and the results of the run.
+        The rows of the table, on every process: the columns of `Combination.row` and the metrics of the run.
 
     Raises:
-        ValueError: before anything is drawn, for settings of any run that cannot be used as far as that can be known,
-            and for runs in the folder that were made with other settings, weights, images or versions.
-        ImportError: without matplotlib.
+        ValueError: Before anything is drawn, if the settings of any run cannot be used, as far as that can be known, or
+            if runs in the folder were made with other settings, weights, images or versions.
+        ImportError: If matplotlib is not installed.
     """
     check_matplotlib()
     folder = Path(config.output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / RUNS).is_dir():
         raise ValueError(f"`output_dir` is {config.output_dir!r}, no sweep; required: a new or an empty folder.")
     runs = {combination: generation_config(config, combination) for combination in combinations(config)}
-    check_metric(config.metric, result_names(next(iter(runs.values()))))
+    check_metric(config.metric, metric_names(next(iter(runs.values()))))
     records = {combination: finished_record(settings) for combination, settings in runs.items()}
     check_runs(runs, records, load_pipeline(config.pipeline), accelerator.device)
-    accelerator.wait_for_everyone()  # all have looked before one writes
+    accelerator.wait_for_everyone()  # every process has checked the folder before the main process writes to it
     rows, references = [], {}
     for number, (combination, settings) in enumerate(runs.items(), start=1):
         record = records[combination]
@@ -211,7 +210,7 @@ def run_sweep(config: SweepConfig, accelerator: Accelerator) -> list[dict[str, A
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Columns that hold nothing in any row are left out."""
+    """Write the table without columns that are empty in all rows."""
     names = [name for name in dict.fromkeys(itertools.chain(*rows)) if any(row.get(name) is not None for row in rows)]
     with atomic_write(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
@@ -220,7 +219,7 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def check_metric(metric: str | None, measured: list[str]) -> None:
-    """Raise ValueError for a metric that isn't measured, or if none is."""
+    """Raise ValueError if the metric is not measured, or no metric is."""
     if not measured:
         raise ValueError(
             "`generation.reference` is not given, and nothing would be measured; required: a reference, or "
@@ -231,19 +230,19 @@ def check_metric(metric: str | None, measured: list[str]) -> None:
 
 
 def plot_sweep(path: Path, rows: list[dict[str, Any]], config: SweepConfig) -> None:
-    """The metric over the first axis of numbers that has several values, a line for each combination of the others.
+    """Plot the metric over the first numeric axis with several values, with a line for each combination of the others.
 
-    Where no axis of numbers has several, it is a bar for each combination.
+    If no numeric axis has several values, plot a bar for each combination.
 
     Raises:
-        ValueError: if the runs did not measure `config.metric`.
+        ValueError: If the runs have not measured `config.metric`.
     """
     axes = list(Combination(None, None, None, None).row())
     measured = [name for name in rows[0] if name not in axes]
     check_metric(config.metric, measured)
     metric = config.metric or measured[0]
     rows = [row for row in rows if row[metric] is not None]
-    # of the whole sweep, since after the first run no axis has several values
+    # The values of the whole sweep, since the rows of the first runs do not vary yet.
     numbers = {
         "guidance_scale": config.guidance_scales,
         "num_inference_steps": config.num_inference_steps,
@@ -264,7 +263,7 @@ def plot_sweep(path: Path, rows: list[dict[str, Any]], config: SweepConfig) -> N
 
 def main(argv: list[str] | None = None) -> None:
     with one_line_errors((ValueError, ImportError)):
-        config = parse_command(SweepConfig, argv, __doc__, HELP)
+        config = parse_config(SweepConfig, argv, __doc__)
         datasets.disable_progress_bars()
         accelerator = patient_accelerator()
         run_sweep(config, accelerator)

@@ -2,43 +2,46 @@
 """The settings of `evaluate sweep`."""
 
 import dataclasses
-from typing import Any
 
-from ...settings import check_at_least
-
-HELP = {
-    "pipeline": "folder or Hub id of a class-conditional pipeline",
-    "output_dir": "new, empty, or that of a sweep that goes on",
-    "guidance_scales": "of classifier-free guidance; empty: that of the pipeline's recipe",
-    "guidance_intervals": "pairs of times t from which and up to which guidance acts; empty: the recipe's",
-    "num_inference_steps": "numbers of steps; empty: the recipe's",
-    "schedulers": "classes of diffusers; empty: the pipeline's",
-    "generation": "generation.NAME=VALUE are settings of `evaluate generation` for each run, as num_images",
-    "metric": "that is plotted; default: the first that there is",
-    "keep_images": "of every run; otherwise they are deleted when the run is measured",
-}
+from ...settings import check_settings, nested, required, setting
 
 
 @dataclasses.dataclass(kw_only=True)
 class SweepConfig:
-    """Settings of `evaluate sweep`; `HELP` says what each is.
+    """Settings of `evaluate sweep`.
 
     Raises:
-        ValueError: for a value that cannot be swept over, or if no axis has one.
+        ValueError: For a value that cannot be swept over, or if no axis has one.
     """
 
-    pipeline: str
-    output_dir: str
-    guidance_scales: tuple[float, ...] = ()
-    guidance_intervals: tuple[tuple[float, float], ...] = ()
-    num_inference_steps: tuple[int, ...] = ()
-    schedulers: tuple[str, ...] = ()
-    generation: dict = dataclasses.field(default_factory=dict)
-    metric: str | None = None
-    keep_images: bool = False
+    pipeline: str = required("Folder or Hub id of a class-conditional pipeline.", group="Input")
+
+    guidance_scales: tuple[float, ...] = setting(
+        (), "The scales of classifier-free guidance; empty: that of the pipeline's recipe.", group="Sampling"
+    )
+    guidance_intervals: tuple[tuple[float, float], ...] = setting(
+        (), "Pairs of times t in [0, 1], from which and up to which guidance acts; empty: that of the recipe."
+    )
+    num_inference_steps: tuple[int, ...] = setting(
+        (), "The numbers of sampling steps; empty: that of the recipe.", minimum=1
+    )
+    schedulers: tuple[str, ...] = setting((), "Scheduler classes of diffusers; empty: the pipeline's.")
+    generation: dict = setting(
+        {},
+        "Settings of `evaluate generation` for each run, as generation.num_images=5000 or "
+        "generation.sampling.guidance_channels=3.",
+    )
+
+    metric: str | None = setting(None, "The metric that is plotted; null: the first that there is.", group="Measures")
+
+    output_dir: str = required("Folder of the sweep: new, empty, or that of a sweep that goes on.", group="Output")
+    keep_images: bool = setting(
+        False, "Keep the images of every run; otherwise they are deleted when the run is measured."
+    )
 
     def __post_init__(self):
-        self.generation = nested(self.generation)
+        check_settings(self)
+        self.generation = nested(self.generation.items(), of="generation.")
         axes = ("guidance_scales", "guidance_intervals", "num_inference_steps", "schedulers")
         if not any(getattr(self, name) for name in axes):
             raise ValueError(f"{', '.join(f'`{name}`' for name in axes)} are empty; required: one of them, at least.")
@@ -46,8 +49,6 @@ class SweepConfig:
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"`{name}` is {list(values)}, with a value twice; required: each once.")
-        for steps in self.num_inference_steps:
-            check_at_least("num_inference_steps", steps, 1)
         for start, end in self.guidance_intervals:
             if not 0 <= start <= end <= 1:
                 raise ValueError(f"`guidance_intervals` has {[start, end]}; required: times, 0 <= start <= end <= 1.")
@@ -58,22 +59,3 @@ class SweepConfig:
             raise ValueError(
                 "`generation.features` and `generation.inception` are not given; required: one of them, to measure by."
             )
-
-
-def nested(settings: dict[str, Any]) -> dict[str, Any]:
-    """{"sampling.guidance_scale": 2} as {"sampling": {"guidance_scale": 2}}.
-
-    Raises:
-        ValueError: if `sampling` is given, and is no dictionary.
-    """
-    inner = {name: value for name, value in settings.items() if "." in name}
-    settings = {name: value for name, value in settings.items() if "." not in name}
-    for name, value in inner.items():
-        outer, _, key = name.partition(".")
-        if not isinstance(settings.setdefault(outer, {}), dict):
-            raise ValueError(
-                f"`generation.{name}` is given, but `generation.{outer}` is {settings[outer]!r}; required: keys with "
-                "values."
-            )
-        settings[outer] = {**settings[outer], key: value}
-    return settings

@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """The training steps by which a transformer learns the velocity, for full training and LoRA."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -44,7 +45,8 @@ def training_loss(
     """Mean loss of a batch: normalised latents [B, C, height, width], class_labels [B]."""
     noise = draws.normal("noise", latents.shape[1:])
     uniform = draws.uniform("times")
-    if config.time_sampling == "uniform" or step >= (config.uniform_times_from_step or step + 1):
+    uniform_from = math.inf if config.uniform_times_from_step is None else config.uniform_times_from_step
+    if config.time_sampling == "uniform" or step >= uniform_from:
         times = uniform_times(uniform, config.time_range)
     else:
         times = logit_normal_times(uniform, config.logit_normal_mean, config.logit_normal_std, config.time_range)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusers_lightningdit.evaluation import image_writer
-from diffusers_lightningdit.evaluation.image_writer import ImageWriter
+from diffusers_lightningdit.evaluation import image_files
+from diffusers_lightningdit.evaluation.image_files import ImageWriter, decode_rgb
 
 
 def test_all_files_are_there_at_the_end(tmp_path):
@@ -21,10 +21,10 @@ def test_all_files_are_there_at_the_end(tmp_path):
 
 
 def test_only_so_many_images_wait_in_memory(tmp_path, monkeypatch):
-    """With the threads held up, the third image has to wait, and says how long."""
+    """While the threads are blocked, the third image has to wait, and the time is recorded."""
     may_go_on = threading.Event()
-    write = image_writer._write_png
-    monkeypatch.setattr(image_writer, "_write_png", lambda *arguments: (may_go_on.wait(), write(*arguments)))
+    write = image_files._write_png
+    monkeypatch.setattr(image_files, "_write_png", lambda *arguments: (may_go_on.wait(), write(*arguments)))
     image = np.zeros((2, 2, 3), np.uint8)
     with ImageWriter(num_threads=1, max_waiting=2) as writer:
         for name in ("a", "b"):
@@ -54,3 +54,32 @@ def test_a_file_has_its_name_only_when_it_is_whole(tmp_path, monkeypatch):
 def test_what_cannot_be_written_is_told(tmp_path):
     with pytest.raises(FileNotFoundError), ImageWriter() as writer:
         writer.write(tmp_path / "missing" / "a.png", np.zeros((2, 2, 3), np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK"])
+def test_any_mode_of_8_bits_becomes_rgb(mode):
+    image = Image.effect_noise((6, 4), 60).convert(mode)
+    decoded = decode_rgb("an image", lambda: image.copy())
+    assert decoded.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(decoded), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    ("mode", "arguments", "message"),
+    [
+        ("I;16", {}, "row 3 has mode 'I;16'; required: one of 1, L, LA"),
+        ("RGBA", {"modes": ("L", "RGB")}, "row 3 has mode 'RGBA'; required: one of L, RGB."),
+    ],
+)
+def test_another_mode(mode, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        decode_rgb("row 3", lambda: Image.new(mode, (6, 4)), **arguments)
+
+
+@pytest.mark.parametrize(("error", "reason"), [(OSError("broken\n  data"), "broken data"), (EOFError(), "EOFError")])
+def test_an_image_that_cannot_be_opened(error, reason):
+    def open_image():
+        raise error
+
+    with pytest.raises(ValueError, match=rf"^row 3 cannot be read \({reason}\); required: a PNG file\.$"):
+        decode_rgb("row 3", open_image, kind="a PNG file")

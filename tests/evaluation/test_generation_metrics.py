@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_lightningdit.evaluation.commands.generation_config import GenerationConfig
-from diffusers_lightningdit.evaluation.comparison import compare, not_computed, result_names
+from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
+from diffusers_lightningdit.evaluation.generation_metrics import compute_metrics, metric_names, not_computed
 from diffusers_lightningdit.evaluation.reference import Reference
 from diffusers_lightningdit.evaluation.set_statistics import SetStatistics
 from diffusers_lightningdit.metrics.frechet import FeatureStatistics
 
 
 def test_published_statistics_of_inception():
-    """The numbers that each kind of reference allows; those of the closed form for Gaussians on the axes."""
+    """Each kind of reference allows its metrics; the distances have a closed form for scaled covariances."""
     statistics = {}
     for kind, size in (("features", 3), ("spatial", 2)):
         statistics[kind] = FeatureStatistics(size)
@@ -23,24 +23,24 @@ def test_published_statistics_of_inception():
     expected = {kind: of.num_features + of.covariance.trace().item() for kind, of in statistics.items()}
 
     reference = Reference(published, None, None, {})
-    results = compare(config, samples, reference, 10, torch.device("cpu"))
+    results = compute_metrics(config, samples, reference, 10, torch.device("cpu"))
     assert list(results) == ["fid", "sfid", "inception_score", "inception_score_std"]
     assert results["fid"] == pytest.approx(expected["features"], rel=1e-5)
     assert results["sfid"] == pytest.approx(expected["spatial"], rel=1e-5)
     assert not_computed(config, reference) == ["precision and recall are not computed: r.npz holds no images (arr_0)."]
 
     reference = Reference({"features": published["features"]}, samples, None, {})
-    results = compare(config, samples, reference, 10, torch.device("cpu"))
+    results = compute_metrics(config, samples, reference, 10, torch.device("cpu"))
     assert list(results) == ["fid", "inception_score", "inception_score_std", "precision", "recall"]
     assert not_computed(config, reference) == ["sfid is not computed: r.npz holds no mu_s and sigma_s."]
 
 
 @pytest.mark.parametrize(("num_images", "is_computed"), [(19, False), (20, True)])
 def test_inception_scores_of_too_few_images_for_the_splits(num_images, is_computed):
-    """Of an image alone it would be 1 by construction."""
+    """The score of a single image would be 1 by construction."""
     config = GenerationConfig(pipeline="p", output_dir="o", inception="w.pth", num_images=num_images, num_splits=10)
     samples = SetStatistics(num_images, {}, (2.5, 0.1), None, "")
-    results = compare(config, samples, None, 10, torch.device("cpu"))
+    results = compute_metrics(config, samples, None, 10, torch.device("cpu"))
     lines = not_computed(config, None)
     assert list(results) == (["inception_score", "inception_score_std"] if is_computed else [])
     assert lines == (
@@ -67,4 +67,4 @@ def test_the_names_of_the_numbers_are_known_before(tmp_path, settings, arrays, n
     config = GenerationConfig(
         pipeline="p", output_dir="o", reference=str(tmp_path / "r.npz"), num_images=50, **settings
     )
-    assert result_names(config) == names
+    assert metric_names(config) == names

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""What a set of images follows from: whoever goes on with one, or takes numbers from one, compares this first."""
+"""Everything that determines a generated set; compared before resuming or reusing it."""
 
 import re
 from importlib.metadata import version
@@ -11,28 +11,29 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ..files import json_values, partial_name, read_json, weights_sha256
-from .commands.generation_config import GenerationConfig
+from .generation_config import GenerationConfig
 
 SAMPLES_FILE = "samples.json"
 IMAGES = "images"
 OWN_FILES = re.compile(r"\d{6,}\.png(\.partial)?")
-# Those whose code computes pixels.
+# The packages whose code computes pixels.
 PIXEL_PACKAGES = ("diffusers-lightningdit", "diffusers", "torch")
-LONGEST_VALUE = 80  # characters of a value in a message
+MAX_VALUE_LENGTH = 80  # characters of a value in a message
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What it is
+# Provenance
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def pipeline_identity(pipeline: DiffusionPipeline) -> dict[str, Any]:
-    """The part that costs time, since all weights are hashed: the networks, and what the pipeline itself is.
+def pipeline_provenance(pipeline: DiffusionPipeline) -> dict[str, Any]:
+    """Describe the networks, with the hashes of their weights, and the pipeline itself.
 
-    The scheduler is left out, since runs may take another, and so is the pipeline's recipe, over which their settings
-    go: `samples_identity` has both.
+    This is the part of `samples_provenance` that takes time. The scheduler and the sampling recipe are left out, since
+    the settings of a run may replace them.
     """
-    networks = {name: part for name, part in sorted(pipeline.components.items()) if isinstance(part, nn.Module)}
+    components = sorted(pipeline.components.items())
+    networks = {name: component for name, component in components if isinstance(component, nn.Module)}
     own = {name: value for name, value in pipeline.config.items() if name not in pipeline.components}
     own.pop("sampling_recipe", None)
     return {
@@ -42,47 +43,53 @@ def pipeline_identity(pipeline: DiffusionPipeline) -> dict[str, Any]:
     }
 
 
-def samples_identity(
+def samples_provenance(
     config: GenerationConfig, pipeline: DiffusionPipeline, device: torch.device, known: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Everything that the pixels depend on, but for the make of the device, as it comes back from a JSON file.
+    """Describe everything that the pixels of a generated set depend on, except for the model of the device.
 
     Args:
-        config: of the command.
-        pipeline: with the scheduler that draws.
-        device: that it will draw on.
-        known: `pipeline_identity` of it, for several runs.
+        config: The settings of `evaluate generation`.
+        pipeline: The pipeline, with the scheduler that is used.
+        device: The device that the images are drawn on.
+        known: The result of `pipeline_provenance`, which is computed once for all runs of a sweep.
+
+    Returns:
+        Values as JSON has them.
     """
     recipe = {**(pipeline.config.get("sampling_recipe") or {}), **config.sampling}
-    identity = {
+    provenance = {
         "labels": config.labels,
         "seed": config.seed,
         "sampling": recipe,
         "scheduler": _described(pipeline.scheduler, pipeline.scheduler.config),
-        **(pipeline_identity(pipeline) if known is None else known),
+        **(pipeline_provenance(pipeline) if known is None else known),
         "dtype": config.dtype,
         "micro_batch_size": config.micro_batch_size,
         "device": device.type,
         "num_threads": config.num_threads if device.type == "cpu" else None,
         "versions": {name: version(name) for name in PIXEL_PACKAGES},
     }
-    return json_values(identity)
+    return json_values(provenance)
 
 
-def _described(part: object, config: dict[str, Any]) -> dict[str, Any]:
-    """Class and settings, without what diffusers notes about where they came from."""
-    return {"class": type(part).__name__, **{key: value for key, value in config.items() if not key.startswith("_")}}
+def _described(component: object, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the class and the settings, without diffusers' notes about where they were loaded from."""
+    settings = {name: value for name, value in config.items() if not name.startswith("_")}
+    return {"class": type(component).__name__, **settings}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Comparing
+# Comparison
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def first_difference(before: Any, now: Any, name: str = "") -> tuple[str, str, str] | None:
-    """(name, what it was, what it is) of the first value that differs, or None.
+    """Find the first value that differs between two JSON contents.
 
-    Both are of the kinds that JSON knows. Inner values are named like configs.vae.latents_std[3].
+    Returns:
+        The name of the value, such as configs.vae.latents_std[3], its value before and its value now, shortened; or
+        None if there is no difference.
     """
     if isinstance(before, dict) and isinstance(now, dict):
         pairs = [(f"{name}.{key}" if name else key, before.get(key), now.get(key)) for key in {**now, **before}]
@@ -97,11 +104,11 @@ def first_difference(before: Any, now: Any, name: str = "") -> tuple[str, str, s
 
 def _short(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[:MAX_VALUE_LENGTH]}..."
 
 
-def check_folder(folder: Path, identity: dict[str, Any]) -> None:
-    """Raise ValueError if the folder holds anything but the beginning of this set."""
+def check_folder(folder: Path, provenance: dict[str, Any]) -> None:
+    """Raise ValueError if the folder holds anything but images of the set with this provenance."""
     name = f"`output_dir` is {str(folder)!r}"
     if not folder.exists():
         return
@@ -109,11 +116,11 @@ def check_folder(folder: Path, identity: dict[str, Any]) -> None:
         raise ValueError(f"{name}, a file; required: a folder.")
     file = folder / SAMPLES_FILE
     if not file.is_file():
-        if any(path != partial_name(file) for path in folder.iterdir()):  # which a run that was ended may have left
+        if any(path != partial_name(file) for path in folder.iterdir()):  # a killed run may have left it
             raise ValueError(f"{name}, which exists without {SAMPLES_FILE}; required: a new or an empty folder.")
         return
     begun = read_json(file, "another `output_dir`, or that the file be removed")
-    difference = first_difference(begun, identity)
+    difference = first_difference(begun, provenance)
     if difference is not None:
         key, before, now = difference
         raise ValueError(

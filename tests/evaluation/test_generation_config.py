@@ -1,6 +1,6 @@
 import pytest
 
-from diffusers_lightningdit.evaluation.commands.generation_config import GenerationConfig
+from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
 from diffusers_lightningdit.settings import parse_config
 
 

@@ -3,14 +3,14 @@ import json
 import pytest
 import torch
 
-from diffusers_lightningdit.evaluation import identity
-from diffusers_lightningdit.evaluation.commands.generation_config import GenerationConfig
+from diffusers_lightningdit.evaluation import provenance
 from diffusers_lightningdit.evaluation.drawn_images import load_pipeline, set_scheduler
-from diffusers_lightningdit.evaluation.identity import (
+from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
+from diffusers_lightningdit.evaluation.provenance import (
     check_folder,
     first_difference,
-    pipeline_identity,
-    samples_identity,
+    pipeline_provenance,
+    samples_provenance,
 )
 
 
@@ -19,9 +19,9 @@ def pipeline(digits_pipeline):
     return load_pipeline(digits_pipeline)
 
 
-def identity_of(pipeline, **settings) -> dict:
+def provenance_of(pipeline, **settings) -> dict:
     config = GenerationConfig(pipeline="p", output_dir="o", **settings)
-    return samples_identity(config, pipeline, torch.device("cpu"))
+    return samples_provenance(config, pipeline, torch.device("cpu"))
 
 
 def change_weights(pipeline, monkeypatch):
@@ -46,8 +46,8 @@ def change_scheduler(pipeline, monkeypatch):
 
 
 def change_version(pipeline, monkeypatch):
-    real = identity.version
-    monkeypatch.setattr(identity, "version", lambda name: "0.1" if name == "torch" else real(name))
+    real = provenance.version
+    monkeypatch.setattr(provenance, "version", lambda name: "0.1" if name == "torch" else real(name))
 
 
 @pytest.mark.parametrize(
@@ -62,11 +62,11 @@ def change_version(pipeline, monkeypatch):
     ],
 )
 def test_whatever_changes_the_images_is_named(pipeline, monkeypatch, tmp_path, change, name, now):
-    (tmp_path / "samples.json").write_text(json.dumps(identity_of(pipeline)))
-    check_folder(tmp_path, identity_of(pipeline))
+    (tmp_path / "samples.json").write_text(json.dumps(provenance_of(pipeline)))
+    check_folder(tmp_path, provenance_of(pipeline))
     change(pipeline, monkeypatch)
     with pytest.raises(ValueError, match="whose images were drawn with") as error:
-        check_folder(tmp_path, identity_of(pipeline))
+        check_folder(tmp_path, provenance_of(pipeline))
     assert f" {name} = " in str(error.value)
     assert now is None or f"; required: the same, not {now}, or another folder." in str(error.value)
     assert len(str(error.value).splitlines()) == 1
@@ -74,15 +74,15 @@ def test_whatever_changes_the_images_is_named(pipeline, monkeypatch, tmp_path, c
 
 def test_where_a_pipeline_lies_does_not_matter(pipeline, digits_pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "copy")
-    assert identity_of(load_pipeline(str(tmp_path / "copy"))) == identity_of(load_pipeline(digits_pipeline))
+    assert provenance_of(load_pipeline(str(tmp_path / "copy"))) == provenance_of(load_pipeline(digits_pipeline))
 
 
 def test_weights_that_are_hashed_already_are_not_hashed_again(pipeline, monkeypatch):
-    expected = identity_of(pipeline)
-    known = pipeline_identity(pipeline)
-    monkeypatch.setattr(identity, "weights_sha256", None)
+    expected = provenance_of(pipeline)
+    known = pipeline_provenance(pipeline)
+    monkeypatch.setattr(provenance, "weights_sha256", None)
     config = GenerationConfig(pipeline="p", output_dir="o")
-    assert samples_identity(config, pipeline, torch.device("cpu"), known) == expected
+    assert samples_provenance(config, pipeline, torch.device("cpu"), known) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""The numbers of `evaluate generation`: which there are, what they are, and why one is missing."""
+"""The metrics of `evaluate generation`: their names, their values, and the reasons why some cannot be computed."""
 
 from pathlib import Path
 
@@ -9,27 +9,34 @@ from ..metrics.frechet import frechet_distance
 from ..metrics.inception_score import MIN_IMAGES_PER_SPLIT
 from ..metrics.linear_classifier import can_be_split, class_accuracy, linear_probe_accuracy
 from ..metrics.precision_recall import precision_and_recall
-from .commands.generation_config import GenerationConfig
 from .drawn_images import class_label
+from .generation_config import GenerationConfig
 from .image_archive import ARRAY
-from .reference import Reference
-from .reference_statistics import archive_names
+from .records import significant
+from .reference import Reference, archive_names
 from .set_statistics import SetStatistics
 
-SIGNIFICANT_DIGITS = 6
 
-
-def compare(
+def compute_metrics(
     config: GenerationConfig,
     samples: SetStatistics,
     reference: Reference | None,
     num_classes: int,
     device: torch.device,
 ) -> dict[str, float]:
-    """The numbers by name, in significant digits that reproduce.
+    """Compute the metrics, rounded to the digits that reproduce.
 
-    "fid" and "sfid" are of Inception; of other features it is the "frechet_distance". "accuracy" comes with
-    "accuracy_on_held_out_reference", where there are enough images of each class to hold some out.
+    Args:
+        config: The settings of `evaluate generation`.
+        samples: The statistics of the generated images.
+        reference: The reference, or None.
+        num_classes: The number of the pipeline's classes.
+        device: The device that computes precision and recall.
+
+    Returns:
+        The metrics by name. "fid" and "sfid" are computed from Inception's features, "frechet_distance" from others.
+        "accuracy" comes with "accuracy_on_held_out_reference" if there are enough reference images of each class to
+        hold some out.
     """
     results = {}
     if reference is not None:
@@ -50,11 +57,11 @@ def compare(
             if can_be_split(reference.labels):
                 held_out_accuracy = linear_probe_accuracy(real, reference.labels)
                 results["accuracy_on_held_out_reference"] = held_out_accuracy
-    return {name: float(f"{value:.{SIGNIFICANT_DIGITS}g}") for name, value in results.items()}
+    return significant(results)
 
 
-def result_names(config: GenerationConfig) -> list[str]:
-    """Names of the numbers that these settings ask for, in the order of `compare`, as far as the reference has them."""
+def metric_names(config: GenerationConfig) -> list[str]:
+    """List the metrics that these settings ask for and the reference allows, in the order of `compute_metrics`."""
     arrays = [ARRAY]
     if config.reference is not None and Path(config.reference).suffix == ".npz":
         arrays = archive_names(config.reference)
@@ -73,7 +80,7 @@ def result_names(config: GenerationConfig) -> list[str]:
 
 
 def not_computed(config: GenerationConfig, reference: Reference | None) -> list[str]:
-    """A line for each number that the reference, or the number of images, does not allow."""
+    """List the metrics that the reference or the number of images does not allow, with the reason, one line each."""
     lines = []
     if reference is not None and config.precision_recall and reference.measured is None:
         lines.append(f"precision and recall are not computed: {config.reference} holds no images ({ARRAY}).")
