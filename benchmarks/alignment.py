@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """The claim of VA-VAE (arXiv 2501.01423, figure 1) at a size that runs on a CPU: does alignment help generation?
 
-    python benchmarks/alignment.py --output_dir outputs/alignment [--seeds 0 1 2] [--latent_channels 4 32] [--jobs 2]
+    python benchmarks/alignment.py --output_dir outputs/alignment --seeds 0 1 2 --latent_channels 4 32 --jobs 2
 
 On the handwritten digits, the same autoencoder is trained with and without the VF loss, at few and at many latent
 channels, then the same transformer on its latents, for equal numbers of steps, by the training scripts as they are.
@@ -13,7 +13,6 @@ classifier is a second encoder, of another seed than the one that is aligned to,
 `alignment.png`; run again, it goes on where it was.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -22,11 +21,13 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from diffusers_lightningdit.files import read_json, write_json
+from diffusers_lightningdit.settings import check_settings, one_line_errors, parse_config, required, setting
 
 REPOSITORY = Path(__file__).parents[1]
 EXAMPLE = REPOSITORY / "examples" / "digits"
@@ -77,6 +78,31 @@ MEASURES = {"linear_cka": "linear CKA", "psnr_db": "PSNR (dB)", "accuracy": "acc
 DIGITS = {"linear_cka": 2, "psnr_db": 1, "accuracy": 3, "frechet_distance": 2}  # behind the point
 
 
+@dataclass(kw_only=True)
+class AlignmentConfig:
+    """Settings of alignment.py.
+
+    Raises:
+        ValueError: for a value that cannot be used.
+    """
+
+    seeds: tuple[int, ...] = setting((0, 1, 2), "The seeds of both stages, a cell of the table for each.", minimum=0)
+    latent_channels: tuple[int, ...] = setting((4, 32), "The numbers of latent channels.", minimum=1)
+
+    encoder_steps: int = setting(900, "Steps of the encoder that is aligned to.", group="Optimisation", minimum=2)
+    vae_steps: int = setting(300, "Steps of the autoencoder.", minimum=1)
+    transformer_steps: int = setting(600, "Steps of the transformer.", minimum=1)
+
+    num_images: int = setting(500, "Images that are generated for each cell.", group="Sampling", minimum=1)
+
+    jobs: int = setting(1, "Cells that are computed at a time.", group="Computation", minimum=1)
+
+    output_dir: str = required("Folder of the results; a run that was interrupted goes on.", group="Output")
+
+    def __post_init__(self):
+        check_settings(self)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # One cell of the table
 # ---------------------------------------------------------------------------------------------------------------------
@@ -101,7 +127,7 @@ def settings(*parts: dict) -> list[str]:
     return [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in merged.items()]
 
 
-def measure_cell(folder: Path, channels: int, is_aligned: bool, seed: int, arguments: argparse.Namespace) -> dict:
+def measure_cell(folder: Path, channels: int, is_aligned: bool, seed: int, config: AlignmentConfig) -> dict:
     """Train both stages, and measure them; what an earlier run has finished is kept."""
     place = {"latent_channels": channels, "is_aligned": is_aligned, "seed": seed}
     cell = folder / f"channels{channels}-{'aligned' if is_aligned else 'plain'}-seed{seed}"
@@ -117,8 +143,8 @@ def measure_cell(folder: Path, channels: int, is_aligned: bool, seed: int, argum
         "output_dir": str(cell / "vae"),
         "vae.latent_channels": channels,
         "vf_weight": VF_WEIGHT if is_aligned else 0,
-        "max_train_steps": arguments.vae_steps,
-        "validation_steps": arguments.vae_steps,
+        "max_train_steps": config.vae_steps,
+        "validation_steps": config.vae_steps,
         "seed": seed,
     }
     run_script(TRAINING_SCRIPTS / "train_vavae.py", *settings(SHARED, VAE, vae), log=log)
@@ -130,11 +156,11 @@ def measure_cell(folder: Path, channels: int, is_aligned: bool, seed: int, argum
         "data": str(cell / "latents"),
         "vae": str(cell / "latents" / "vae"),
         "output_dir": str(cell / "pipeline"),
-        "max_train_steps": arguments.transformer_steps,
+        "max_train_steps": config.transformer_steps,
         "seed": seed,
     }
     run_script(TRAINING_SCRIPTS / "train_lightningdit.py", *settings(SHARED, TRANSFORMER, transformer), log=log)
-    values = {**place, **measure(folder, cell, arguments.num_images)}
+    values = {**place, **measure(folder, cell, config.num_images)}
     write_json(result, values)
     for name in ("latents", "vae", "pipeline"):
         shutil.rmtree(cell / name)
@@ -239,25 +265,17 @@ def plot(rows: list[dict], file: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--latent_channels", type=int, nargs="+", default=[4, 32])
-    parser.add_argument("--vae_steps", type=int, default=300)
-    parser.add_argument("--transformer_steps", type=int, default=600)
-    parser.add_argument("--encoder_steps", type=int, default=900)
-    parser.add_argument("--num_images", type=int, default=500, help="generated for each cell")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
-    arguments = parser.parse_args(argv)
+    with one_line_errors():
+        config = parse_config(AlignmentConfig, argv, __doc__)
     try:
-        return run(arguments)
+        return run(config)
     except Failed as error:
         raise SystemExit(f"error: {error}") from error
 
 
-def check_settings(folder: Path, arguments: argparse.Namespace) -> None:
+def check_folder(folder: Path, config: AlignmentConfig) -> None:
     """Raise Failed if the cells of the folder were made with other numbers of steps or images."""
-    now = {name: getattr(arguments, name) for name in ("vae_steps", "transformer_steps", "encoder_steps", "num_images")}
+    now = {name: getattr(config, name) for name in ("vae_steps", "transformer_steps", "encoder_steps", "num_images")}
     file = folder / "settings.json"
     if file.is_file():
         before = read_json(file)
@@ -276,20 +294,20 @@ def make_once(folder: Path, last_file: str, script: Path, *arguments: str, log: 
         run_script(script, *arguments, log=log)
 
 
-def run(arguments: argparse.Namespace) -> list[dict]:
-    folder = arguments.output_dir
-    check_settings(folder, arguments)
+def run(config: AlignmentConfig) -> list[dict]:
+    folder = Path(config.output_dir)
+    check_folder(folder, config)
     log, data = folder / "log.txt", folder / "data"
     make_once(data, "train.parquet", EXAMPLE / "prepare.py", "--output_dir", str(data), log=log)
     for seed in (0, 1):  # the one to align to, and the one to measure with
         encoder = folder / f"encoder{seed}"
         words = settings({"data": str(data), "output_dir": str(encoder), "seed": seed,
-                          "num_train_steps": arguments.encoder_steps})  # fmt: skip
+                          "num_train_steps": config.encoder_steps})  # fmt: skip
         make_once(encoder, "model.safetensors", EXAMPLE / "train_encoder.py", *words, log=log)
-    cells = list(itertools.product(arguments.seeds, arguments.latent_channels, (False, True)))
+    cells = list(itertools.product(config.seeds, config.latent_channels, (False, True)))
     results = []
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        futures = [pool.submit(measure_cell, folder, channels, is_aligned, seed, arguments)
+    with ThreadPoolExecutor(config.jobs) as pool:
+        futures = [pool.submit(measure_cell, folder, channels, is_aligned, seed, config)
                    for seed, channels, is_aligned in cells]  # fmt: skip
         try:
             for future in futures:

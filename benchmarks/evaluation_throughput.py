@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """How many images a second each part of `evaluate generation` handles, and whether writing holds up drawing.
 
-    python benchmarks/evaluation_throughput.py --pipeline P --features F [--num_images 512] [--num_workers 4]
+    python benchmarks/evaluation_throughput.py --pipeline P --features F --num_images 512 --num_workers 4
 
 Each part is measured alone: drawing, writing PNG files, reading them, encoding and decoding by the pipeline's VAE, the
 network of the features, the sums of the Fréchet distance, precision and recall; then drawing, writing, the network and
@@ -9,7 +9,7 @@ the sums together, as the evaluation does it. Prints a table, how long that took
 the seconds that writing held up drawing.
 """
 
-import argparse
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,9 +29,31 @@ from diffusers_lightningdit.evaluation.ordered_batches import exact_arithmetic
 from diffusers_lightningdit.evaluation.set_statistics import make_network, measure_images
 from diffusers_lightningdit.metrics.frechet import FeatureStatistics
 from diffusers_lightningdit.metrics.precision_recall import precision_and_recall
-from diffusers_lightningdit.settings import make_config, one_line_errors
+from diffusers_lightningdit.settings import make_config, one_line_errors, parse_config, required, setting
 
 TOGETHER = "drawing, writing, features and sums together"
+
+
+@dataclasses.dataclass(kw_only=True)
+class ThroughputConfig:
+    """Settings of evaluation_throughput.py; those of `evaluate generation` are checked there."""
+
+    pipeline: str = required("Folder or Hub id of a class-conditional pipeline.")
+
+    num_images: int = setting(512, "Images of each measurement.", group="Sampling")
+    num_inference_steps: int | None = setting(
+        None, "The number of sampling steps; null: that of the pipeline's recipe."
+    )
+
+    features: str | None = setting(
+        None, "Folder or Hub id of a vision transformer; it or `inception` is needed.", group="Measures"
+    )
+    inception: str | None = setting(None, "File of torch-fidelity's Inception weights, in place of `features`.")
+
+    dtype: str = setting("float32", "The type that the pipeline computes in.", group="Computation")
+    micro_batch_size: int = setting(16, "Images that the networks take at a time.")
+    num_workers: int = setting(4, "Threads that read and write images.")
+    num_threads: int = setting(1, "Threads of the networks on a CPU.")
 
 
 def seconds_of(function: Callable[[], object], device: torch.device) -> tuple[float, object]:
@@ -101,21 +123,11 @@ def measure(config: GenerationConfig, folder: Path) -> tuple[dict[str, float], D
     return seconds, together
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pipeline", required=True, help="folder or Hub id")
-    parser.add_argument("--features", help="vision transformer, folder or Hub id")
-    parser.add_argument("--inception", help="file of torch-fidelity's weights, in place of --features")
-    parser.add_argument("--num_images", type=int, default=512)
-    parser.add_argument("--num_inference_steps", type=int, help="default: the pipeline's")
-    parser.add_argument("--micro_batch_size", type=int, default=16)
-    parser.add_argument("--num_workers", type=int, default=4, help="threads that read and write")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--num_threads", type=int, default=1, help="of the networks on a CPU")
-    settings = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
-    steps = settings.pop("num_inference_steps", None)
-    settings["sampling"] = {} if steps is None else {"num_inference_steps": steps}
+def main(argv: list[str] | None = None) -> None:
     with one_line_errors(), tempfile.TemporaryDirectory() as folder:
+        settings = dataclasses.asdict(parse_config(ThroughputConfig, argv, __doc__))
+        steps = settings.pop("num_inference_steps")
+        settings["sampling"] = {} if steps is None else {"num_inference_steps": steps}
         config = make_config(GenerationConfig, {**settings, "output_dir": folder, "reference": folder})
         with exact_arithmetic(config.num_threads, Accelerator().device):
             seconds, together = measure(config, Path(folder))

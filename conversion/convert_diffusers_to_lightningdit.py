@@ -7,32 +7,34 @@ Writes, as far as they apply: lightningdit.pt ({"ema": ...}), vavae.ckpt ({"stat
 from an original checkpoint return bit by bit.
 """
 
-import argparse
+from dataclasses import dataclass
 
 from diffusers_lightningdit.files import check_output_dir, new_folder
-from diffusers_lightningdit.original.command_line import OneLineParser, run
 from diffusers_lightningdit.original.export import original_files, write_original_files
+from diffusers_lightningdit.settings import one_line_errors, parse_config, required
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, metavar="FOLDER", help="as save_pretrained wrote it")
-    parser.add_argument("--output_dir", required=True, metavar="DIR", help="new or empty")
-    return parser
+@dataclass(kw_only=True)
+class ConversionConfig:
+    """Settings of convert_diffusers_to_lightningdit.py."""
+
+    checkpoint: str = required("Folder of a pipeline, transformer or autoencoder, as save_pretrained wrote it.")
+    output_dir: str = required("Folder of the original's files, new or empty.", group="Output")
 
 
-def convert(args: argparse.Namespace) -> None:
-    check_output_dir(args.output_dir)
-    files, remarks = original_files(args.checkpoint)
-    with new_folder(args.output_dir) as folder:
+def convert(config: ConversionConfig) -> None:
+    check_output_dir(config.output_dir)
+    files, remarks = original_files(config.checkpoint)
+    with new_folder(config.output_dir) as folder:
         write_original_files(files, folder)
-    print(f"{args.output_dir}: {', '.join(files)}")
+    print(f"{config.output_dir}: {', '.join(files)}")
     for remark in remarks:
         print(remark)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    run(convert, get_parser(), arguments)
+    with one_line_errors((ValueError, OSError)):
+        convert(parse_config(ConversionConfig, arguments, __doc__))
 
 
 if __name__ == "__main__":

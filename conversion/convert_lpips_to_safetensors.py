@@ -1,4 +1,4 @@
-"""Convert the published weights of LPIPS on VGG16 to the one file that the perceptual loss reads.
+r"""Convert the published weights of LPIPS on VGG16 to the one file that the perceptual loss reads.
 
     python conversion/convert_lpips_to_safetensors.py --vgg16 vgg16-397923af.pth --linear vgg.pth \
         --output lpips_vgg16.safetensors
@@ -8,9 +8,9 @@ lpips/weights/v0.1/vgg.pth in the wheel of the package lpips 0.1.4 (`pip downloa
 Both are checked by their sha256, and the file that is written names them. Prints its sha256.
 """
 
-import argparse
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,34 +18,35 @@ from safetensors.torch import save
 
 from diffusers_lightningdit.files import atomic_write, file_sha256, read_checkpoint
 from diffusers_lightningdit.networks.lpips import ORIGIN, PUBLISHED_SHA256, STAGES, tensors_sha256
-from diffusers_lightningdit.original.command_line import OneLineParser, run
 from diffusers_lightningdit.original.translation import check_shape, check_values, naming
+from diffusers_lightningdit.settings import one_line_errors, parse_config, required, setting
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vgg16", required=True, metavar="FILE", help="torchvision's vgg16-397923af.pth")
-    parser.add_argument("--linear", required=True, metavar="FILE", help="weights/v0.1/vgg.pth of the package lpips")
-    for source, published in PUBLISHED_SHA256.items():
-        parser.add_argument(
-            f"--{source}_sha256",
-            default=published,
-            metavar="SHA256",
-            help="that the file is to have, or its first digits (at least 8); default: that of the published one",
-        )
-    parser.add_argument("--output", required=True, metavar="FILE", help="new .safetensors file")
-    return parser
+@dataclass(kw_only=True)
+class ConversionConfig:
+    """Settings of convert_lpips_to_safetensors.py."""
+
+    vgg16: str = required("File of torchvision's vgg16-397923af.pth.")
+    linear: str = required("File weights/v0.1/vgg.pth of the package lpips.")
+    vgg16_sha256: str = setting(
+        PUBLISHED_SHA256["vgg16"], "The SHA-256 of the file `vgg16`, or its first digits, at least 8."
+    )
+    linear_sha256: str = setting(
+        PUBLISHED_SHA256["linear"], "The SHA-256 of the file `linear`, or its first digits, at least 8."
+    )
+
+    output: str = required("The new .safetensors file, in an existing folder.", group="Output")
 
 
-def checked_sha256(file: str, required: str) -> str:
+def checked_sha256(file: str, digits: str) -> str:
     """The file's sha256; raises ValueError if it does not begin with the required digits."""
-    if len(required) < 8:
-        raise ValueError(f"{file}: its sha256 is to begin with {required!r}; required: 8 digits at least.")
+    if len(digits) < 8:
+        raise ValueError(f"{file}: its sha256 is to begin with {digits!r}; required: 8 digits at least.")
     if not Path(file).is_file():
         raise ValueError(f"{file}: no such file; required: the published weights.")
     found = file_sha256(file)
-    if not found.startswith(required.lower()):
-        raise ValueError(f"{file}: has the sha256 {found}; required: {required}...")
+    if not found.startswith(digits.lower()):
+        raise ValueError(f"{file}: has the sha256 {found}; required: {digits}...")
     return found
 
 
@@ -74,17 +75,17 @@ def translate(vgg16: dict, linear: dict, names: tuple[str, str]) -> dict[str, to
     return weights
 
 
-def convert(args: argparse.Namespace) -> None:
-    output = Path(args.output)
+def convert(config: ConversionConfig) -> None:
+    output = Path(config.output)
     if output.exists():
         raise ValueError(f"output {output} exists; required: a new file.")
     if output.suffix != ".safetensors" or not output.parent.is_dir():
         raise ValueError(f"output is {output}; required: a .safetensors file in an existing folder.")
     origin = {
-        "vgg16": checked_sha256(args.vgg16, args.vgg16_sha256),
-        "linear": checked_sha256(args.linear, args.linear_sha256),
+        "vgg16": checked_sha256(config.vgg16, config.vgg16_sha256),
+        "linear": checked_sha256(config.linear, config.linear_sha256),
     }
-    weights = translate(read_checkpoint(args.vgg16), read_checkpoint(args.linear), (args.vgg16, args.linear))
+    weights = translate(read_checkpoint(config.vgg16), read_checkpoint(config.linear), (config.vgg16, config.linear))
     origin["tensors"] = tensors_sha256(weights)
     content = save(weights, {ORIGIN: json.dumps(origin)})  # one entry: the order of several varies
     with atomic_write(output) as partial:
@@ -93,7 +94,8 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    run(convert, get_parser(), arguments)
+    with one_line_errors((ValueError, OSError)):
+        convert(parse_config(ConversionConfig, arguments, __doc__))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Convert an original VA-VAE, LDM or MAR-VAE checkpoint, or a plain AutoencoderKL folder, to AutoencoderVAVAE.
+r"""Convert an original VA-VAE, LDM or MAR-VAE checkpoint, or a plain AutoencoderKL folder, to AutoencoderVAVAE.
 
     python conversion/convert_vavae_to_diffusers.py --checkpoint vavae-imagenet256-f16d32-dinov2.pt \
         --latents_stats latents_stats.pt --output_dir vavae-f16d32
@@ -7,35 +7,41 @@ What only training needs goes to OUTPUT_DIR/training, so that training can go on
 foundation model's features and `discriminator`, as model folders, and under its original names what is left.
 """
 
-import argparse
 from collections import Counter
+from dataclasses import dataclass
 
 from safetensors.torch import save_file
 
 from diffusers_lightningdit.files import check_output_dir, new_folder
 from diffusers_lightningdit.original import build_autoencoder, read_autoencoder, training_models
-from diffusers_lightningdit.original.command_line import OneLineParser, run
 from diffusers_lightningdit.original.vae_training import TRAINING_FOLDER
+from diffusers_lightningdit.settings import one_line_errors, parse_config, required, setting
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="path, or user/repo:file, or a folder")
-    parser.add_argument("--config", metavar="YAML", help="the original's YAML of the autoencoder, to check against")
-    parser.add_argument("--latents_stats", metavar="FILE", help="the original's latents_stats.pt")
-    parser.add_argument("--output_dir", required=True, metavar="DIR", help="new or empty")
-    return parser
+@dataclass(kw_only=True)
+class ConversionConfig:
+    """Settings of convert_vavae_to_diffusers.py."""
+
+    checkpoint: str = required(
+        "The original's checkpoint: a path, user/repo:file of the Hub, or an AutoencoderKL folder."
+    )
+    config: str | None = setting(
+        None, "The original's YAML of the autoencoder, which the checkpoint is checked against."
+    )
+    latents_stats: str | None = setting(None, "The original's latents_stats.pt, which goes into the config.")
+
+    output_dir: str = required("Folder of the AutoencoderVAVAE, new or empty.", group="Output")
 
 
-def convert(args: argparse.Namespace) -> None:
-    check_output_dir(args.output_dir)
-    parts = read_autoencoder(args.checkpoint, args.config)
-    vae = build_autoencoder(parts, args.latents_stats)
+def convert(config: ConversionConfig) -> None:
+    check_output_dir(config.output_dir)
+    parts = read_autoencoder(config.checkpoint, config.config)
+    vae = build_autoencoder(parts, config.latents_stats)
     models, left_over = training_models(parts.training)
     files: dict[str, dict] = {}
     for key, value in left_over.items():  # loss.safetensors
         files.setdefault(key.split(".")[0], {})[key] = value
-    with new_folder(args.output_dir) as folder:
+    with new_folder(config.output_dir) as folder:
         vae.save_pretrained(folder)
         for name, model in models.items():
             model.save_pretrained(folder / TRAINING_FOLDER / name)
@@ -44,7 +50,7 @@ def convert(args: argparse.Namespace) -> None:
             save_file(tensors, folder / TRAINING_FOLDER / f"{name}.safetensors")
 
     print(
-        f"{args.output_dir}: {type(vae).__name__}; widths {list(vae.config.block_out_channels)}, "
+        f"{config.output_dir}: {type(vae).__name__}; widths {list(vae.config.block_out_channels)}, "
         f"{vae.config.latent_channels} latent channels, {vae.num_parameters():,} parameters, "
         f"scaling_factor {vae.config.scaling_factor:.6g}, "
         f"latents statistics: {'none' if vae.config.latents_mean is None else 'in the config'}"
@@ -59,7 +65,8 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    run(convert, get_parser(), arguments)
+    with one_line_errors((ValueError, OSError)):
+        convert(parse_config(ConversionConfig, arguments, __doc__))
 
 
 if __name__ == "__main__":

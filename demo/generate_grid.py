@@ -1,43 +1,62 @@
 """Draw every class of a checkpoint a few times, as one labelled grid: the picture of the README.
 
-python demo/generate_grid.py [--pipeline FOLDER_OR_HUB_ID] [--output outputs/digits.png]
+python demo/generate_grid.py --pipeline FOLDER_OR_HUB_ID --output outputs/digits.png
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
 
 from diffusers_lightningdit.grids import draw_labelled_grid
+from diffusers_lightningdit.settings import check_settings, one_line_errors, parse_config, setting
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pipeline", default=str(REPOSITORY / "model_cards" / "lightningdit-digits"))
-    parser.add_argument("--classes", nargs="+", help="names or ids of the classes to draw; all by default")
-    parser.add_argument("--num_images_per_class", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=int, default=2, help="enlarges the images by a whole factor")
-    parser.add_argument("--output", type=Path, default=Path("outputs/digits.png"))
-    arguments = parser.parse_args()
+@dataclass(kw_only=True)
+class GridConfig:
+    """Settings of generate_grid.py.
 
-    pipe = DiffusionPipeline.from_pretrained(arguments.pipeline)
+    Raises:
+        ValueError: If a value cannot be used.
+    """
+
+    pipeline: str = setting(
+        str(REPOSITORY / "model_cards" / "lightningdit-digits"), "Folder or Hub id of a class-conditional pipeline."
+    )
+
+    classes: tuple[int | str, ...] | None = setting(
+        None, "Names or ids of the classes to draw; null: all.", group="Sampling"
+    )
+    num_images_per_class: int = setting(8, "Images of each class.", minimum=1)
+    seed: int = setting(0, "The seed of the images.")
+
+    output: str = setting("outputs/digits.png", "The file of the picture.", group="Output")
+    scale: int = setting(2, "The whole factor that images are enlarged by.", minimum=1)
+
+    def __post_init__(self):
+        check_settings(self)
+
+
+def main(argv: list[str] | None = None) -> None:
+    with one_line_errors():
+        config = parse_config(GridConfig, argv, __doc__)
+
+    pipe = DiffusionPipeline.from_pretrained(config.pipeline)
     if torch.cuda.is_available():
         pipe.to("cuda")
-    if arguments.classes is None:
+    if config.classes is None:
         classes = list(pipe.id2label) or list(range(pipe.transformer.config.num_classes))
     else:
-        classes = pipe.get_label_ids([int(c) if c.isdecimal() else c for c in arguments.classes])
+        classes = pipe.get_label_ids(list(config.classes))
 
-    grid = draw_labelled_grid(
-        pipe, classes, arguments.num_images_per_class, arguments.seed, batch_size=16, zoom=arguments.scale
-    )
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    grid.save(arguments.output)
-    print(arguments.output.resolve())
+    grid = draw_labelled_grid(pipe, classes, config.num_images_per_class, config.seed, batch_size=16, zoom=config.scale)
+    output = Path(config.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    grid.save(output)
+    print(output.resolve())
 
 
 if __name__ == "__main__":

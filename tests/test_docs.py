@@ -3,9 +3,12 @@
 import ast
 import re
 import runpy
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from diffusers_lightningdit.settings import settings_of
 
 REPOSITORY = Path(__file__).parents[1]
 FOLDERS = ("src", "pipelines", "training_scripts", "conversion", "examples", "benchmarks", "demo", "docs")
@@ -33,6 +36,22 @@ def test_docstrings_are_sentences(file):
 def test_the_list_of_files_is_up_to_date():
     generated = runpy.run_path(str(REPOSITORY / "docs" / "file_tree.py"))["page"]()
     assert (REPOSITORY / "docs" / "files.md").read_text(encoding="utf-8") == generated, "run python docs/file_tree.py"
+
+
+@pytest.mark.parametrize("page", sorted((REPOSITORY / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_the_tables_of_settings_are_up_to_date(page):
+    tables = runpy.run_path(str(REPOSITORY / "docs" / "option_tables.py"))
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<!-- settings: ") == len(tables["TABLE"].findall(text)), "a table has no end"
+    assert text == tables["updated"](text), "run python docs/option_tables.py"
+
+
+def test_docs_name_every_setting_of_training_and_evaluation():
+    text = "".join(page.read_text(encoding="utf-8") for page in (REPOSITORY / "docs").glob("*.md"))
+    for name in ("training.transformer.lora_config.LoraTrainingConfig", "training.vavae.config.VAVAETrainingConfig"):
+        module, _, config_class = name.rpartition(".")
+        settings = settings_of(getattr(import_module(f"diffusers_lightningdit.{module}"), config_class))
+        assert [name for name in settings if f"| `{name}` |" not in text] == []
 
 
 def test_every_test_named_in_the_features_exists(repository):

@@ -3,10 +3,6 @@ import importlib
 import pytest
 
 from diffusers_lightningdit import evaluate
-from diffusers_lightningdit.evaluation.commands.latents import LatentsConfig
-from diffusers_lightningdit.evaluation.commands.reconstruction import ReconstructionConfig
-from diffusers_lightningdit.evaluation.commands.sweep import SweepConfig
-from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
 
 
 @pytest.mark.parametrize("command", evaluate.COMMANDS)
@@ -15,23 +11,7 @@ def test_every_command_says_what_it_takes(command, capsys):
     with pytest.raises(SystemExit) as exit_:
         evaluate.main([command, "--help"])
     assert exit_.value.code == 0
-    assert module.__doc__.splitlines()[0] in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("command", "settings"),
-    [
-        ("generation", GenerationConfig),
-        ("reconstruction", ReconstructionConfig),
-        ("latents", LatentsConfig),
-        ("sweep", SweepConfig),
-    ],
-)
-def test_the_help_names_every_setting(command, settings, capsys):
-    with pytest.raises(SystemExit):
-        evaluate.main([command, "--help"])
-    text = capsys.readouterr().out
-    assert all(f"  {name} " in text for name in settings.__dataclass_fields__)
+    assert module.__doc__.splitlines()[0] in " ".join(capsys.readouterr().out.split())
 
 
 def test_help_lists_the_commands(capsys):
@@ -49,12 +29,10 @@ def test_an_unknown_command(capsys):
 
 @pytest.mark.parametrize(("command", "then"), [("generation", "goes on where it was"), ("tools", "begins anew")])
 def test_an_interruption_is_one_line(command, then, monkeypatch, capsys):
-    module = importlib.import_module(f"diffusers_lightningdit.evaluation.commands.{command}")
-
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "parse_command", interrupt)
+    monkeypatch.setattr(f"diffusers_lightningdit.evaluation.commands.{command}.main", interrupt)
     with pytest.raises(SystemExit) as exit_:
         evaluate.main([command, "pack"])
     assert exit_.value.code == 130

@@ -1,13 +1,13 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Train the transformer (second stage) on the latents of a frozen autoencoder.
+r"""Train the transformer (second stage) on the latents of a frozen autoencoder.
 
     accelerate launch training_scripts/train_lightningdit.py \
         --config examples/digits/recipes/lightningdit.yaml \
         data=FOLDER_OR_HUB_ID vae=FOLDER_OR_HUB_ID output_dir=FOLDER key=value ...
 
-Keys are the fields of `LightningDiTTrainingConfig`; docs/training.md explains them. The loss and the steps, which LoRA
-training shares, are in `diffusers_lightningdit/training/transformer/steps.py`. The result is a complete pipeline
-folder with EMA weights, which `DiffusionPipeline.from_pretrained` loads.
+The result is a complete pipeline folder with EMA weights, which `DiffusionPipeline.from_pretrained` loads. The loss and
+the steps, which LoRA training shares, are in `diffusers_lightningdit/training/transformer/steps.py`. docs/training.md
+tells more.
 """
 
 from collections.abc import Callable

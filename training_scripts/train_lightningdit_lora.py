@@ -1,13 +1,13 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Fine-tune a pipeline on own images by LoRA: its own classes, or new ones, whose class embeddings are trained.
+r"""Fine-tune a pipeline on own images by LoRA: its own classes, or new ones, whose class embeddings are trained.
 
     accelerate launch training_scripts/train_lightningdit_lora.py \
         --config examples/digits/recipes/lora.yaml \
         pipeline=FOLDER_OR_HUB_ID data=FOLDER_OR_HUB_ID output_dir=FOLDER key=value ...
 
-Keys are the fields of `LoraTrainingConfig`; docs/training.md explains them. The loss and the steps, which full training
-shares, are in `diffusers_lightningdit/training/transformer/steps.py`. The result, averaged weights in
-`pytorch_lora_weights.safetensors`, is for `pipe.load_lora_weights`.
+The result, averaged weights in `pytorch_lora_weights.safetensors`, is for `pipe.load_lora_weights`. The loss and the
+steps, which full training shares, are in `diffusers_lightningdit/training/transformer/steps.py`. docs/training.md tells
+more.
 """
 
 from dataclasses import asdict

@@ -1,12 +1,11 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Train the autoencoder (first stage), aligned to a vision foundation model.
+r"""Train the autoencoder (first stage), aligned to a vision foundation model.
 
     accelerate launch training_scripts/train_vavae.py --config examples/digits/recipes/vavae.yaml \
         data=FOLDER_OR_HUB_ID foundation_model=FOLDER_OR_HUB_ID output_dir=FOLDER key=value ...
 
-Keys are the fields of `VAVAETrainingConfig`; docs/vavae.md explains them. The result is a diffusers folder of an
-`AutoencoderVAVAE` whose config holds the statistics of its latents over the data; `training/` in it has projection and
-discriminator, for training on.
+The result is a diffusers folder of an `AutoencoderVAVAE` whose config holds the statistics of its latents over the
+data; `training/` in it has projection and discriminator, for training on. docs/vavae.md tells more.
 """
 
 from dataclasses import asdict

@@ -14,17 +14,15 @@ Drawn with the pipeline's own sampling recipe, image i with a generator of its o
 - psnr_db: mean over the real digits of the PSNR of decode(mean of the posterior), in decibels.
 """
 
-import argparse
 import json
-from pathlib import Path
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
-from sklearn.model_selection import train_test_split
-from sklearn.svm import SVC
 from tqdm.auto import tqdm
 
 import diffusers_lightningdit  # noqa: F401  (makes the pipeline's classes loadable)
@@ -32,7 +30,34 @@ from diffusers_lightningdit.data.images import ImageDataset
 from diffusers_lightningdit.files import write_json
 from diffusers_lightningdit.grids import draw_images, labelled_grid
 from diffusers_lightningdit.metrics.image_similarity import peak_signal_to_noise_ratio
-from diffusers_lightningdit.settings import one_line_errors
+from diffusers_lightningdit.settings import check_settings, one_line_errors, parse_config, required, setting
+
+if TYPE_CHECKING:
+    from sklearn.svm import SVC
+
+
+@dataclass(kw_only=True)
+class JudgeConfig:
+    """Settings of judge.py.
+
+    Raises:
+        ValueError: for a value that cannot be used.
+    """
+
+    pipeline: str = required("Folder or Hub id of the pipeline.")
+    data: str = required("Folder of the real digits, as prepare.py writes them.")
+
+    num_images: int = setting(1000, "Images to draw, the same number of each class.", group="Sampling")
+    seed: int = setting(0, "The seed of the first image; those of the next ones count on.", minimum=0)
+
+    batch_size: int = setting(100, "Images that are drawn at a time.", group="Computation", minimum=1)
+
+    metrics: str | None = setting(None, "JSON file that the numbers are written to; null: none.", group="Output")
+    picture: str | None = setting(None, "PNG file in which generated digits are drawn next to real ones; null: none.")
+
+    def __post_init__(self):
+        check_settings(self)
+
 
 # Letters in the shape comments: B images. Pixels are [B, 3, height, width] in [0, 1].
 
@@ -46,8 +71,11 @@ def classifier_features(pixels: torch.Tensor) -> np.ndarray:
     return pixels.mean(1).flatten(1).numpy()
 
 
-def fit_classifier(pixels: torch.Tensor, labels: torch.Tensor) -> tuple[SVC, float]:
+def fit_classifier(pixels: torch.Tensor, labels: torch.Tensor) -> "tuple[SVC, float]":
     """A support-vector classifier of all the images, and the accuracy of one that has not seen a quarter of them."""
+    from sklearn.model_selection import train_test_split  # optional, and not needed for --help
+    from sklearn.svm import SVC
+
     features, classes = classifier_features(pixels), labels.numpy()
     train, held_out, train_classes, held_out_classes = train_test_split(
         features, classes, test_size=0.25, stratify=classes, random_state=0
@@ -105,28 +133,20 @@ def to_images(pixels: torch.Tensor) -> list[Image.Image]:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pipeline", required=True, help="pipeline folder or Hub id")
-    parser.add_argument("--data", required=True, help="the real digits, as prepare.py writes them")
-    parser.add_argument("--num_images", type=int, default=1000, help="the same number of each class")
-    parser.add_argument("--batch_size", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--metrics", type=Path, help="JSON file to write the numbers to")
-    parser.add_argument("--picture", type=Path, help="PNG file to draw generated next to real digits in")
-    arguments = parser.parse_args(argv)
     with one_line_errors():
-        pipeline = DiffusionPipeline.from_pretrained(arguments.pipeline)
-        real, real_labels, id2label = real_images(arguments.data, pipeline.vae.config.sample_size)
+        config = parse_config(JudgeConfig, argv, __doc__)
+        pipeline = DiffusionPipeline.from_pretrained(config.pipeline)
+        real, real_labels, id2label = real_images(config.data, pipeline.vae.config.sample_size)
         num_classes = len(id2label)
-        if arguments.num_images < 2 * num_classes or arguments.num_images % num_classes:
+        if config.num_images < 2 * num_classes or config.num_images % num_classes:
             raise ValueError(
-                f"--num_images is {arguments.num_images}; required: a multiple of the {num_classes} classes, at least "
+                f"`num_images` is {config.num_images}; required: a multiple of the {num_classes} classes, at least "
                 "two images each."
             )
 
     classifier, held_out_accuracy = fit_classifier(real, real_labels)
-    labels = torch.arange(num_classes).repeat(arguments.num_images // num_classes)
-    generated = generate(pipeline, labels, arguments.seed, arguments.batch_size)
+    labels = torch.arange(num_classes).repeat(config.num_images // num_classes)
+    generated = generate(pipeline, labels, config.seed, config.batch_size)
     taken_for = torch.from_numpy(classifier.predict(classifier_features(generated)))
     ratios = [
         drawn / true
@@ -136,10 +156,10 @@ def main(argv: list[str] | None = None) -> dict:
             strict=True,
         )
     ]
-    psnr = peak_signal_to_noise_ratio(real, reconstruct(pipeline.vae, real, arguments.batch_size), value_range=1)
+    psnr = peak_signal_to_noise_ratio(real, reconstruct(pipeline.vae, real, config.batch_size), value_range=1)
     metrics = {
-        "num_images": arguments.num_images,
-        "seed": arguments.seed,
+        "num_images": config.num_images,
+        "seed": config.seed,
         "sampling_recipe": dict(pipeline.config.sampling_recipe),
         "shift": pipeline.scheduler.config.shift,
         "classifier_held_out_accuracy": round(held_out_accuracy, 4),
@@ -150,13 +170,13 @@ def main(argv: list[str] | None = None) -> dict:
         "psnr_db": round(psnr.mean().item(), 2),
     }
     print(json.dumps(metrics, indent=2))
-    if arguments.metrics is not None:
-        write_json(arguments.metrics, metrics)
-    if arguments.picture is not None:
+    if config.metrics is not None:
+        write_json(config.metrics, metrics)
+    if config.picture is not None:
         first_real = [torch.stack([real[real_labels == c][n] for c in range(num_classes)]) for n in range(3)]
         rows = [("real", to_images(row)) for row in first_real]
         rows += [("generated", to_images(row)) for row in generated[: 5 * num_classes].split(num_classes)]
-        labelled_grid(rows, [id2label[c] for c in range(num_classes)], zoom=2).save(arguments.picture)
+        labelled_grid(rows, [id2label[c] for c in range(num_classes)], zoom=2).save(config.picture)
     return metrics
 
 

@@ -8,17 +8,37 @@
 images of a class, which a transformer soon knows by heart.
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
-from sklearn.datasets import load_digits
+
+from diffusers_lightningdit.files import check_output_dir
+from diffusers_lightningdit.settings import check_settings, one_line_errors, parse_config, required, setting
 
 CLASS_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 RESOLUTION = 32
+
+
+@dataclass(kw_only=True)
+class DigitsConfig:
+    """Settings of prepare.py.
+
+    Raises:
+        ValueError: for a value that cannot be used.
+    """
+
+    output_dir: str = required("Folder of the data set, new or empty.", group="Output")
+    max_shift: int = setting(0, "Pixels that images are moved by in each direction, from 0 to 31.", minimum=0)
+
+    def __post_init__(self):
+        check_settings(self)
+        if self.max_shift >= RESOLUTION:
+            raise ValueError(f"`max_shift` is {self.max_shift}; required: below {RESOLUTION}.")
+        check_output_dir(self.output_dir)
 
 
 def digit_to_image(digit: np.ndarray) -> Image.Image:
@@ -36,25 +56,20 @@ def shifted(image: Image.Image, x: int, y: int) -> Image.Image:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--max_shift", type=int, default=0, help="pixels that images are moved by (default: 0)")
-    arguments = parser.parse_args(argv)
-    if not 0 <= arguments.max_shift < RESOLUTION:
-        parser.error(f"--max_shift is {arguments.max_shift}; required: from 0 to {RESOLUTION - 1}.")
-    if arguments.output_dir.exists() and (not arguments.output_dir.is_dir() or any(arguments.output_dir.iterdir())):
-        parser.error(f"--output_dir is {arguments.output_dir}, which exists; required: a new or an empty folder.")
+    with one_line_errors():
+        config = parse_config(DigitsConfig, argv, __doc__)
+    from sklearn.datasets import load_digits  # optional, and not needed for --help
 
     digits = load_digits()
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=CLASS_NAMES)})
     images = [digit_to_image(digit) for digit in digits.images]
-    shifts = range(-arguments.max_shift, arguments.max_shift + 1)
+    shifts = range(-config.max_shift, config.max_shift + 1)
     columns = {
         "image": [shifted(image, x, y) for y in shifts for x in shifts for image in images],
         "label": digits.target.tolist() * len(shifts) ** 2,
     }
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    path = arguments.output_dir / "train.parquet"
+    path = Path(config.output_dir) / "train.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
     Dataset.from_dict(columns, features=features).to_parquet(path)
     print(f"wrote {len(columns['image'])} images to {path}")
 

@@ -3,7 +3,7 @@
 
     python examples/digits/train_encoder.py data=outputs/digits/data output_dir=outputs/digits/encoder
 
-Keys are the fields of `DigitsEncoderConfig`. The result is a folder of a `transformers` Dinov2Model, which
+The result is a folder of a `transformers` Dinov2Model, which
 `FoundationModel.from_pretrained` reads, with metrics.json: the accuracy on images that were held out of training. The
 same settings give the same weights on the same machine with the same number of threads.
 
@@ -24,10 +24,11 @@ from transformers import Dinov2Config, Dinov2ForImageClassification
 from diffusers_lightningdit.data.images import ImageDataset
 from diffusers_lightningdit.files import check_output_dir, write_json, write_result
 from diffusers_lightningdit.settings import (
-    check_at_least,
-    check_positive,
+    check_settings,
     one_line_errors,
     parse_config,
+    required,
+    setting,
 )
 
 # Letters in the shape comments: B images. Pixels are [B, 3, height, width] in [-1, 1].
@@ -35,27 +36,38 @@ from diffusers_lightningdit.settings import (
 
 @dataclass(kw_only=True)
 class DigitsEncoderConfig:
-    data: str  # labelled images, as prepare.py writes them
-    output_dir: str  # a new or an empty folder
-    seed: int = 0  # of weights, batches, shifts and of what is held out
-    resolution: int = 32  # side of the images, in pixels
-    patch_size: int = 8  # 4x4 patches, the grid of the latents of recipes/vavae.yaml
-    hidden_size: int = 96
-    num_layers: int = 4
-    num_attention_heads: int = 4
-    held_out_part: float = 0.2  # of the images
-    max_shift: int = 2  # pixels that an image is moved by, at most, in each direction
-    batch_size: int = 64
-    num_train_steps: int = 900
-    learning_rate: float = 1e-3  # at its highest
-    weight_decay: float = 0.05
+    """Settings of train_encoder.py.
+
+    Raises:
+        ValueError: for a value that cannot be trained with.
+    """
+
+    data: str = required("Folder of labelled images, as prepare.py writes them.", group="Data")
+    resolution: int = setting(32, "The side of the images in pixels.")
+    max_shift: int = setting(2, "Pixels that an image is moved by, at most, in each direction.", minimum=0)
+    held_out_part: float = setting(0.2, "The part of the images, between 0 and 1, that is held out of training.")
+
+    patch_size: int = setting(
+        8,
+        "The side of a patch in pixels; 8 gives 4x4 patches, the grid of the latents of recipes/vavae.yaml.",
+        group="Model",
+        above=0,
+    )
+    hidden_size: int = setting(96, "The width of the encoder.", above=0)
+    num_layers: int = setting(4, "The number of its layers.", above=0)
+    num_attention_heads: int = setting(4, "The number of attention heads of each layer.", above=0)
+
+    num_train_steps: int = setting(900, "Optimiser steps of the whole training.", group="Optimisation", minimum=2)
+    batch_size: int = setting(64, "Images of one optimiser step.", minimum=1)
+    learning_rate: float = setting(1e-3, "The peak learning rate of AdamW.", above=0)
+    weight_decay: float = setting(0.05, "AdamW's weight decay.", minimum=0)
+    seed: int = setting(0, "The seed of weights, batches, shifts and of what is held out.")
+
+    output_dir: str = required("Folder of the encoder, new or empty.", group="Output")
 
     def __post_init__(self):
+        check_settings(self)
         check_output_dir(self.output_dir)
-        for name in ("patch_size", "hidden_size", "num_layers", "num_attention_heads", "learning_rate"):
-            check_positive(name, getattr(self, name))
-        for name, minimum in (("max_shift", 0), ("batch_size", 1), ("num_train_steps", 2), ("weight_decay", 0)):
-            check_at_least(name, getattr(self, name), minimum)
         if self.resolution < self.patch_size or self.resolution % self.patch_size:
             raise ValueError(
                 f"`resolution` is {self.resolution}; required: a multiple of the patch, {self.patch_size}."

@@ -1,20 +1,35 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Settings of a command: `--config recipe.yaml key=value ...` read into one dataclass, and checked in one line each.
+"""Settings of every script and command: a dataclass whose fields carry their help, read from recipe and command line.
 
-A recipe holds only what differs from the dataclass's defaults; `key=value` goes over the recipe, and may be written
-`--key value` or `--key=value` as well. A field that is a dictionary (the arguments of a model) is merged, and takes
-`field.key=value`.
+    @dataclass(kw_only=True)
+    class Config:
+        data: str = required("Folder or Hub id of the images.", group="Data")
+        learning_rate: float = setting(2e-4, "The peak learning rate.", group="Optimisation", above=0)
+        transformer: dict = setting({}, "Arguments of the model.", group="Model")
+
+    config = parse_config(Config, argv, __doc__)
+
+reads `--config recipe.yaml key=value --key value --key=value`. A recipe is a YAML file that holds only what differs
+from the defaults; the command line goes over it. `transformer.num_layers=12` sets one key of a dictionary and leaves
+the others. `--help` prints every setting by group. A value that cannot be used is a ValueError of one line, which
+`one_line_errors` prints.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import difflib
+import functools
 import inspect
+import itertools
+import json
 import math
+import re
+import shutil
 import sys
+import textwrap
 import types
 import typing
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,46 +44,245 @@ Config = TypeVar("Config")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Fields
+# ---------------------------------------------------------------------------------------------------------------------
+
+# The headings of --help, in its order.
+GROUPS = (
+    "Input",
+    "Data",
+    "Model",
+    "Loss",
+    "Optimisation",
+    "Averages of the weights",
+    "Checkpoints",
+    "Skipped steps",
+    "Validation and samples",
+    "Logging",
+    "Sampling",
+    "Reference",
+    "Measures",
+    "Computation",
+    "Output",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A field of a config dataclass, with everything that its author says about it.
+
+    Attributes:
+        name: The name of the field.
+        kind: The type of its values.
+        default: The default value; `dataclasses.MISSING` if it has to be given.
+        help: The meaning of the field, in whole phrases.
+        group: The heading that it stands under, one of `GROUPS`.
+        choices: The values that it may have; empty if any value of its type will do.
+        minimum: The least value that it may have.
+        above: The value that it has to be greater than.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    help: str = ""
+    group: str = GROUPS[0]
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    above: float | None = None
+
+    @property
+    def is_required(self) -> bool:
+        return self.default is dataclasses.MISSING
+
+    @property
+    def default_text(self) -> str:
+        """The default as YAML writes it, or "required"."""
+        if self.is_required:
+            return "required"
+        return self.default if isinstance(self.default, str) else json.dumps(self.default, ensure_ascii=False)
+
+    @property
+    def requirement(self) -> str:
+        """The values that the field may have: "a whole number, at least 1, or null"."""
+        if self.choices:
+            text = ", ".join(self.choices)
+        else:
+            text = " or ".join(_requirement(kind) for kind in _kinds(self.kind) if kind is not types.NoneType)
+        if self.minimum is not None:
+            text += f", at least {self.minimum:g}"
+        if self.above is not None:
+            text += f", above {self.above:g}"
+        if types.NoneType in _kinds(self.kind):
+            text += ", or null" if "," in text else " or null"
+        return text
+
+    @property
+    def requirement_matters(self) -> bool:
+        """Whether the requirement says more than that the field is text, or true or false."""
+        return bool(self.choices) or not {*_kinds(self.kind)} <= {str, bool, types.NoneType}
+
+
+def setting(default: Any, help: str, *, group: str | None = None, **limits: Any) -> Any:
+    """A dataclass field with its help.
+
+    Args:
+        default: The default value; a dictionary is copied for each object.
+        help: The meaning of the field, in whole phrases, with its unit.
+        group: The heading of this field and those after it in the class, one of `GROUPS`.
+        limits: `choices`, `minimum` or `above`, as in `Setting`; `check_settings` looks after them.
+    """
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=default.copy, metadata={"help": help, "group": group, **limits})
+    return dataclasses.field(default=default, metadata={"help": help, "group": group, **limits})
+
+
+def required(help: str, *, group: str | None = None, **limits: Any) -> Any:
+    """A dataclass field that has to be given; the arguments are those of `setting`."""
+    return setting(dataclasses.MISSING, help, group=group, **limits)
+
+
+@functools.cache
+def settings_of(config_class: type) -> dict[str, Setting]:
+    """All fields by name, in the order of their groups.
+
+    A field that a derived class declares again has the group of the first declaration, and its help and limits unless
+    it brings its own.
+    """
+    metadata: dict[str, dict] = {}
+    for base in reversed(config_class.__mro__):
+        group = None
+        for name in inspect.get_annotations(base) if dataclasses.is_dataclass(base) else ():
+            given = {key: value for key, value in base.__dataclass_fields__[name].metadata.items() if value is not None}
+            group = given.pop("group", group)
+            known = metadata.get(name, {"group": group or GROUPS[0]})
+            metadata[name] = {**known, **given}
+    kinds = typing.get_type_hints(config_class)
+    settings = []
+    for field in dataclasses.fields(config_class):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        settings.append(Setting(field.name, kinds[field.name], default, **metadata[field.name]))
+    return {entry.name: entry for entry in sorted(settings, key=lambda entry: GROUPS.index(entry.group))}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Values
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-REQUIREMENTS = {dict: "keys with values", str: "text, in quotes where YAML reads it otherwise", type(None): "none"}
+REQUIREMENTS = {
+    bool: "true or false",
+    dict: "keys with values",
+    float: "a number",
+    int: "a whole number",
+    str: "text",
+    types.NoneType: "null",
+}
+PLURALS = {float: "numbers", int: "whole numbers", str: "texts"}
+BOOLEANS = ("true", "false", "yes", "no", "on", "off")  # of YAML 1.1
+QUOTES = "text, in quotes where YAML reads it otherwise"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but 1e-4 is a number, as everybody reads it; YAML 1.1 wants 1.0e-4."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _kinds(kind: Any) -> tuple[Any, ...]:
+    """The members of a union, or the one type."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+
+
+def _item_kind(kind: Any) -> Any:
+    """The type of the items of a list, None if values are no lists."""
+    return next((typing.get_args(member)[0] for member in _kinds(kind) if typing.get_args(member)), None)
+
+
+def _requirement(kind: Any) -> str:
+    items = typing.get_args(kind)
+    if not items:
+        return REQUIREMENTS.get(kind) or kind.__name__
+    plural = " or ".join(PLURALS.get(item) or f"items, each {_requirement(item)}" for item in _kinds(items[0]))
+    return f"a list of {plural}" if items[1:] in ((...,), ()) else f"a list of {len(items)} {plural}"
 
 
 def _convert(name: str, value: Any, kind: Any) -> Any:
     """A value, as YAML read it, as the field's type."""
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    for candidate in kinds:
-        items = typing.get_args(candidate)  # of a tuple
+    _check_content(name, value)
+    for candidate in _kinds(kind):
+        items = typing.get_args(candidate)  # of a list or tuple
         if typing.get_origin(candidate) is list and isinstance(value, list):
             return [_convert(name, item, items[0]) for item in value]
         if items[1:] == (...,) and isinstance(value, list):
             return tuple(_convert(name, item, items[0]) for item in value)
         if items and isinstance(value, list) and len(value) == len(items):
             return tuple(_convert(name, *pair) for pair in zip(value, items, strict=True))
-        if candidate is float and type(value) in (int, float, str):  # YAML 1.1 reads 1e-4 as text
-            with contextlib.suppress(ValueError):
-                number = float(value)
-                if math.isfinite(number):
-                    return number
+        if candidate is float and type(value) is int and abs(value) <= sys.float_info.max:
+            return float(value)
         if not items and type(value) is candidate:
             return value
-    required = [_requirement(kind) for kind in kinds]
-    raise ValueError(f"`{name}` is {value!r}; required: {' or '.join(required)}.")
+    words = " or ".join(QUOTES if candidate is str else _requirement(candidate) for candidate in _kinds(kind))
+    raise ValueError(f"`{name}` is {value!r}; required: {words}.")
 
 
-def _requirement(kind: Any) -> str:
-    items = typing.get_args(kind)
-    if items:
-        return "a list of numbers" if items[1:] in ((...,), ()) else f"{len(items)} numbers"
-    return REQUIREMENTS.get(kind, kind.__name__)
+def _check_content(name: str, value: Any) -> None:
+    """Raise ValueError for NaN, infinity or a key that is no text, at any depth of what YAML read."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"`{name}` is {value}; required: a finite number.")
+    if isinstance(value, list | tuple):
+        for item in value:
+            _check_content(name, item)
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"`{name}` has the key {key!r}; required: {QUOTES}.")
+            _check_content(f"{name}.{key}", item)
 
 
 def _unknown_key(name: str, known: Sequence[str], of: str) -> ValueError:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean `{near[0]}`?" if near else f" Known: {', '.join(sorted(known))}."
     return ValueError(f"`{name}` is no key of {of}.{hint}")
+
+
+def nested(settings: dict[str, Any], of: str = "") -> dict[str, Any]:
+    """{"sampling.guidance_scale": 2} as {"sampling": {"guidance_scale": 2}}, merged with what `sampling` holds.
+
+    Args:
+        settings: The values by key, from which the later go over the earlier.
+        of: The name of the field that holds the settings, with a point, for errors.
+
+    Raises:
+        ValueError: if `sampling` is given, and is no dictionary.
+    """
+    result: dict[str, Any] = {}
+    for name, value in sorted(settings.items(), key=lambda entry: "." in entry[0]):
+        field, dot, key = name.partition(".")
+        if dot:
+            outer = result.get(field, {})
+            if not isinstance(outer, dict):
+                raise ValueError(f"`{of}{name}` is given, but `{of}{field}` is {outer!r}; required: keys with values.")
+            value = {**outer, key: value}
+        result[field] = value
+    return result
+
+
+def make_config(config_class: type[Config], settings: dict[str, Any]) -> Config:
+    """Check `settings` against the dataclass's fields and their types; raises ValueError as `parse_config`."""
+    fields = settings_of(config_class)
+    values = {}
+    for name, value in nested(settings).items():
+        if name not in fields:
+            raise _unknown_key(name, list(fields), config_class.__name__)
+        values[name] = _convert(name, value, fields[name].kind)
+    for name, field in fields.items():
+        if name not in values and field.is_required:
+            raise ValueError(f"`{name}` is not given; required: {name}=... or a line of the recipe (see --help).")
+    return config_class(**values)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -79,73 +293,119 @@ def _unknown_key(name: str, known: Sequence[str], of: str) -> ValueError:
 def parse_config(config_class: type[Config], argv: Sequence[str] | None = None, description: str = "") -> Config:
     """Read `--config recipe.yaml key=value --key value ...` into the dataclass `config_class`.
 
+    `--flag` alone is true, and `--list 1 2` is the list [1, 2]. A class with a field `config` takes no recipe.
+
+    Args:
+        config_class: The dataclass whose fields are the settings.
+        argv: The words of the command line; by default those of this process.
+        description: The text that --help prints above the settings, where this function prints it and ends the process.
+
     Raises:
         ValueError: for a recipe that is missing or no mapping, an unknown key, a value of another type, or a field
             without a default that is given nowhere.
     """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config", type=Path, help="recipe: a YAML file of differences from the defaults")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that go over the recipe")
-    kinds = typing.get_type_hints(config_class)
-    arguments = parser.parse_intermixed_args(_flags_to_settings(sys.argv[1:] if argv is None else argv, kinds))
-
-    settings: dict[str, Any] = {}
-    if arguments.config is not None:
-        if not arguments.config.is_file():
-            raise ValueError(f"`--config` is {str(arguments.config)!r}; required: an existing YAML file.")
-        try:
-            recipe = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{arguments.config} is no YAML file: {one_line(error)}") from error
-        if not isinstance(recipe, dict):
-            raise ValueError(f"{arguments.config} holds a {type(recipe).__name__}; required: keys with values.")
-        settings.update(recipe)
-    for setting in arguments.settings:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise ValueError(f"the argument is {setting!r}; required: key=value.")
-        try:
-            # YAML would read text such as 2024 or no as a number or a truth value
-            value = text if kinds.get(name) is str else yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"`{name}` is {text!r}; required: a YAML value.") from error
-        name, dot, inner = name.partition(".")
-        if dot and not isinstance(settings.setdefault(name, {}), dict):
-            raise ValueError(
-                f"`{name}.{inner}` is given, but `{name}` is {settings[name]!r}; required: keys with values."
-            )
-        settings[name] = {**settings[name], inner: value} if dot else value
-    return make_config(config_class, settings)
+    words = deque(sys.argv[1:] if argv is None else argv)
+    if "-h" in words or "--help" in words:
+        print(help_text(config_class, description, min(shutil.get_terminal_size().columns, 120)))
+        raise SystemExit(0)
+    kinds = {name: field.kind for name, field in settings_of(config_class).items()}
+    takes_recipe = "config" not in kinds
+    if takes_recipe:
+        kinds["config"] = str
+    given = {}
+    while words:
+        name, value = _take_setting(words, kinds, config_class.__name__)
+        given[name] = value
+    recipe = _read_recipe(given.pop("config")) if takes_recipe and "config" in given else {}
+    return make_config(config_class, {**recipe, **given})
 
 
-def _flags_to_settings(argv: Sequence[str], known: Sequence[str]) -> list[str]:
-    """`--key value` and `--key=value` of known keys as `key=value`; everything else as it is."""
-    settings, words = [], iter(argv)
-    for word in words:
-        flag, equals, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and flag.partition(".")[0] in known:
-            if not equals:
-                value = next(words, None)
-                if value is None:
-                    raise ValueError(f"`--{flag}` has no value; required: --{flag} VALUE or {flag}=VALUE.")
-            word = f"{flag}={value}"
-        settings.append(word)
-    return settings
+def _read_recipe(file: str) -> dict[str, Any]:
+    if not Path(file).is_file():
+        raise ValueError(f"`--config` is {file!r}; required: an existing YAML file.")
+    try:
+        recipe = yaml.load(Path(file).read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no YAML file: {one_line(error)}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{file} holds a {type(recipe).__name__}; required: keys with values.")
+    for key in recipe:
+        if not isinstance(key, str):
+            raise ValueError(f"{file} has the key {key!r}; required: {QUOTES}.")
+    return nested(recipe)
 
 
-def make_config(config_class: type[Config], settings: dict[str, Any]) -> Config:
-    """Check `settings` against the dataclass's fields and their types; raises ValueError as `parse_config`."""
-    fields = {field.name: field for field in dataclasses.fields(config_class)}
-    kinds = typing.get_type_hints(config_class)
-    values = {}
-    for name, value in settings.items():
-        if name not in fields:
-            raise _unknown_key(name, list(fields), config_class.__name__)
-        values[name] = _convert(name, value, kinds[name])
-    for name, field in fields.items():
-        if name not in values and field.default is field.default_factory is dataclasses.MISSING:
-            raise ValueError(f"`{name}` is not given; required: {name}=... or a line of the recipe.")
-    return config_class(**values)
+def _take_setting(words: deque[str], kinds: dict[str, Any], of: str) -> tuple[str, Any]:
+    """Take the next setting from the words: `key=value`, `--key=value`, `--key value ...` or `--flag`."""
+    word = words.popleft()
+    is_flag = word.startswith("--")
+    name, equals, text = word.removeprefix("--").partition("=")
+    if not equals and not is_flag:
+        raise ValueError(f"the argument is {word!r}; required: key=value or --key value.")
+    field, dot, _ = name.partition(".")
+    if field not in kinds:
+        raise _unknown_key(name, list(kinds), of)
+    kind = Any if dot else kinds[field]  # the keys of a dictionary have types of their own
+    if equals:
+        return name, _read_value(name, text, kind)
+    if kind is bool and not (words and words[0].lower() in BOOLEANS):
+        return name, True
+    if not words or words[0].startswith("--"):
+        raise ValueError(f"`--{name}` has no value; required: --{name} VALUE or {name}=VALUE.")
+    texts = [words.popleft()]
+    item_kind = _item_kind(kind)
+    if item_kind is None:
+        return name, _read_value(name, texts[0], kind)
+    while words and not words[0].startswith("--") and "=" not in words[0]:
+        texts.append(words.popleft())
+    value = _read_value(name, texts[0], kind)  # a whole list, "[1, 2]", or the first of several values
+    if len(texts) == 1 and (isinstance(value, list) or value is None):
+        return name, value
+    return name, [_read_value(name, text, item_kind) for text in texts]
+
+
+def _read_value(name: str, text: str, kind: Any) -> Any:
+    """Read a word of the command line as YAML; where text is wanted, what YAML reads as another type stays text."""
+    kinds = _kinds(kind)
+    if kinds == (str,):
+        return text
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        if str in kinds:
+            return text
+        raise ValueError(f"`{name}` is {text!r}; required: a YAML value.") from error
+    return text if str in kinds and type(value) not in kinds else value
+
+
+def help_text(config_class: type, description: str, width: int) -> str:
+    """The text of --help: the description, then every setting by group, wrapped to `width` columns."""
+    fields = settings_of(config_class)
+    usage = "Settings are given as key=value, --key value or --key=value; a list as [1, 2], nothing as null."
+    if "config" not in fields:
+        usage += " `--config FILE` reads settings from a YAML file; the command line goes over it."
+    paragraphs = [
+        # indented lines and lists keep their lines
+        paragraph if re.search(r"^( |- )", paragraph, re.MULTILINE) else textwrap.fill(paragraph, width)
+        for paragraph in [*description.strip("\n").split("\n\n"), usage]
+    ]
+    margin = max(len(name) for name in fields) + 4
+    for group, members in itertools.groupby(fields.values(), key=lambda field: field.group):
+        lines = [f"{group}:"]
+        for field in members:
+            remarks = ["required" if field.is_required else f"default: {field.default_text}"]
+            if field.requirement_matters:
+                remarks.insert(0, field.requirement)
+            text = f"{field.help} ({'; '.join(remarks)})"
+            first = f"  {field.name:<{margin - 4}}  "
+            lines.append(textwrap.fill(text, width, initial_indent=first, subsequent_indent=" " * margin))
+        paragraphs.append("\n".join(lines))
+    return "\n\n".join(paragraphs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checks
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def make_model_arguments(
@@ -154,10 +414,10 @@ def make_model_arguments(
     """The dictionary field `name`, with values of the types that `model_class` has for its arguments.
 
     Args:
-        name: of the field.
-        arguments: its keys and values, as they were read.
-        model_class: of the model.
-        follow: examples of the arguments that will follow from the data.
+        name: The name of the field.
+        arguments: The keys and values of the field, as they were read.
+        model_class: The class of the model.
+        follow: Examples of the arguments that will follow from the data.
 
     Raises:
         ValueError: in one line, for a key that is no argument, a value of another type, a whole number that is not
@@ -183,6 +443,21 @@ def make_model_arguments(
     return values
 
 
+def check_settings(config: Any) -> None:
+    """Raise ValueError for a field whose value, unless it is None, is outside the limits that it was declared with."""
+    for field in settings_of(type(config)).values():
+        value = getattr(config, field.name)
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if item is None:
+                continue
+            if field.choices:
+                check_choice(field.name, item, field.choices)
+            if field.minimum is not None:
+                check_at_least(field.name, item, field.minimum)
+            if field.above is not None:
+                check_above(field.name, item, field.above)
+
+
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise ValueError if `value` is not among `choices`."""
     if value not in choices:
@@ -195,10 +470,11 @@ def check_at_least(name: str, value: float, minimum: float) -> None:
         raise ValueError(f"`{name}` is {value}; required: at least {minimum}.")
 
 
-def check_positive(name: str, value: float) -> None:
-    """Raise ValueError if `value` is not above 0."""
-    if not value > 0:
-        raise ValueError(f"`{name}` is {value}; required: a positive number.")
+def check_above(name: str, value: float, bound: float) -> None:
+    """Raise ValueError if `value` is not above `bound`."""
+    if not value > bound:
+        required = "a positive number" if bound == 0 else f"above {bound}"
+        raise ValueError(f"`{name}` is {value}; required: {required}.")
 
 
 @contextlib.contextmanager

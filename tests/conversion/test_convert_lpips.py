@@ -114,7 +114,7 @@ def test_the_published_files_are_asked_for(published, tmp_path, capsys, monkeypa
     # files of these hashes: what is written says so
     for name, file in (("vgg16", published[2]), ("linear", published[3])):
         monkeypatch.setitem(CONVERT.PUBLISHED_SHA256, name, sha256(file))
-    CONVERT.main(files)
+    CONVERT.main([*files, *(f"--{name}_sha256={digits}" for name, digits in CONVERT.PUBLISHED_SHA256.items())])
     LPIPS.from_file(tmp_path / "lpips.safetensors")
 
 

@@ -247,7 +247,7 @@ def test_pipeline_with_a_folder_as_vae(sampling, small_vae, tmp_path, fails, pla
 def test_pipeline_errors(golden, sampling, small_vae, tmp_path, fails):
     options = sampling | {"vae": small_vae}
     assert "--latents_stats" in fails(TO_DIFFUSERS, **options | {"latents_stats": None})
-    assert "latents_stats is given without vae" in fails(TO_DIFFUSERS, **options | {"vae": None})
+    assert "`latents_stats` is given without `vae`" in fails(TO_DIFFUSERS, **options | {"vae": None})
     small = golden("dit/learn_sigma_p2/ckpt_train.pt")
     assert "32 latent channels; required: 4" in fails(TO_DIFFUSERS, **options | {"checkpoint": small, "config": None})
     assert "is a LightningDiT transformer" in fails(TO_DIFFUSERS, **options | {"vae": small})
@@ -416,8 +416,8 @@ def test_way_back_errors(golden, tmp_path, fails):
 
 
 def test_usage_is_one_line(tmp_path, fails):
-    assert "required: --checkpoint" in fails(TO_DIFFUSERS)
-    assert "--weights" in fails(TO_DIFFUSERS, checkpoint="x", weights="other")
+    assert "`checkpoint` is not given; required: checkpoint=..." in fails(TO_DIFFUSERS)
+    assert "`weights` is 'other'; required: one of ema, model" in fails(TO_DIFFUSERS, checkpoint="x", weights="other")
 
 
 @pytest.mark.parametrize("good", [True, False])

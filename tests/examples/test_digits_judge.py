@@ -54,4 +54,4 @@ def test_the_whole_judgement_does_not_depend_on_the_batch(pipeline_folder, data,
 def test_a_number_of_images_that_classes_cannot_share(pipeline_folder, data, capsys):
     with pytest.raises(SystemExit):
         judge.main(["--pipeline", pipeline_folder, "--data", data, "--num_images", "7"])
-    assert "--num_images is 7; required: a multiple of the 2 classes" in capsys.readouterr().err
+    assert "`num_images` is 7; required: a multiple of the 2 classes" in capsys.readouterr().err

@@ -100,10 +100,3 @@ def test_errors_are_one_line(arguments, tmp_path, capsys):
     assert exit.value.code == 2
     assert capsys.readouterr().err == "error: `dtype` is 'int8'; required: one of float32, bfloat16, float16.\n"
     assert not (tmp_path / "latents").exists()
-
-
-def test_the_help_names_every_option(capsys):
-    with pytest.raises(SystemExit):
-        cache_latents.main(["--help"])
-    text = capsys.readouterr().out
-    assert all(f"--{name}" in text for name in cache_latents.HELP)

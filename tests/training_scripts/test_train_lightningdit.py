@@ -97,6 +97,8 @@ def test_latents_encoded_on_the_fly(data, trained_vae, transformer_recipe, tmp_p
             "`transformer.in_channels` is given; required: left out, it follows from data and VAE",
         ),
         ("max_grad_norm=0", "`max_grad_norm` is 0.0; required"),
+        ("max_grad_norm=.nan", "`max_grad_norm` is nan; required: a finite number"),
+        ("uniform_times_from_step=-1", "`uniform_times_from_step` is -1; required: at least 0"),
         ("ema_decay=2", "`ema_decay` is 2.0; required"),
         ("extra_ema_decays=[0.5]", "`extra_ema_decays` is [0.5]; required: each decay once"),
         ("time_range=[0.5, 0.5]", "`time_range` is [0.5, 0.5]; required: [start, end]"),
@@ -274,6 +276,19 @@ def test_options_that_change_the_result(pipeline_folder, data, trained_vae, tran
     expected = DiffusionPipeline.from_pretrained(pipeline_folder).transformer.state_dict()
     weights = DiffusionPipeline.from_pretrained(tmp_path / "run").transformer.state_dict()
     assert max((weight - expected[name]).abs().max() for name, weight in weights.items()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("setting", "same"),
+    [("uniform_times_from_step=0", "time_sampling=uniform"), ("max_grad_norm=null", "max_grad_norm=1e9")],
+)
+def test_two_ways_to_say_the_same(data, trained_vae, transformer_recipe, tmp_path, setting, same):
+    for name, word in (("a", setting), ("b", same)):
+        run(transformer_recipe, data, trained_vae, tmp_path / name, "latents_in_memory=true", word)
+    a, b = (DiffusionPipeline.from_pretrained(tmp_path / name).transformer.state_dict() for name in "ab")
+    assert all(torch.equal(value, b[name]) for name, value in a.items())
+    metrics = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["grad_norm"] > 0 for line in metrics)
 
 
 def test_half_precision_on_the_cpu(data, trained_vae, transformer_recipe, tmp_path):

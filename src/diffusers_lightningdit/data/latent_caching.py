@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from ..files import atomic_write, check_output_dir, new_folder, one_line, read_json, weights_sha256, write_json
 from ..models import AutoencoderVAVAE
-from ..settings import check_at_least, check_choice
+from ..settings import check_settings, required, setting
 from .image_rows import ImageRows, Sample
 from .latent_shards import (
     DTYPES,
@@ -46,37 +46,60 @@ ROW_GROUP_SIZE = 100  # rows of a parquet file that a stream reads at a time
 
 @dataclasses.dataclass(kw_only=True)
 class CachingConfig:
-    """What `cache_latents` makes, from what.
+    """Settings of cache_latents.py.
 
     Raises:
         ValueError: for a value that cannot be cached with.
     """
 
-    data: str  # folder or Hub id, for `datasets.load_dataset`
-    vae: str  # folder or Hub id
-    output_dir: str  # new, empty, or that of an interrupted run
-    split: str = "train"
-    image_column: str = "image"
-    label_column: str = "label"  # of class labels or whole numbers
-    streaming: bool = False
-    resolution: int = 256
-    shard_size: int = 10_000
-    batch_size: int = 64
-    seed: int = 0  # of the posterior's noise
-    dtype: str = "float32"  # of the latents in the files
-    vae_dtype: str = "float32"  # of the computation
-    format: str = "safetensors"
-    on_error: str = "fail"  # what happens at an image that cannot be read or encoded
-    num_workers: int = 4  # threads that read and crop images, of each process
+    data: str = required(
+        "Folder (imagefolder, parquet, webdataset) or Hub id of labelled images, for `datasets.load_dataset`.",
+        group="Data",
+    )
+    split: str = setting("train", "The split of the data set.")
+    image_column: str = setting("image", "The column of the images; of a webdataset often jpg.")
+    label_column: str = setting(
+        "label", "The column of the class labels, or of whole numbers; of a webdataset often cls."
+    )
+    streaming: bool = setting(
+        False, "Leave the data where it is; every process reads all of it, and decodes only its own part."
+    )
+    resolution: int = setting(256, "The side in pixels of the squares that images are cropped to.", minimum=1)
+    on_error: str = setting(
+        "fail",
+        "At an image that cannot be decoded, has no label or whose latents overflow `dtype`: fail, or skip it and list "
+        "it in skipped_images.json.",
+        choices=("fail", "skip"),
+    )
+
+    vae: str = required("Folder or Hub id of an AutoencoderVAVAE; it is not changed.", group="Model")
+
+    vae_dtype: str = setting(
+        "float32",
+        "The type that the autoencoder computes in; bfloat16 is faster on a GPU.",
+        group="Computation",
+        choices=DTYPES,
+    )
+    batch_size: int = setting(64, "Images that are encoded at a time.", minimum=1)
+    num_workers: int = setting(4, "Threads that read and crop images, of each process.", minimum=1)
+    seed: int = setting(0, "The seed of the posterior's noise.", minimum=0)
+
+    output_dir: str = required("Folder of the latents: new, empty, or that of an interrupted run.", group="Output")
+    dtype: str = setting(
+        "float32",
+        "The type of the latents in the files; float16 (11 significant bits) and bfloat16 (8) take half the space.",
+        choices=DTYPES,
+    )
+    format: str = setting(
+        "safetensors",
+        "The format of the files: safetensors, the original's shards, or parquet, a data set for `datasets` and the "
+        "Hub.",
+        choices=("safetensors", "parquet"),
+    )
+    shard_size: int = setting(10_000, "Images of a file.", minimum=1)
 
     def __post_init__(self):
-        for name in ("resolution", "shard_size", "batch_size", "num_workers"):
-            check_at_least(name, getattr(self, name), 1)
-        check_at_least("seed", self.seed, 0)
-        check_choice("format", self.format, ("safetensors", "parquet"))
-        check_choice("dtype", self.dtype, DTYPES)
-        check_choice("vae_dtype", self.vae_dtype, DTYPES)
-        check_choice("on_error", self.on_error, ("fail", "skip"))
+        check_settings(self)
         if self.format == "parquet" and self.dtype == "bfloat16":
             raise ValueError("`dtype` is 'bfloat16'; required: float32 or float16 where `format` is parquet.")
 

@@ -15,56 +15,60 @@ from ..data.images import PREPROCESSINGS, ImageDataset
 from ..data.latents import latents_size, load_frozen_vae
 from ..files import first_line, one_line
 from ..models import AutoencoderVAVAE
-from ..settings import check_at_least, check_choice
+from ..networks.foundation_model import IMAGE_NORMALIZATIONS
+from ..settings import check_settings, required, setting
 from .ordered_batches import ordered_batches
 
 METRICS_FILE = "metrics.json"
 
-HELP = {
-    "vae": "folder or Hub id of an AutoencoderVAVAE, or of any other autoencoder of diffusers for images",
-    "data": "folder or Hub id of images, for `datasets.load_dataset`",
-    "output_dir": "new or empty",
-    "split": "of the data set",
-    "image_column": "of the data set",
-    "resolution": "side of the squares that images become",
-    "preprocessing": "how they do: original, or plain, one bicubic step",
-    "features": "folder or Hub id of a vision transformer",
-    "feature_normalization": "minus_one_to_one, or model: by its preprocessor_config.json",
-    "micro_batch_size": "images that the networks take at a time; another one changes the last digits",
-    "num_threads": "of each process's networks on a CPU; another number changes the last digits",
-    "num_workers": "processes that read images, for each process that computes",
-}
-
 
 @dataclasses.dataclass(kw_only=True)
 class AutoencoderConfig:
-    """Settings of all commands that measure an autoencoder; `HELP` says what each is.
+    """Settings of all commands that measure an autoencoder.
 
     Raises:
         ValueError: For a value that cannot be used.
     """
 
-    vae: str
-    data: str
-    output_dir: str
-    split: str = "train"
-    image_column: str = "image"
-    num_images: int | None = None
-    resolution: int = 256
-    preprocessing: str = "original"
-    features: str | None = None
-    feature_normalization: str = "minus_one_to_one"
-    micro_batch_size: int = 16
-    num_threads: int = 1
-    num_workers: int = 0
+    vae: str = required(
+        "Folder or Hub id of an AutoencoderVAVAE, or of any other autoencoder of diffusers for images.", group="Input"
+    )
+
+    data: str = required("Folder or Hub id of the images, for `datasets.load_dataset`.", group="Data")
+    split: str = setting("train", "The split of the data set.")
+    image_column: str = setting("image", "The column of the images.")
+    num_images: int | None = setting(None, "The number of images that are measured; null: all.", minimum=1)
+    resolution: int = setting(256, "The side in pixels of the squares that images are cropped to.", minimum=1)
+    preprocessing: str = setting(
+        "original",
+        "The way to these squares: the centre crop of ADM, as in the original, or plain, one bicubic step and a crop.",
+        choices=tuple(PREPROCESSINGS),
+    )
+
+    features: str | None = setting(
+        None, "Folder or Hub id of a vision transformer; null: what needs one is left out.", group="Measures"
+    )
+    feature_normalization: str = setting(
+        "minus_one_to_one",
+        "The input of the vision transformer: pixels in [-1, 1], or `model`, by its preprocessor_config.json.",
+        choices=IMAGE_NORMALIZATIONS,
+    )
+
+    micro_batch_size: int = setting(
+        16,
+        "Images that the networks take at a time; another number changes the last digits.",
+        group="Computation",
+        minimum=1,
+    )
+    num_threads: int = setting(
+        1, "Threads of each process's networks on a CPU; another number changes the last digits.", minimum=1
+    )
+    num_workers: int = setting(0, "Processes that read images, for each process that computes.", minimum=0)
+
+    output_dir: str = required("Folder of the numbers, new or empty.", group="Output")
 
     def __post_init__(self):
-        for name in ("resolution", "micro_batch_size", "num_threads"):
-            check_at_least(name, getattr(self, name), 1)
-        check_at_least("num_workers", self.num_workers, 0)
-        if self.num_images is not None:
-            check_at_least("num_images", self.num_images, 1)
-        check_choice("preprocessing", self.preprocessing, PREPROCESSINGS)
+        check_settings(self)
 
 
 def load_autoencoder(name: str, resolution: int) -> ModelMixin:

@@ -1,116 +1,119 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """The settings of `evaluate generation`."""
 
-import re
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from ..metrics.inception_score import MIN_IMAGES_PER_SPLIT
+from ..networks.foundation_model import IMAGE_NORMALIZATIONS
 from ..networks.inception import PUBLISHED_SHA256
-from ..settings import check_at_least, check_choice
+from ..networks.vision_features import POOLINGS
+from ..settings import check_at_least, check_settings, required, setting
 from .drawn_images import LABELS
 
 FORMATS = ("png", "npz", "both")
 CROPS = ("none", "center")
 DTYPES = ("float32", "bfloat16", "float16")
-# A number to everybody but YAML 1.1, which wants a point and a sign: 1.0e+3.
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)e[+-]?\d+", re.IGNORECASE)
-
-HELP = {
-    "pipeline": "folder or Hub id of a class-conditional pipeline",
-    "output_dir": "new, empty, or that of an interrupted run with the same settings",
-    "reference": "an .npz file (statistics mu, sigma, ..., or images arr_0), a folder of images, or a data set; "
-    "without one, images are only drawn, and the Inception Score computed",
-    "num_images": "images to draw; the first ones of a larger set are the same",
-    "labels": "balanced: 0, 1, ..., the last class, 0, ...; random: uniform",
-    "seed": "of labels and noise",
-    "sampling": "sampling.NAME=VALUE are arguments of the pipeline's call, as sampling.guidance_scale=2.0; the others "
-    "are those of the pipeline's recipe",
-    "scheduler": "class of diffusers, in place of the pipeline's",
-    "shift": "of the time grid (1 / s for the original's s), in place of the pipeline's",
-    "dtype": "that the pipeline computes in: float32, bfloat16, float16",
-    "batch_size": "images that a process takes in hand at a time; changes no number",
-    "micro_batch_size": "images that the networks take at a time: lower it to save memory; another one changes pixels "
-    "by rounding",
-    "format": "png, npz (the layout of ADM's evaluation) or both",
-    "reference_split": "of a data set",
-    "reference_image_column": "of a data set",
-    "reference_label_column": "of a data set: its labels judge whether images are of the class that was asked for",
-    "reference_crop": "none: the images have the size of those drawn; center: the centre square, as the original crops",
-    "features": "folder or Hub id of a vision transformer whose features are compared",
-    "feature_normalization": "minus_one_to_one, or model: by its preprocessor_config.json",
-    "feature_pooling": "patch_mean, class_token, or pooler (of networks without patches)",
-    "feature_size": "side in pixels that its input is resized to; without one, as it is",
-    "inception": "file of torch-fidelity's Inception weights, for FID, sFID and the Inception Score",
-    "inception_sha256": "of that file, or how it begins",
-    "num_neighbors": "k of precision and recall",
-    "precision_recall": "needs the features of all images in memory",
-    "num_splits": "of the Inception Score",
-    "num_workers": "threads that read and write images, of each process",
-    "num_threads": "of each process's networks on a CPU; another number changes the last digits",
-}
-
-
-def with_numbers(value: Any) -> Any:
-    """A value as YAML read it, with texts like 1e3 as numbers, also within lists.
-
-    Fields of a dataclass are converted by their types; a dictionary has none.
-    """
-    if isinstance(value, (list, tuple)):
-        return [with_numbers(item) for item in value]
-    return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
 
 
 @dataclass(kw_only=True)
 class GenerationConfig:
-    """Settings of `evaluate generation`; `HELP` says what each is.
+    """Settings of `evaluate generation`.
 
     Raises:
-        ValueError: for a value that cannot be used.
+        ValueError: If a value cannot be used.
     """
 
-    pipeline: str
-    output_dir: str
-    reference: str | None = None
-    # What is drawn
-    num_images: int = 50_000
-    labels: str = "balanced"
-    seed: int = 0
-    sampling: dict = field(default_factory=dict)
-    scheduler: str | None = None
-    shift: float | None = None
-    dtype: str = "float32"
-    micro_batch_size: int = 16
-    num_threads: int = 1
-    # How
-    batch_size: int = 64
-    num_workers: int = 4
-    format: str = "png"
-    # Reference
-    reference_split: str = "train"
-    reference_image_column: str = "image"
-    reference_label_column: str | None = None
-    reference_crop: str = "none"
-    # Measures
-    features: str | None = None
-    feature_normalization: str = "minus_one_to_one"
-    feature_pooling: str = "patch_mean"
-    feature_size: int | None = None
-    inception: str | None = None
-    inception_sha256: str = PUBLISHED_SHA256
-    precision_recall: bool = True
-    num_neighbors: int = 3
-    num_splits: int = 10
+    pipeline: str = required("Folder or Hub id of a class-conditional pipeline.", group="Input")
+
+    num_images: int = setting(
+        50_000, "Images to draw; those of a smaller set are the first of a larger one.", group="Sampling"
+    )
+    labels: str = setting(
+        "balanced",
+        "The labels of the images: balanced is 0, 1, ..., the last class, 0, ..., random is uniform.",
+        choices=LABELS,
+    )
+    seed: int = setting(0, "The seed of labels and noise.", minimum=0)
+    sampling: dict = setting(
+        {},
+        "Arguments of the pipeline's call, as sampling.guidance_scale=2.0; the others are those of its recipe.",
+    )
+    scheduler: str | None = setting(
+        None,
+        "A scheduler class of diffusers, which takes over shift and flags of the pipeline's; null: the pipeline's own.",
+    )
+    shift: float | None = setting(
+        None, "The shift of the time grid (1 / s for the original's shift s); null: the pipeline's."
+    )
+
+    reference: str | None = setting(
+        None,
+        "The .npz file (statistics mu, sigma, ..., or images arr_0), folder of images or data set that the images are "
+        "compared with; null: images are only drawn, and the Inception Score is computed.",
+        group="Reference",
+    )
+    reference_split: str = setting("train", "The split of a reference that is a data set.")
+    reference_image_column: str = setting("image", "The column of the images of a reference that is a data set.")
+    reference_label_column: str | None = setting(
+        None,
+        "The column of the labels of a reference that is a data set; with it, the accuracy is measured: whether images "
+        "are of the class that was asked for.",
+    )
+    reference_crop: str = setting(
+        "none",
+        "The crop of the reference's images: none where they have the size of those drawn, center for the centre "
+        "square, as in the original.",
+        choices=CROPS,
+    )
+
+    features: str | None = setting(
+        None, "Folder or Hub id of a vision transformer whose features are compared.", group="Measures"
+    )
+    feature_normalization: str = setting(
+        "minus_one_to_one",
+        "The input of the vision transformer: pixels in [-1, 1], or `model`, by its preprocessor_config.json.",
+        choices=IMAGE_NORMALIZATIONS,
+    )
+    feature_pooling: str = setting(
+        "patch_mean",
+        "The pooling of its tokens; pooler is for networks without patches.",
+        choices=tuple(POOLINGS),
+    )
+    feature_size: int | None = setting(
+        None, "The side in pixels that its input is resized to; null: the input is not resized."
+    )
+    inception: str | None = setting(
+        None, "File of torch-fidelity's Inception weights, for FID, sFID and the Inception Score."
+    )
+    inception_sha256: str = setting(PUBLISHED_SHA256, "The SHA-256 of the file `inception`, or how it begins.")
+    precision_recall: bool = setting(
+        True, "Measure precision and recall, which need the features of all images in memory."
+    )
+    num_neighbors: int = setting(3, "The k of precision and recall.", minimum=1)
+    num_splits: int = setting(10, "The splits of the Inception Score.", minimum=1)
+
+    dtype: str = setting("float32", "The type that the pipeline computes in.", group="Computation", choices=DTYPES)
+    micro_batch_size: int = setting(
+        16,
+        "Images that the networks take at a time: a lower number saves memory, and changes pixels by rounding.",
+        minimum=1,
+    )
+    batch_size: int = setting(64, "Images that a process takes in hand at a time; this changes no number.", minimum=1)
+    num_threads: int = setting(
+        1, "Threads of each process's networks on a CPU; another number changes the last digits.", minimum=1
+    )
+    num_workers: int = setting(4, "Threads that read and write images, of each process.", minimum=1)
+
+    output_dir: str = required(
+        "Folder of images and numbers: new, empty, or that of an interrupted run with the same settings.",
+        group="Output",
+    )
+    format: str = setting(
+        "png", "The form that images are kept in: png, npz (the layout of ADM's evaluation) or both.", choices=FORMATS
+    )
 
     def __post_init__(self):
-        self.sampling = {name: with_numbers(value) for name, value in self.sampling.items()}
-        check_choice("labels", self.labels, LABELS)
-        check_choice("dtype", self.dtype, DTYPES)
-        check_choice("format", self.format, FORMATS)
-        check_choice("reference_crop", self.reference_crop, CROPS)
-        for name in ("micro_batch_size", "num_threads", "batch_size", "num_workers", "num_neighbors", "num_splits"):
-            check_at_least(name, getattr(self, name), 1)
-        check_at_least("seed", self.seed, 0)
+        check_settings(self)
         check_at_least("num_images", self.num_images, 1 if self.reference is None else self.least_images)
         if self.features is not None and self.inception is not None:
             raise ValueError("`features` and `inception` are both given; required: one of them.")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..settings import check_at_least, check_choice
+from ..settings import check_settings, setting
 from .adaptive_weight import adaptive_weight
 from .adversarial import KINDS, discriminator_loss, generator_loss
 from .kl import kl_loss
@@ -33,34 +33,37 @@ class VAELossSettings:
         ValueError: for a value out of range.
     """
 
-    reduction: str = "sum"  # of nll and kl: over pixels and latents, divided by the images; or "mean", the `pp_style`
-    kl_weight: float = 1e-6
-    perceptual_weight: float = 1.0  # of LPIPS
-    disc_start: int = 5001  # first step at which the discriminator counts; the original counts two steps a batch
-    disc_weight: float = 0.5  # times the adaptive ratio
-    disc_loss: str = "hinge"  # or "vanilla"
-    vf_weight: float = 0.1  # times the adaptive ratio, if `adaptive_vf`
-    adaptive_vf: bool = True
-    distmat_margin: float = 0.0
-    cos_margin: float = 0.0
-    distmat_weight: float = 1.0
-    cos_weight: float = 1.0
+    reduction: str = setting(
+        "sum",
+        "The reduction of the pixel loss and the KL divergence: a sum over pixels or latents divided by the number of "
+        "images, or a mean (`pp_style` of the original).",
+        group="Loss",
+        choices=REDUCTIONS,
+    )
+    kl_weight: float = setting(1e-6, "The weight of the KL divergence.", minimum=0)
+    perceptual_weight: float = setting(1.0, "The weight of LPIPS; 0: no LPIPS.", minimum=0)
+    disc_start: int = setting(
+        5001, "The first step at which the discriminator counts; the original counts two steps a batch.", minimum=0
+    )
+    disc_weight: float = setting(
+        0.5, "The weight of the discriminator's loss, times the adaptive ratio; 0: no discriminator.", minimum=0
+    )
+    disc_loss: str = setting("hinge", "The loss of the discriminator.", choices=KINDS)
+    vf_weight: float = setting(
+        0.1,
+        "The weight of the VF loss, times the adaptive ratio if `adaptive_vf`; 0: no alignment to a foundation model.",
+        minimum=0,
+    )
+    adaptive_vf: bool = setting(
+        True, "Balance the VF loss with the reconstruction by their gradients at the encoder's last layer."
+    )
+    distmat_margin: float = setting(0.0, "The margin of the distance-matrix part of the VF loss.", minimum=0)
+    cos_margin: float = setting(0.0, "The margin of the cosine part of the VF loss.", minimum=0)
+    distmat_weight: float = setting(1.0, "The weight of the distance-matrix part within the VF loss.", minimum=0)
+    cos_weight: float = setting(1.0, "The weight of the cosine part within the VF loss.", minimum=0)
 
     def __post_init__(self):
-        check_choice("reduction", self.reduction, REDUCTIONS)
-        check_choice("disc_loss", self.disc_loss, KINDS)
-        for name in (
-            "kl_weight",
-            "perceptual_weight",
-            "disc_start",
-            "disc_weight",
-            "vf_weight",
-            "distmat_margin",
-            "cos_margin",
-            "distmat_weight",
-            "cos_weight",
-        ):
-            check_at_least(name, getattr(self, name), 0)
+        check_settings(self)
 
     def disc_factor(self, step: int) -> float:
         """0 before step `disc_start`, then 1."""

@@ -7,7 +7,7 @@ from accelerate.tracking import get_available_trackers
 from diffusers.optimization import SchedulerType
 
 from ..files import check_output_dir
-from ..settings import check_at_least, check_choice, check_positive
+from ..settings import check_settings, required, setting
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -18,75 +18,99 @@ class TrainingConfig:
         ValueError: for a value that cannot be trained with.
     """
 
-    # Data
-    data: str  # folder or Hub id, for `datasets.load_dataset`
-    split: str = "train"
-    image_column: str = "image"
-    resolution: int = 256
-    num_workers: int = 0  # processes that load images, beside each training process
-    streaming: bool = False  # leave the data where it is, and read it again in each epoch
-    shuffle_block_size: int = 8192  # rows of a stream that are shuffled at a time, and kept in memory undecoded
-    num_open_files: int = 64  # of a stream, that are read in turns
-    # Optimisation
-    global_batch_size: int  # of one optimiser step, over all processes and accumulation steps
-    gradient_accumulation_steps: int = 1
-    max_train_steps: int
-    learning_rate: float
-    lr_scheduler: str = "constant"  # of diffusers' get_scheduler
-    lr_warmup_steps: int = 0
-    lr_num_cycles: int = 1  # of cosine_with_restarts
-    lr_power: float = 1.0  # of polynomial
-    lr_step_rules: str | None = None  # of piecewise_constant: "0.1:1000,0.01" is a tenth for 1000 steps, then a 100th
-    mixed_precision: str = "no"
-    seed: int = 0
-    # Checkpoints
-    checkpointing_steps: int | None = 5000  # every so many steps and after the last; null: none
-    checkpoints_total_limit: int | None = 3  # older ones are removed; null: all are kept
-    resume_from_checkpoint: str | None = None  # "latest" in output_dir, or the folder of a checkpoint
-    # Steps that are not taken: see SpikeGuard
-    loss_spike_factor: float = 3.0
-    grad_norm_spike_factor: float = 10.0
-    spike_patience: int = 10  # bad steps in a row, after which the last good checkpoint is taken up again
-    # Logging
-    logging_steps: int = 10  # a line of metrics.jsonl, and to the trackers, every so many steps
-    report_to: str | None = None  # tensorboard, wandb, ...: names of Accelerate's trackers, with commas between
-    # Result
-    output_dir: str  # new or empty, unless training is resumed
+    data: str = required("Folder or Hub id of the training data, for `datasets.load_dataset`.", group="Data")
+    split: str = setting("train", "The split of the data set that is trained on.")
+    image_column: str = setting("image", "The column of the images.")
+    resolution: int = setting(256, "The side in pixels of the squares that images are cropped to.", minimum=1)
+    num_workers: int = setting(
+        0, "Processes that load images, beside each training process; 0 with `streaming`.", minimum=0
+    )
+    streaming: bool = setting(False, "Leave the data where it is, and read it again in each epoch.")
+    shuffle_block_size: int = setting(
+        8192, "Rows of a stream that are shuffled at a time, and kept in memory undecoded.", minimum=1
+    )
+    num_open_files: int = setting(64, "Files of a stream that are open at a time and read in turns.", minimum=1)
+
+    global_batch_size: int = required(
+        "Samples of one optimiser step, over all processes and accumulation steps.", group="Optimisation", minimum=1
+    )
+    gradient_accumulation_steps: int = setting(
+        1, "Parts that a process computes its share of a global batch in, one after another.", minimum=1
+    )
+    max_train_steps: int = required("Optimiser steps of the whole training.", minimum=1)
+    learning_rate: float = required("The peak learning rate of AdamW.", above=0)
+    lr_scheduler: str = setting(
+        "constant",
+        "The learning rate's schedule, by its name in diffusers.",
+        choices=tuple(name.value for name in SchedulerType),
+    )
+    lr_warmup_steps: int = setting(
+        0, "Steps in which the learning rate rises linearly from 0; the plain `constant` schedule has none.", minimum=0
+    )
+    lr_num_cycles: int = setting(1, "Cycles of the schedule cosine_with_restarts.", minimum=1)
+    lr_power: float = setting(1.0, "The exponent of the schedule polynomial.", above=0)
+    lr_step_rules: str | None = setting(
+        None,
+        "The rules of the schedule piecewise_constant: 0.1:1000,0.01 is a tenth of `learning_rate` for 1000 steps, "
+        "then a hundredth.",
+    )
+    mixed_precision: str = setting(
+        "no",
+        "The type that Accelerate computes in; fp16 needs a GPU, fp8 torchao or TransformerEngine.",
+        choices=("no", "fp16", "bf16", "fp8"),
+    )
+    seed: int = setting(0, "The seed of first weights, order of the data, noise and times.", minimum=0)
+
+    checkpointing_steps: int | None = setting(
+        5000,
+        "Steps between two checkpoints; one more is written after the last step. null: none at all.",
+        group="Checkpoints",
+        minimum=1,
+    )
+    checkpoints_total_limit: int | None = setting(
+        3, "Checkpoints that are kept, the newest ones; null: all.", minimum=1
+    )
+    resume_from_checkpoint: str | None = setting(
+        None,
+        "The checkpoint to go on from: `latest` for the newest in `output_dir`, if there is one, or a checkpoint's "
+        "folder.",
+    )
+
+    loss_spike_factor: float = setting(
+        3.0,
+        "A step is skipped whose loss is greater than this multiple of the median over recent good steps.",
+        group="Skipped steps",
+        above=1,
+    )
+    grad_norm_spike_factor: float = setting(
+        10.0,
+        "A step is skipped whose gradient norm is greater than this multiple of the median over recent good steps.",
+        above=1,
+    )
+    spike_patience: int = setting(
+        10, "Skipped steps in a row, after which training goes back to the last good checkpoint.", minimum=1
+    )
+
+    logging_steps: int = setting(
+        10, "Steps between two lines of metrics.jsonl, which the trackers get as well.", group="Logging", minimum=1
+    )
+    report_to: str | None = setting(
+        None, "Accelerate's trackers that metrics are sent to: tensorboard, wandb, ..., with commas between."
+    )
+
+    output_dir: str = required("Folder of the result: new or empty, unless training is resumed.", group="Output")
 
     def __post_init__(self):
-        for name in (
-            "resolution",
-            "global_batch_size",
-            "gradient_accumulation_steps",
-            "max_train_steps",
-            "lr_num_cycles",
-            "spike_patience",
-            "logging_steps",
-            "shuffle_block_size",
-            "num_open_files",
-        ):
-            check_at_least(name, getattr(self, name), 1)
-        for name in ("num_workers", "lr_warmup_steps", "seed"):
-            check_at_least(name, getattr(self, name), 0)
+        check_settings(self)
         if self.streaming and self.num_workers:
             raise ValueError(
                 f"`num_workers` is {self.num_workers}; required: 0 with `streaming`, where threads read ahead."
             )
-        for name in ("checkpointing_steps", "checkpoints_total_limit"):
-            if getattr(self, name) is not None:
-                check_at_least(name, getattr(self, name), 1)
-        for name in ("learning_rate", "lr_power"):
-            check_positive(name, getattr(self, name))
-        for name in ("loss_spike_factor", "grad_norm_spike_factor"):
-            if not getattr(self, name) > 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; required: above 1.")
-        check_choice("lr_scheduler", self.lr_scheduler, [name.value for name in SchedulerType])
         if (self.lr_scheduler == "piecewise_constant") != (self.lr_step_rules is not None):
             raise ValueError(
                 f"`lr_step_rules` is {self.lr_step_rules!r}; required: given if `lr_scheduler` is piecewise_constant, "
                 f"and only then (it is {self.lr_scheduler})."
             )
-        check_choice("mixed_precision", self.mixed_precision, ("no", "fp16", "bf16", "fp8"))
         for tracker in self.trackers:
             available = [str(name) for name in get_available_trackers()]
             if tracker not in available:

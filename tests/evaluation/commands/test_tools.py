@@ -60,4 +60,4 @@ def test_bad_input_is_one_line(error_line, digits_pipeline, arguments, message, 
 def test_each_tool_has_help(tool, capsys):
     with pytest.raises(SystemExit):
         main(["tools", tool, "--help"])
-    assert "  output " in capsys.readouterr().out
+    assert "\n  output" in capsys.readouterr().out

@@ -9,14 +9,12 @@ them, and generation.json with the metrics and everything that these depend on. 
 resumes.
 """
 
-import json
 import shutil
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -25,18 +23,16 @@ from torch import nn
 
 from ...files import read_json, write_json
 from ...processes import patient_accelerator
-from ...settings import one_line_errors
 from ..drawn_images import DrawnImages, check_sampling, load_pipeline, set_scheduler, try_pipeline
-from ..generation_config import HELP, GenerationConfig
+from ..generation_config import GenerationConfig
 from ..generation_metrics import compute_metrics, not_computed
 from ..image_archive import write_npz
 from ..image_sets import ArchiveImages
 from ..ordered_batches import exact_arithmetic
 from ..provenance import IMAGES, SAMPLES_FILE, check_folder, samples_provenance
-from ..records import collected_warnings, measurement_record
+from ..records import collected_warnings, measurement_record, run_command
 from ..reference import Reference, measure_reference, measure_set
 from ..set_statistics import SetStatistics, make_network, read_all
-from .command_help import parse_command
 
 RESULTS_FILE = "generation.json"
 ARCHIVE = "images.npz"
@@ -252,12 +248,4 @@ def _record(
 
 
 def main(argv: list[str] | None = None) -> None:
-    with one_line_errors((ValueError, ImportError, OSError)):
-        config = parse_command(GenerationConfig, argv, __doc__, HELP)
-        datasets.disable_progress_bars()
-        accelerator = patient_accelerator()
-        record = evaluate_generation(config, accelerator)
-    if accelerator.is_main_process:
-        print(json.dumps(record["results"], indent=2))
-        print(f"wrote {Path(config.output_dir) / RESULTS_FILE}")
-    accelerator.end_training()
+    run_command(GenerationConfig, evaluate_generation, RESULTS_FILE, argv, __doc__)

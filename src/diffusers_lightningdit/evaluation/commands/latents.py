@@ -12,12 +12,10 @@ Letters in the shape comments: B images, C latent channels, F feature channels, 
 
 import csv
 import dataclasses
-import json
 import warnings
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -30,10 +28,8 @@ from ...metrics.channel_statistics import channel_statistics
 from ...metrics.interpolation_distance import interpolation_distance
 from ...metrics.linear_classifier import can_be_split, linear_probe_accuracy, probed_images
 from ...metrics.uniformity import check_scikit_learn, point_density, principal_plane, tsne_plane, uniformity
-from ...networks.foundation_model import IMAGE_NORMALIZATIONS, FoundationModel
-from ...processes import patient_accelerator
-from ...settings import check_at_least, check_choice, one_line_errors
-from ..autoencoders import HELP as AUTOENCODER_HELP
+from ...networks.foundation_model import FoundationModel
+from ...settings import setting
 from ..autoencoders import (
     METRICS_FILE,
     AutoencoderConfig,
@@ -45,39 +41,30 @@ from ..autoencoders import (
 )
 from ..ordered_batches import exact_arithmetic
 from ..plots import check_matplotlib, plot_density
-from ..records import SIGNIFICANT_DIGITS, collected_warnings, measurement_record, significant
-from .command_help import parse_command
+from ..records import SIGNIFICANT_DIGITS, collected_warnings, measurement_record, run_command, significant
 
 PLOT_FILE, POINTS_FILE = "tsne.png", "tsne.csv"
 LEFTOVERS = tuple(partial_name(Path(name)).name for name in (METRICS_FILE, PLOT_FILE, POINTS_FILE))
 
-HELP = {
-    **AUTOENCODER_HELP,
-    "label_column": "of the data set, for the linear probe; null for images without labels",
-    "num_images": "so many, drawn at random by the seed; default: all. Their latents and features are kept in memory",
-    "features": "folder or Hub id of a vision transformer, for alignment and the interpolation distance",
-    "perplexity": "of the t-SNE",
-    "seed": "of the choice of images, the t-SNE and the linear probe",
-    "num_threads": "of each process's networks on a CPU, and of the t-SNE; another number changes the last digits",
-}
-
 
 @dataclasses.dataclass(kw_only=True)
 class LatentsConfig(AutoencoderConfig):
-    """Settings of `evaluate latents`; `HELP` says what each is.
+    """Settings of `evaluate latents`.
 
     Raises:
-        ValueError: for a value that cannot be measured with.
+        ValueError: If a value cannot be used.
     """
 
-    label_column: str | None = "label"
-    perplexity: float = 30.0
-    seed: int = 0
+    label_column: str | None = setting(
+        "label", "The column of the class labels, for the linear probe; null for images without labels.", group="Data"
+    )
+    num_images: int | None = setting(
+        None,
+        "The number of images, drawn at random by `seed`, whose latents and features are kept in memory; null: all.",
+    )
+    seed: int = setting(0, "The seed of the choice of images, the t-SNE and the linear probe.", minimum=0)
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_at_least("seed", self.seed, 0)
-        check_choice("feature_normalization", self.feature_normalization, IMAGE_NORMALIZATIONS)
+    perplexity: float = setting(30.0, "The perplexity of the t-SNE.", group="Measures")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -244,12 +231,4 @@ def write_points(
 
 
 def main(argv: list[str] | None = None) -> None:
-    with one_line_errors((ValueError, ImportError, OSError)):
-        config = parse_command(LatentsConfig, argv, __doc__, HELP)
-        datasets.disable_progress_bars()
-        accelerator = patient_accelerator()
-        record = evaluate_latents(config, accelerator)
-        if accelerator.is_main_process:
-            print(json.dumps(record["results"], indent=2))
-            print(f"wrote {Path(config.output_dir) / METRICS_FILE}")
-    accelerator.end_training()
+    run_command(LatentsConfig, evaluate_latents, METRICS_FILE, argv, __doc__)

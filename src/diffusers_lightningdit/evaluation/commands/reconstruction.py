@@ -13,13 +13,11 @@ Letters in the shape comments: B images.
 
 import csv
 import dataclasses
-import json
 import math
 from collections import deque
 from pathlib import Path
 from typing import Any, TextIO
 
-import datasets
 import torch
 from accelerate import Accelerator
 from diffusers import ModelMixin
@@ -39,9 +37,8 @@ from ...metrics.frechet import FeatureStatistics
 from ...metrics.image_similarity import peak_signal_to_noise_ratio, structural_similarity
 from ...networks.inception import PUBLISHED_SHA256
 from ...networks.lpips import LPIPS
-from ...processes import patient_accelerator
-from ...settings import check_choice, one_line_errors
-from ..autoencoders import HELP as AUTOENCODER_HELP
+from ...networks.vision_features import POOLINGS
+from ...settings import setting
 from ..autoencoders import (
     METRICS_FILE,
     AutoencoderConfig,
@@ -52,48 +49,52 @@ from ..autoencoders import (
     open_dataset,
 )
 from ..ordered_batches import exact_arithmetic
-from ..records import collected_warnings, measurement_record, significant
+from ..records import collected_warnings, measurement_record, run_command, significant
 from ..set_statistics import make_network
-from .command_help import parse_command
 
 IMAGES_FILE = "images.csv"
 LEFTOVERS = tuple(partial_name(Path(name)).name for name in (METRICS_FILE, IMAGES_FILE))
 DECIMALS = {"psnr_db": 4, "ssim": 6, "lpips": 6}
 
 
-HELP = {
-    **AUTOENCODER_HELP,
-    "num_images": "the first so many; default: all",
-    "lpips": "safetensors file of the weights of LPIPS, or user/repo:file on the Hub",
-    "lpips_sha256": "of that file; without one, it has to be converted from the published weights",
-    "features": "folder or Hub id of a vision transformer, for the Fréchet distance rfd",
-    "feature_pooling": "patch_mean, class_token, or pooler (of networks without patches)",
-    "feature_size": "side in pixels that its input is resized to; default: as it is",
-    "inception": "file of torch-fidelity's Inception weights, for rfid",
-    "inception_sha256": "of that file, or how it begins",
-    "vae_dtype": "that the autoencoder computes in: float32, bfloat16, float16",
-}
-
-
 @dataclasses.dataclass(kw_only=True)
 class ReconstructionConfig(AutoencoderConfig):
-    """Settings of `evaluate reconstruction`; `HELP` says what each is.
+    """Settings of `evaluate reconstruction`.
 
     Raises:
-        ValueError: for a value that cannot be measured with.
+        ValueError: If a value cannot be used.
     """
 
-    lpips: str | None = None
-    lpips_sha256: str | None = None
-    feature_pooling: str = "patch_mean"
-    feature_size: int | None = None
-    inception: str | None = None
-    inception_sha256: str = PUBLISHED_SHA256
-    vae_dtype: str = "float32"
+    num_images: int | None = setting(None, "The number of images, the first ones of the data; null: all.")
+
+    lpips: str | None = setting(
+        None,
+        "File of LPIPS's weights that convert_lpips_to_safetensors.py wrote, or user/name:file on the Hub; null: no "
+        "LPIPS.",
+        group="Measures",
+    )
+    lpips_sha256: str | None = setting(
+        None, "The SHA-256 of the file `lpips`; null: the file has to name the published weights as its source."
+    )
+    feature_pooling: str = setting(
+        "patch_mean",
+        "The pooling of the vision transformer's tokens; pooler is for networks without patches.",
+        choices=tuple(POOLINGS),
+    )
+    feature_size: int | None = setting(
+        None, "The side in pixels that the vision transformer's input is resized to; null: the input is not resized."
+    )
+    inception: str | None = setting(
+        None, "File of torch-fidelity's Inception weights, for `rfid`; null: no such number."
+    )
+    inception_sha256: str = setting(PUBLISHED_SHA256, "The SHA-256 of the file `inception`, or how it begins.")
+
+    vae_dtype: str = setting(
+        "float32", "The type that the autoencoder computes in.", group="Computation", choices=DTYPES
+    )
 
     def __post_init__(self):
         super().__post_init__()
-        check_choice("vae_dtype", self.vae_dtype, DTYPES)
         if self.features is not None and self.inception is not None:
             raise ValueError("`features` and `inception` are both given; required: one of them, or neither.")
 
@@ -241,12 +242,4 @@ def _evaluate(config: ReconstructionConfig, accelerator: Accelerator) -> dict[st
 
 
 def main(argv: list[str] | None = None) -> None:
-    with one_line_errors((ValueError, ImportError, OSError)):
-        config = parse_command(ReconstructionConfig, argv, __doc__, HELP)
-        datasets.disable_progress_bars()
-        accelerator = patient_accelerator()
-        record = evaluate_reconstruction(config, accelerator)
-        if accelerator.is_main_process:
-            print(json.dumps(record["results"], indent=2))
-            print(f"wrote {Path(config.output_dir) / METRICS_FILE}")
-    accelerator.end_training()
+    run_command(ReconstructionConfig, evaluate_reconstruction, METRICS_FILE, argv, __doc__)

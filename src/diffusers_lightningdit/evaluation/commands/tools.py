@@ -1,9 +1,11 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """Convert sets of images between a folder and one file, and draw grids of classes.
 
-python -m diffusers_lightningdit.evaluate tools pack --images FOLDER --output FILE.npz
-python -m diffusers_lightningdit.evaluate tools unpack --archive FILE.npz --output FOLDER
-python -m diffusers_lightningdit.evaluate tools grid --pipeline P --classes "[seven, 3]" --output FILE.png
+    python -m diffusers_lightningdit.evaluate tools pack --images FOLDER --output FILE.npz
+    python -m diffusers_lightningdit.evaluate tools unpack --archive FILE.npz --output FOLDER
+    python -m diffusers_lightningdit.evaluate tools grid --pipeline P --classes "[seven, 3]" --output FILE.png
+
+`python -m diffusers_lightningdit.evaluate tools TOOL --help` lists the settings of a tool.
 """
 
 import dataclasses
@@ -14,40 +16,25 @@ from accelerate import Accelerator
 
 from ...files import atomic_write
 from ...grids import draw_labelled_grid
-from ...settings import check_at_least, one_line_errors
+from ...settings import check_settings, one_line_errors, parse_config, required, setting
 from ..drawn_images import check_sampling, load_pipeline, set_scheduler
 from ..image_archive import check_new_file, pack_folder, unpack_archive
-from .command_help import parse_command
-
-HELP = {
-    "images": "folder of PNG files and nothing else, which are packed in the order of their names",
-    "archive": ".npz file with arr_0, uint8 [N, height, width, 3]",
-    "output": "a new file in an existing folder; of unpack a new or an empty folder",
-    "pipeline": "folder or Hub id of a class-conditional pipeline",
-    "classes": "ids or names, a row for each; default: the first ten",
-    "num_columns": "images of each class",
-    "seed": "of the first image; the next ones count on",
-    "sampling": "sampling.NAME=VALUE are arguments of the pipeline's call, as sampling.guidance_scale=2.0",
-    "scheduler": "class of diffusers; default: the pipeline's",
-    "batch_size": "images drawn at a time",
-    "zoom": "pixels a side that each pixel becomes",
-}
 
 
 @dataclasses.dataclass(kw_only=True)
 class PackConfig:
     """Settings of `evaluate tools pack`."""
 
-    images: str
-    output: str
+    images: str = required("Folder of PNG files and nothing else, which are packed in the order of their names.")
+    output: str = required("The new .npz file, in an existing folder.", group="Output")
 
 
 @dataclasses.dataclass(kw_only=True)
 class UnpackConfig:
     """Settings of `evaluate tools unpack`."""
 
-    archive: str
-    output: str
+    archive: str = required("The .npz file with arr_0, uint8 [N, height, width, 3].")
+    output: str = required("The new or empty folder of the PNG files.", group="Output")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -55,23 +42,28 @@ class GridConfig:
     """Settings of `evaluate tools grid`.
 
     Raises:
-        ValueError: for a value that cannot be drawn with, or an output that exists.
+        ValueError: If a value cannot be used, or the output exists.
     """
 
-    pipeline: str
-    output: str
-    classes: tuple[int | str, ...] | None = None
-    num_columns: int = 8
-    seed: int = 0
-    sampling: dict = dataclasses.field(default_factory=dict)
-    scheduler: str | None = None
-    batch_size: int = 16
-    zoom: int = 1
+    pipeline: str = required("Folder or Hub id of a class-conditional pipeline.")
+
+    classes: tuple[int | str, ...] | None = setting(
+        None, "Ids or names of classes, a row for each; null: the first ten.", group="Sampling"
+    )
+    num_columns: int = setting(8, "Images of each class.", minimum=1)
+    seed: int = setting(
+        0, "The seed of a balanced set of `evaluate generation`, whose first images of each class are drawn.", minimum=0
+    )
+    sampling: dict = setting({}, "Arguments of the pipeline's call, as sampling.guidance_scale=2.0.")
+    scheduler: str | None = setting(None, "A scheduler class of diffusers; null: the pipeline's own.")
+
+    batch_size: int = setting(16, "Images that are drawn at a time.", group="Computation", minimum=1)
+
+    output: str = required("The new .png file, in an existing folder.", group="Output")
+    zoom: int = setting(1, "Pixels a side that each pixel becomes.", minimum=1)
 
     def __post_init__(self):
-        for name in ("num_columns", "batch_size", "zoom"):
-            check_at_least(name, getattr(self, name), 1)
-        check_at_least("seed", self.seed, 0)
+        check_settings(self)
         check_new_file(self.output, ".png")
         if self.classes is not None and not self.classes:
             raise ValueError("`classes` is empty; required: at least one class.")
@@ -129,5 +121,5 @@ def main(argv: list[str] | None = None) -> None:
         if argv[0] not in TOOLS:
             raise ValueError(f"the tool is {argv[0]!r}; required: one of {', '.join(TOOLS)}.")
         config_class, tool = TOOLS[argv[0]]
-        config = parse_command(config_class, argv[1:], __doc__, HELP)
+        config = parse_config(config_class, argv[1:], __doc__)
         print(f"wrote {config.output}: {tool(config)}")

@@ -4,11 +4,11 @@
 The defaults of full training are the published recipe of 64 epochs.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 from ...models import LightningDiTTransformer2DModel
-from ...settings import check_at_least, check_choice, check_positive, make_model_arguments
+from ...settings import make_model_arguments, required, setting
 from ..config import TrainingConfig
 
 DATA_KINDS = ("images", "latents")
@@ -24,49 +24,107 @@ class FlowTrainingConfig(TrainingConfig):
         ValueError: for a value that cannot be trained with.
     """
 
-    # Data
-    data_kind: str = "images"  # or latents: what cache_latents.py wrote
-    label_column: str = "label"  # of class labels, of images
-    num_classes: int | None = None  # of latents without names of classes; by default the highest label plus 1
-    check_statistics: bool = True  # that latents have the statistics of the VAE, which normalise them
-    random_flip: bool = True  # mirror each image with probability 0.5 in each epoch
-    latents_in_memory: bool = False  # encode images once, or read all latents at once
-    # Model
-    gradient_checkpointing: bool = False
-    compile_blocks: bool = False  # torch.compile of the repeated block
-    # Loss
-    time_sampling: str = "logit_normal"
-    logit_normal_mean: float = 0.0
-    logit_normal_std: float = 1.0
-    time_range: tuple[float, float] = (0.0, 1.0)
-    uniform_times_from_step: int | None = None  # 600,000 in the published recipe of 800 epochs
-    use_cosine_loss: bool = True
-    # Optimisation
-    optimizer: str = "adamw"
-    adam_betas: tuple[float, float] = (0.9, 0.95)
-    adam_weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.9999  # of the weights that are saved and sampled
-    extra_ema_decays: tuple[float, ...] = ()  # kept in the checkpoints
-    ema_warmup: bool = False
-    # While training
-    sample_steps: int | None = None  # a grid of images every so many steps
-    num_samples: int = 16
-    validation_steps: int | None = None  # losses at fixed times every so many steps
-    validation_data: str | None = None  # of the same kind as `data`; by default another split of it
-    validation_split: str = "validation"
-    num_validation_samples: int = 256
-    # Result
-    save_dtype: str = "float32"  # of the saved weights
-    push_to_hub: bool = False
-    hub_model_id: str | None = None  # user/name, private until it is made public there
+    data_kind: str = setting(
+        "images",
+        "The kind of the data: images, which are encoded while training, or latents, which cache_latents.py wrote.",
+        group="Data",
+        choices=DATA_KINDS,
+    )
+    label_column: str = setting("label", "The column of the class labels of images.")
+    num_classes: int | None = setting(
+        None,
+        "The number of classes of latents that come without names of classes; null: the highest label plus 1.",
+        minimum=1,
+    )
+    check_statistics: bool = setting(
+        True,
+        "Check that latents have the statistics of the VAE, which normalise them; false to fine-tune on other data, "
+        "normalised by the VAE's.",
+    )
+    random_flip: bool = setting(
+        True, "Mirror each image, or take its mirrored latent, with probability 0.5 in each epoch."
+    )
+    latents_in_memory: bool = setting(
+        False, "Encode images once and keep their latents (needs `random_flip=false`), or read all latents at once."
+    )
+
+    gradient_checkpointing: bool = setting(
+        False, "Compute activations anew in the backward pass, to save memory.", group="Model"
+    )
+    compile_blocks: bool = setting(False, "Compile the repeated transformer block by torch.compile.")
+
+    time_sampling: str = setting(
+        "logit_normal", "The distribution that training times t are drawn from.", group="Loss", choices=TIME_SAMPLERS
+    )
+    logit_normal_mean: float = setting(0.0, "The mean of logit(t) of the logit-normal distribution.")
+    logit_normal_std: float = setting(1.0, "The standard deviation of logit(t).", above=0)
+    time_range: tuple[float, float] = setting(
+        (0.0, 1.0), "The start and end of the interval in [0, 1] that times are drawn from."
+    )
+    uniform_times_from_step: int | None = setting(
+        None,
+        "Optimiser steps after which times are uniform, whatever `time_sampling` is; 0: from the first step on, null: "
+        "never. The published recipe of 800 epochs has 600000.",
+        minimum=0,
+    )
+    use_cosine_loss: bool = setting(
+        True, "Add the cosine distance of predicted and true velocity to their mean squared error."
+    )
+
+    optimizer: str = setting(
+        "adamw",
+        "The optimiser; adamw_8bit needs the package bitsandbytes.",
+        group="Optimisation",
+        choices=OPTIMIZERS,
+    )
+    adam_betas: tuple[float, float] = setting(
+        (0.9, 0.95), "AdamW's decay rates of the averages of gradients and of their squares."
+    )
+    adam_weight_decay: float = setting(0.0, "AdamW's weight decay.", minimum=0)
+    max_grad_norm: float | None = setting(
+        1.0,
+        "The norm that gradients are clipped to; null: the norm is measured only, as in the original.",
+        above=0,
+    )
+
+    ema_decay: float = setting(
+        0.9999,
+        "The decay, at least 0 and below 1, of the average of the weights that is saved and sampled.",
+        group="Averages of the weights",
+    )
+    extra_ema_decays: tuple[float, ...] = setting(
+        (), "The decays of further averages, which are kept in the checkpoints."
+    )
+    ema_warmup: bool = setting(False, "Let the decays rise from 0 to their values in the first steps.")
+
+    sample_steps: int | None = setting(
+        None,
+        "Steps between two grids of images in `output_dir`/samples, always from the same noise; null: no grids.",
+        group="Validation and samples",
+        minimum=1,
+    )
+    num_samples: int = setting(16, "The images of a grid.", minimum=1)
+    validation_steps: int | None = setting(
+        None,
+        "Steps between two measurements of the loss at t = 0.1, ..., 0.9, always with the same noise; null: none.",
+        minimum=1,
+    )
+    validation_data: str | None = setting(
+        None, "Folder or Hub id of validation data of the same kind as `data`; null: another split of `data`."
+    )
+    validation_split: str = setting("validation", "The split that the validation loss is measured on.")
+    num_validation_samples: int = setting(256, "The samples that the validation loss is measured on.", minimum=1)
+
+    save_dtype: str = setting(
+        "float32", "The type of the saved weights.", group="Output", choices=("float32", "bfloat16", "float16")
+    )
+    push_to_hub: bool = setting(
+        False, "Upload the result to `hub_model_id`, which is made, private, before training begins."
+    )
+    hub_model_id: str | None = setting(None, "The Hub repository of the result: user/name.")
 
     def __post_init__(self):
         super().__post_init__()
-        check_choice("data_kind", self.data_kind, DATA_KINDS)
-        check_choice("time_sampling", self.time_sampling, TIME_SAMPLERS)
-        check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        check_choice("save_dtype", self.save_dtype, ("float32", "bfloat16", "float16"))
         if self.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
             raise ValueError("`optimizer` is 'adamw_8bit'; required: the package bitsandbytes.")
         if self.data_kind == "images" and self.latents_in_memory and self.random_flip:
@@ -78,14 +136,6 @@ class FlowTrainingConfig(TrainingConfig):
             raise ValueError("`latents_in_memory` is true; required: false with `streaming`, which has no end.")
         if self.push_to_hub and self.hub_model_id is None:
             raise ValueError("`push_to_hub` is true, but `hub_model_id` is not given; required: user/name.")
-        for name in ("num_samples", "num_validation_samples"):
-            check_at_least(name, getattr(self, name), 1)
-        for name in ("sample_steps", "validation_steps", "num_classes"):
-            if getattr(self, name) is not None:
-                check_at_least(name, getattr(self, name), 1)
-        check_at_least("adam_weight_decay", self.adam_weight_decay, 0)
-        for name in ("max_grad_norm", "logit_normal_std"):
-            check_positive(name, getattr(self, name))
         for decay in self.ema_decays:
             if not 0 <= decay < 1:
                 raise ValueError(f"`ema_decay` is {decay}; required: at least 0 and below 1.")
@@ -115,20 +165,41 @@ class LightningDiTTrainingConfig(FlowTrainingConfig):
         ValueError: for a value that cannot be trained with.
     """
 
-    vae: str  # folder or Hub id of the frozen autoencoder
-    # Model: arguments of LightningDiTTransformer2DModel, but those that follow from data and VAE
-    transformer: dict = field(default_factory=dict)
-    weight_init: str | None = None  # transformer or pipeline, or an original .pt, to take the first weights from
-    # Optimisation
+    vae: str = required("Folder or Hub id of the frozen autoencoder.", group="Model")
+    transformer: dict = setting(
+        {},
+        "Arguments of LightningDiTTransformer2DModel, as transformer.num_layers=12; `sample_size`, `in_channels` and "
+        "`num_classes` follow from data and VAE. The model's defaults are XL/1.",
+    )
+    weight_init: str | None = setting(
+        None,
+        "Folder or Hub id of a transformer or pipeline, or an original .pt file, whose weights training begins with; "
+        "what does not fit is listed.",
+    )
+
     global_batch_size: int = 1024
     max_train_steps: int = 80_000
     learning_rate: float = 2e-4
-    # Sampling recipe of the saved pipeline: the published one of 64 epochs
-    num_inference_steps: int = 249
-    timestep_shift: float = 0.3
-    guidance_scale: float = 10.0
-    guidance_interval: tuple[float, float] = (0.10, 1.0)
-    guidance_channels: int | None = 3
+    resume_from_checkpoint: str | None = setting(
+        None,
+        "The checkpoint to go on from: `latest` for the newest in `output_dir`, if there is one, a checkpoint's "
+        "folder, or an original training checkpoint (.pt with model, ema and opt).",
+    )
+
+    num_inference_steps: int = setting(
+        249,
+        "Sampling steps of the saved pipeline; its recipe's defaults are those published for 64 epochs.",
+        group="Sampling",
+        minimum=1,
+    )
+    timestep_shift: float = setting(0.3, "The shift of the saved pipeline's time grid.", above=0)
+    guidance_scale: float = setting(10.0, "The scale of classifier-free guidance; 1: no guidance.", minimum=0)
+    guidance_interval: tuple[float, float] = setting(
+        (0.10, 1.0), "The times t from which and up to which guidance acts, in [0, 1]."
+    )
+    guidance_channels: int | None = setting(
+        3, "The first channels of the latents that guidance acts on; null: all.", minimum=1
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -138,9 +209,4 @@ class LightningDiTTrainingConfig(FlowTrainingConfig):
         # the data is not known yet: of a size that suits any patches
         follow = {"sample_size": self.transformer.get("patch_size", 1)}
         self.transformer = make_model_arguments("transformer", self.transformer, LightningDiTTransformer2DModel, follow)
-        check_at_least("num_inference_steps", self.num_inference_steps, 1)
-        if self.guidance_channels is not None:
-            check_at_least("guidance_channels", self.guidance_channels, 1)
-        check_at_least("guidance_scale", self.guidance_scale, 0)
-        check_positive("timestep_shift", self.timestep_shift)
         check_interval("guidance_interval", self.guidance_interval)

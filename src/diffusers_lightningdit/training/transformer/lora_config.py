@@ -1,9 +1,9 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """The settings of LoRA training."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from ...settings import check_at_least, check_positive
+from ...settings import required, setting
 from .config import FlowTrainingConfig
 
 
@@ -15,16 +15,31 @@ class LoraTrainingConfig(FlowTrainingConfig):
         ValueError: for a value that cannot be trained with.
     """
 
-    pipeline: str  # folder or Hub id of the pipeline that learns
-    # Data: the classes of the data are the pipeline's of the same names, but those in `new_classes`
-    new_classes: dict = field(default_factory=dict)  # name: class whose row it begins with (null: the mean of all)
-    class_name: str | None = None  # of all images: a folder of images of one class has no labels
-    check_statistics: bool = False  # the pipeline was trained with the VAE's, whatever those of other data are
-    # LoRA
-    rank: int = 16
-    alpha: float | None = None  # the product is scaled by alpha / rank; by default by 1
-    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")  # ff.net.0.proj and ff.net.2: the MLP
-    # Optimisation
+    new_classes: dict = setting(
+        {},
+        "Names of classes that the pipeline does not know, each with the name or id of the class whose embedding it "
+        "begins with (null: the mean of all); the other classes of the data are the pipeline's of the same names.",
+        group="Data",
+    )
+    class_name: str | None = setting(
+        None, "The class of all images, for a folder of images of one class, which has no labels."
+    )
+    check_statistics: bool = setting(
+        False,
+        "Check that latents have the statistics of the VAE; they normalise the latents, whatever those of other data "
+        "are.",
+    )
+
+    pipeline: str = required("Folder or Hub id of the pipeline that learns.", group="Model")
+    rank: int = setting(16, "The LoRA rank.", minimum=1)
+    alpha: float | None = setting(
+        None, "The LoRA's product is scaled by `alpha` / `rank`; null: `alpha` is `rank`.", above=0
+    )
+    target_modules: tuple[str, ...] = setting(
+        ("to_q", "to_k", "to_v", "to_out.0"),
+        "The names of the linear layers that get a LoRA; ff.net.0.proj and ff.net.2 are those of the MLP.",
+    )
+
     global_batch_size: int = 32
     max_train_steps: int = 1000
     learning_rate: float = 5e-4
@@ -33,9 +48,6 @@ class LoraTrainingConfig(FlowTrainingConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_at_least("rank", self.rank, 1)
-        if self.alpha is not None:
-            check_positive("alpha", self.alpha)
         if not self.target_modules:
             raise ValueError("`target_modules` is []; required: at least one name of a linear layer.")
         for name, start in self.new_classes.items():

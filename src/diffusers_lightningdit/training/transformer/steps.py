@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """The algorithm by which a transformer learns the velocity: full training and LoRA go through these steps."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -39,7 +40,8 @@ def training_loss(
     """Mean loss of a batch: normalised latents [B, C, height, width], class_labels [B]."""
     noise = draws.normal("noise", latents.shape[1:])
     uniform = draws.uniform("times")
-    if config.time_sampling == "uniform" or step >= (config.uniform_times_from_step or step + 1):
+    uniform_from = math.inf if config.uniform_times_from_step is None else config.uniform_times_from_step
+    if config.time_sampling == "uniform" or step >= uniform_from:
         times = uniform_times(uniform, config.time_range)
     else:
         times = logit_normal_times(uniform, config.logit_normal_mean, config.logit_normal_std, config.time_range)

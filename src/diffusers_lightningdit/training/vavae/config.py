@@ -2,7 +2,7 @@
 """The settings of the autoencoder's training; the defaults are the published recipe in its short form."""
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 from ...losses import PatchGANDiscriminator
@@ -10,7 +10,7 @@ from ...losses.objective import VAELossSettings
 from ...models import AutoencoderVAVAE
 from ...networks.foundation_model import IMAGE_NORMALIZATIONS
 from ...networks.inception import PUBLISHED_SHA256
-from ...settings import check_at_least, check_choice, check_positive, make_config, make_model_arguments
+from ...settings import make_config, make_model_arguments, setting
 from ..config import TrainingConfig
 
 MIN_VALIDATION_SAMPLES = 3  # that have a plane of principal components
@@ -46,50 +46,113 @@ class Stage:
 
 @dataclass(kw_only=True)
 class VAVAETrainingConfig(VAELossSettings, TrainingConfig):
-    # Data
-    label_column: str | None = None  # of class labels, for the linear probe of the validation
-    random_flip: bool = False  # mirror each image with probability 0.5 in each epoch
-    # Model: arguments of AutoencoderVAVAE
-    vae: dict = field(default_factory=dict)
-    weight_init: str | None = None  # folder of an AutoencoderVAVAE, or an original file, to begin with
-    gradient_checkpointing: bool = False
-    compile_vae: bool = False  # torch.compile of encoder and decoder
-    # Losses: those of VAELossSettings, and their networks, which a loss with a weight above 0 needs
-    foundation_model: str | None = None  # folder or Hub id, for transformers
-    foundation_normalization: str = "minus_one_to_one"  # of its input, as the original; or model: its own
-    reverse_proj: bool = True  # latents are projected to the features; false: features to the latents
-    lpips: str | None = None  # file by convert_lpips_to_safetensors.py, or user/name:file on the Hub
-    lpips_sha256: str | None = None  # of that file
-    discriminator: dict = field(default_factory=dict)  # arguments of PatchGANDiscriminator
-    disc_start: int = 2500  # steps before the discriminator trains; the autoencoder is judged one step later
+    """Settings of train_vavae.py.
+
+    Raises:
+        ValueError: for a value that cannot be trained with.
+    """
+
+    label_column: str | None = setting(
+        None, "The column of class labels, for the linear probe of the validation; null: no probe.", group="Data"
+    )
+    random_flip: bool = setting(False, "Mirror each image with probability 0.5 in each epoch.")
+
+    vae: dict = setting({}, "Arguments of AutoencoderVAVAE, as vae.latent_channels=16.", group="Model")
+    weight_init: str | None = setting(
+        None,
+        "Folder of an AutoencoderVAVAE, or an original file, whose weights training begins with; without `vae`.",
+    )
+    gradient_checkpointing: bool = setting(False, "Compute activations anew in the backward pass, to save memory.")
+    compile_vae: bool = setting(False, "Compile encoder and decoder by torch.compile.")
+
+    foundation_model: str | None = setting(
+        None,
+        "Folder or Hub id of the vision foundation model, for `transformers`; needed where `vf_weight` is above 0.",
+        group="Loss",
+    )
+    foundation_normalization: str = setting(
+        "minus_one_to_one",
+        "The input of the foundation model: pixels in [-1, 1], as the original's, or `model`, by the model's own "
+        "preprocessor_config.json.",
+        choices=IMAGE_NORMALIZATIONS,
+    )
+    reverse_proj: bool = setting(
+        True, "Project latents to the foundation model's features; false: project features to the latents."
+    )
+    lpips: str | None = setting(
+        None,
+        "File of LPIPS's weights that convert_lpips_to_safetensors.py wrote, or user/name:file on the Hub; needed "
+        "where `perceptual_weight` is above 0.",
+    )
+    lpips_sha256: str | None = setting(
+        None, "The SHA-256 of the file `lpips`; null: the file has to name the published weights as its source."
+    )
+    discriminator: dict = setting({}, "Arguments of PatchGANDiscriminator, as discriminator.num_layers=3.")
+    disc_start: int = setting(
+        2500,
+        "Steps before the discriminator trains, counted from the beginning of the stage; the autoencoder is judged by "
+        "it one step later.",
+    )
     distmat_margin: float = 0.25
     cos_margin: float = 0.5
-    # Stages in a row: each has `num_steps`, and the settings of the losses that it changes. By default there is one.
-    stages: tuple[dict, ...] = ()
-    # Optimisation
+    stages: tuple[dict, ...] = setting(
+        (),
+        "Stretches of training in a row: each has `num_steps`, and those settings of the losses that it changes; "
+        "empty: one stage.",
+    )
+
     global_batch_size: int = 256
-    max_train_steps: int | None = None  # by default 100,000, or what the stages have together
+    max_train_steps: int | None = setting(
+        None, "Optimiser steps of the whole training; null: 100,000, or the steps of all stages together.", minimum=1
+    )
     learning_rate: float = 1e-4
-    adam_betas: tuple[float, float] = (0.5, 0.9)
-    max_grad_norm: float | None = None
-    ema_decay: float | None = None  # of the weights that are saved; null: the weights themselves
-    ema_warmup: bool = False
-    # While training
-    validation_steps: int | None = None  # reconstruction and latents measured every so many steps
-    validation_data: str | None = None  # by default another split of `data`
-    validation_split: str = "validation"
-    num_validation_samples: int = 512
-    inception: str | None = None  # file of torch-fidelity's Inception weights, for the rFID of the validation
-    inception_sha256: str = PUBLISHED_SHA256  # of that file, or how it begins
-    sample_steps: int | None = None  # a picture of reconstructions every so many steps
-    num_samples: int = 8
-    # Result
-    statistics_samples: int | None = None  # whose latents give the saved statistics; null: all images, one pass
+    adam_betas: tuple[float, float] = setting(
+        (0.5, 0.9), "AdamW's decay rates of the averages of gradients and of their squares.", group="Optimisation"
+    )
+    max_grad_norm: float | None = setting(
+        None, "The norm that the autoencoder's gradients are clipped to; null: the norm is measured only.", above=0
+    )
+
+    ema_decay: float | None = setting(
+        None,
+        "The decay, at least 0 and below 1, of the average of the weights that is saved; null: the weights themselves "
+        "are saved.",
+        group="Averages of the weights",
+    )
+    ema_warmup: bool = setting(False, "Let the decay rise from 0 to its value in the first steps.")
+
+    validation_steps: int | None = setting(
+        None,
+        "Steps between two measurements of reconstruction and latents, which need scikit-learn; null: none.",
+        group="Validation and samples",
+        minimum=1,
+    )
+    validation_data: str | None = setting(
+        None, "Folder or Hub id of the validation images; null: another split of `data`."
+    )
+    validation_split: str = setting("validation", "The split that is measured.")
+    num_validation_samples: int = setting(
+        512, "The images that are measured, spread over the split.", minimum=MIN_VALIDATION_SAMPLES
+    )
+    inception: str | None = setting(
+        None, "File of torch-fidelity's Inception weights, for the rFID of the validation; null: no rFID."
+    )
+    inception_sha256: str = setting(PUBLISHED_SHA256, "The SHA-256 of the file `inception`, or how it begins.")
+    sample_steps: int | None = setting(
+        None, "Steps between two pictures of reconstructions in `output_dir`/samples; null: no pictures.", minimum=1
+    )
+    num_samples: int = setting(8, "The images of such a picture.", minimum=1)
+
+    statistics_samples: int | None = setting(
+        None,
+        "The images whose latents give the saved mean and standard deviation; null: all of them, in one pass.",
+        group="Output",
+        minimum=1,
+    )
 
     def __post_init__(self):
-        VAELossSettings.__post_init__(self)
-        self.schedule = self._make_schedule()
         TrainingConfig.__post_init__(self)
+        self.schedule = self._make_schedule()
         self.vae = make_model_arguments("vae", self.vae, AutoencoderVAVAE)
         self.discriminator = make_model_arguments("discriminator", self.discriminator, PatchGANDiscriminator)
         for name, channels in (
@@ -104,19 +167,11 @@ class VAVAETrainingConfig(VAELossSettings, TrainingConfig):
                 f"`vae` is {self.vae} and `weight_init` {self.weight_init!r}; required: one of them, since the "
                 "architecture follows from the weights."
             )
-        check_choice("foundation_normalization", self.foundation_normalization, IMAGE_NORMALIZATIONS)
         if self.validation_steps is not None and find_spec("sklearn") is None:
             raise ValueError(
                 f"`validation_steps` is {self.validation_steps}; required: the package scikit-learn, or null for no "
                 "validation."
             )
-        for name in ("validation_steps", "sample_steps", "statistics_samples"):
-            if getattr(self, name) is not None:
-                check_at_least(name, getattr(self, name), 1)
-        check_at_least("num_validation_samples", self.num_validation_samples, MIN_VALIDATION_SAMPLES)
-        check_at_least("num_samples", self.num_samples, 1)
-        if self.max_grad_norm is not None:
-            check_positive("max_grad_norm", self.max_grad_norm)
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` is {self.ema_decay}; required: at least 0 and below 1, or null.")
 
@@ -130,8 +185,7 @@ class VAVAETrainingConfig(VAELossSettings, TrainingConfig):
             num_steps = settings.get("num_steps")
             try:
                 if type(num_steps) is not int or num_steps < 1:
-                    name = "num_steps" if self.stages else "max_train_steps"
-                    raise ValueError(f"`{name}` is {num_steps!r}; required: a whole number, at least 1.")
+                    raise ValueError(f"`num_steps` is {num_steps!r}; required: a whole number, at least 1.")
                 changes = {name: value for name, value in settings.items() if name != "num_steps"}
                 losses = make_config(VAELossSettings, {**common, **changes})
                 for weight, network in (("vf_weight", "foundation_model"), ("perceptual_weight", "lpips")):
