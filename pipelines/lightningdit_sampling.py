@@ -1,13 +1,14 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""The code that all pipelines of LightningDiT (arXiv 2501.01423) share, from the time grid to the denoising loop.
+"""The code that the pipelines of LightningDiT (arXiv 2501.01423) share. `SamplingMixin._denoise` is the sampling loop.
 
 A pipeline imports this file relatively, `from .lightningdit_sampling import ...`. diffusers' loader of custom pipelines
-follows that import: it copies or downloads this file together with the pipeline's. For this to work, this file imports
-nothing but torch, diffusers, numpy and PIL, and defines no `DiffusionPipeline`, of which diffusers accepts one only.
+follows that import: it copies or downloads this file together with the pipeline's, and `save_pretrained` writes both.
+For this to work, this file imports nothing but torch, diffusers, numpy and PIL, and defines no `DiffusionPipeline`, of
+which diffusers accepts only one beside its own.
 
 Time: the transformer uses t, with t = 0 for noise and t = 1 for data, and predicts the velocity, data - noise. The
 schedulers of diffusers use sigma = 1 - t, so that d latents / d sigma = -velocity. Only this file converts one into the
-other: `set_timesteps` computes t from sigma, `_denoise` negates the velocity.
+other: `set_timesteps` computes t from sigma, and `_denoise` negates the velocity.
 
 Letters in the shape comments: B batch, C latent channels. `height` and `width` of latents are those of the images
 divided by the downsampling factor of the autoencoder.
@@ -322,59 +323,46 @@ def is_integer(value) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def is_real(value) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
+
+
 def is_interval(value) -> bool:
-    return isinstance(value, (tuple, list)) and len(value) == 2 and 0 <= value[0] <= value[1] <= 1
+    is_pair = isinstance(value, (tuple, list)) and len(value) == 2 and all(map(is_real, value))
+    return is_pair and 0 <= value[0] <= value[1] <= 1
 
 
-def is_count(value, sizes: dict) -> bool:
-    return is_integer(value) and value >= 1
-
-
-def is_multiple(value, sizes: dict) -> bool:
-    return is_integer(value) and value >= sizes["multiple"] and value % sizes["multiple"] == 0
-
-
-def is_positive(value, sizes: dict) -> bool:
-    return isinstance(value, Real) and 0 < value < math.inf
-
-
-# For each argument: the condition on its value, and the requirement in words. Both may use the sizes that follow from
-# the components and from other arguments; `check_arguments` is called with them.
+# For each argument: the condition on its value v, and the requirement in words. Both may use the sizes s, the keyword
+# arguments of `check_arguments`, which follow from the components and from other arguments.
+COUNT = (lambda v, s: is_integer(v) and v >= 1, "an integer of at least 1")
+TOLERANCE = (lambda v, s: is_real(v) and v > 0, "a positive number")
+SIDE = (lambda v, s: is_integer(v) and v > 0 and v % s["multiple"] == 0, "a positive multiple of {multiple} pixels")
 REQUIREMENTS: dict[str, tuple[Callable[..., bool], str]] = {
-    "num_inference_steps": (is_count, "an integer of at least 1"),
-    "num_images_per_prompt": (is_count, "an integer of at least 1"),
-    "num_probes": (is_count, "an integer of at least 1"),
-    "num_images": (lambda value, sizes: is_integer(value) and value >= 2, "an integer of at least 2"),
-    "guidance_scale": (
-        lambda value, sizes: isinstance(value, Real) and 0 <= value < math.inf,
-        "a finite number of at least 0",
-    ),
+    "num_inference_steps": COUNT,
+    "num_images_per_prompt": COUNT,
+    "num_images": (lambda v, s: is_integer(v) and v >= 2, "an integer of at least 2"),
+    "num_probes": COUNT,
+    "guidance_scale": (lambda v, s: is_real(v) and v >= 0, "a finite number of at least 0"),
     "guidance_interval": (
-        lambda value, sizes: value is None or is_interval(value),
+        lambda v, s: v is None or is_interval(v),
         "(start, end) with 0 <= start <= end <= 1, or None for all times",
     ),
     "guidance_channels": (
-        lambda value, sizes: value is None or (is_integer(value) and 1 <= value <= sizes["in_channels"]),
+        lambda v, s: v is None or (is_integer(v) and 1 <= v <= s["in_channels"]),
         "an integer from 1 to {in_channels}, or None for all",
     ),
-    "strength": (lambda value, sizes: isinstance(value, Real) and 0 < value <= 1, "a number above 0 and at most 1"),
-    "divergence": (lambda value, sizes: value in sizes["divergences"], "one of {divergences}"),
-    "ode_method": (
-        lambda value, sizes: value is None or value in sizes["ode_methods"],
-        "None or one of {ode_methods}",
-    ),
-    "ode_atol": (is_positive, "a positive number"),
-    "ode_rtol": (is_positive, "a positive number"),
-    "height": (is_multiple, "a positive multiple of {multiple} pixels"),
-    "width": (is_multiple, "a positive multiple of {multiple} pixels"),
-    "latents": (lambda value, sizes: value is None or tuple(value.shape) == sizes["shape"], "{shape}"),
-    "generator": (
-        lambda value, sizes: not isinstance(value, list) or len(value) == sizes["batch_size"],
-        "{batch_size}, one for each image",
-    ),
-    "output_type": (lambda value, sizes: value in sizes["output_types"], "one of {output_types}"),
+    "strength": (lambda v, s: is_real(v) and 0 < v <= 1, "a number above 0 and at most 1"),
+    "divergence": (lambda v, s: v in s["divergences"], "one of {divergences}"),
+    "ode_method": (lambda v, s: v is None or v in s["ode_methods"], "None or one of {ode_methods}"),
+    "ode_atol": TOLERANCE,
+    "ode_rtol": TOLERANCE,
+    "height": SIDE,
+    "width": SIDE,
+    "latents": (lambda v, s: v is None or (isinstance(v, torch.Tensor) and tuple(v.shape) == s["shape"]), "{shape}"),
+    "generator": (lambda v, s: not isinstance(v, list) or len(v) == s["number"], "{number}, one for each image"),
+    "output_type": (lambda v, s: v in s["output_types"], "one of {output_types}"),
     "callback_on_step_end_tensor_inputs": (
-        lambda value, sizes: set(value) <= set(sizes["tensor_inputs"]),
+        lambda v, s: isinstance(v, (list, tuple)) and all(name in s["tensor_inputs"] for name in v),
         "any of {tensor_inputs}",
     ),
 }
@@ -748,7 +736,7 @@ class SamplingMixin(ClassLabelsMixin, LoraMixin, HubMixin):
         )
         batch_size = num_labels * num_images_per_prompt
         shape = (batch_size, in_channels, height // factor, width // factor)
-        check_arguments({"latents": latents, "generator": generator}, batch_size=batch_size, shape=shape)
+        check_arguments({"latents": latents, "generator": generator}, number=batch_size, shape=shape)
 
     # -- the loop --------------------------------------------------------------------------------------------------
 

@@ -253,7 +253,7 @@ class LightningDiTLikelihoodPipeline(ClassLabelsMixin, HubMixin, DiffusionPipeli
             )
         check_arguments(
             {"generator": generator, **arguments},
-            batch_size=max(num_images, num_labels),
+            number=max(num_images, num_labels),
             multiple=vae_geometry(self.vae)[1] * patch_size,
             divergences=DIVERGENCES,
         )

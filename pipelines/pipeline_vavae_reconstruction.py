@@ -117,7 +117,7 @@ class VAVAEReconstructionPipeline(HubMixin, DiffusionPipeline):
         check_arguments(
             {"height": height, "width": width, "generator": generator, "output_type": output_type},
             multiple=factor,
-            batch_size=len(images),
+            number=len(images),
             output_types=("pil", "np", "pt"),
         )
 

@@ -11,7 +11,6 @@ tells more.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 
 import torch
@@ -26,18 +25,15 @@ from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.files import write_result
 from diffusers_lightningdit.original import read_training_checkpoint
 from diffusers_lightningdit.settings import one_line_errors, parse_config
-from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
-from diffusers_lightningdit.training.loop import (
-    make_accelerator,
-    make_adamw,
-    make_batch_sampler,
-    make_lr_scheduler,
-)
+from diffusers_lightningdit.training.accelerator import make_accelerator
+from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_sampler
+from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
 from diffusers_lightningdit.training.moving_averages import MovingAverages
-from diffusers_lightningdit.training.run_state import RunState
-from diffusers_lightningdit.training.spike_guard import SpikeGuard, TrainingDiverged
+from diffusers_lightningdit.training.optimizers import make_adamw
+from diffusers_lightningdit.training.run_state import RunState, make_run_state
+from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 from diffusers_lightningdit.training.transformer.config import LightningDiTTrainingConfig
-from diffusers_lightningdit.training.transformer.data import DATA_ERRORS, TransformerData, load_data
+from diffusers_lightningdit.training.transformer.data import TransformerData, load_data
 from diffusers_lightningdit.training.transformer.steps import NAME, load_validation_data, train
 from diffusers_lightningdit.training.transformer.weight_init import initialize_weights, load_initial_transformer
 
@@ -49,8 +45,13 @@ ADVICE = "a lower `learning_rate` or `max_grad_norm`, `transformer.use_qk_norm`"
 
 
 def make_transformer(
-    config: LightningDiTTrainingConfig, vae: AutoencoderVAVAE, data: TransformerData, accelerator: Accelerator
+    config: LightningDiTTrainingConfig,
+    vae: AutoencoderVAVAE,
+    data: TransformerData,
+    accelerator: Accelerator,
+    begins_anew: bool,
 ) -> LightningDiTTransformer2DModel:
+    """The transformer in its training mode; one that begins anew has the weights of `weight_init` if that is given."""
     torch.manual_seed(config.seed)  # the same first weights on every process
     transformer = LightningDiTTransformer2DModel(
         sample_size=data.sample_size,
@@ -58,7 +59,7 @@ def make_transformer(
         num_classes=data.num_classes,
         **config.transformer,
     )
-    if config.weight_init is not None and config.resume_from_checkpoint is None:
+    if config.weight_init is not None and begins_anew:
         for remark in initialize_weights(transformer, load_initial_transformer(config.weight_init).state_dict()):
             accelerator.print(remark)
     if config.gradient_checkpointing:
@@ -73,43 +74,43 @@ def make_transformer(
 def make_run(
     config: LightningDiTTrainingConfig,
     accelerator: Accelerator,
-    transformer: LightningDiTTransformer2DModel,
+    vae: AutoencoderVAVAE,
+    data: TransformerData,
     sampler: GlobalBatchSampler | RowStream,
 ) -> RunState:
-    """Model, optimiser, schedule, averages and guard: new, or as in the checkpoint to resume from."""
+    """Model, optimiser, schedule, averages and spike guard: new, or as in the checkpoint to resume from."""
+    original, checkpoint = None, None
+    if (config.resume_from_checkpoint or "").endswith(".pt"):
+        original = read_training_checkpoint(config.resume_from_checkpoint)
+    else:
+        checkpoint = find_checkpoint(
+            accelerator, config.output_dir, config.resume_from_checkpoint, report=accelerator.print
+        )
+    begins_anew = original is None and checkpoint is None
+    transformer = make_transformer(config, vae, data, accelerator, begins_anew)
     architecture = dict(transformer.config)
-    model, optimizer = accelerator.prepare(
-        transformer,
-        make_adamw(
-            config.optimizer,
-            transformer.parameters(),
-            config.learning_rate,
-            config.adam_betas,
-            config.adam_weight_decay,
-        ),
+    optimizer = make_adamw(
+        config.optimizer,
+        transformer.parameters(),
+        config.learning_rate,
+        config.adam_betas,
+        config.adam_weight_decay,
     )
-    state = RunState(
+    model, optimizer = accelerator.prepare(transformer, optimizer)
+    state = make_run_state(
+        config,
         accelerator,
-        config.output_dir,
+        sampler,
         models={NAME: model},
         optimizers={NAME: optimizer},
-        lr_schedulers={NAME: make_lr_scheduler(config, optimizer.optimizer)},
         averages={NAME: MovingAverages(model.parameters(), config.ema_decays, config.ema_warmup)},
-        guard=SpikeGuard(
-            config.loss_spike_factor, config.grad_norm_spike_factor, patience=config.spike_patience, advice=ADVICE
-        ),
-        identity=sampler.identity(),
         architectures={NAME: architecture},
-        settings=asdict(config),
-        stream=sampler if config.streaming else None,
-        total_limit=config.checkpoints_total_limit,
-        report=accelerator.print,
+        advice=ADVICE,
     )
-    if config.resume_from_checkpoint is not None and config.resume_from_checkpoint.endswith(".pt"):
-        original = read_training_checkpoint(config.resume_from_checkpoint)
+    if original is not None:
         state.adopt(NAME, original.weights, original.average, original.moments, original.num_steps)
-    elif config.resume_from_checkpoint is not None:
-        state.resume(config.resume_from_checkpoint)
+    elif checkpoint is not None:
+        state.resume(checkpoint)
     return state
 
 
@@ -128,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
         load_validation = partial(load_data, config, vae, for_training=False)
         validation = load_validation_data(config, load_validation, accelerator.num_processes)
         vae.to(accelerator.device)
-        state = make_run(config, accelerator, make_transformer(config, vae, data, accelerator), sampler)
+        state = make_run(config, accelerator, vae, data, sampler)
     with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
         if config.push_to_hub and accelerator.is_main_process:
             create_repo(config.hub_model_id, private=True, exist_ok=True)  # now, not after days of training
@@ -144,9 +145,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def make_pipeline(
     config: LightningDiTTrainingConfig, state: RunState, vae: AutoencoderVAVAE, id2label: dict[int, str] | None
-) -> LightningDiTPipeline:
-    """The pipeline with averaged weights, on the CPU; every process has to call it."""
+) -> LightningDiTPipeline | None:
+    """The pipeline with averaged weights, on the CPU of the main process, None on others; every process calls it."""
     weights = state.average(NAME, config.ema_decay)
+    if not state.accelerator.is_main_process:
+        return None
     with torch.device("meta"):
         transformer = LightningDiTTransformer2DModel.from_config(state.model(NAME).config)
     transformer.load_state_dict(weights, assign=True)
@@ -162,10 +165,10 @@ def make_pipeline(
 
 
 def save(
-    config: LightningDiTTrainingConfig, accelerator: Accelerator, make: Callable[[], LightningDiTPipeline]
+    config: LightningDiTTrainingConfig, accelerator: Accelerator, make: Callable[[], LightningDiTPipeline | None]
 ) -> None:
     pipeline = make()
-    if accelerator.is_main_process:
+    if pipeline is not None:
         pipeline.to(getattr(torch, config.save_dtype))
         write_result(config.output_dir, pipeline.save_pretrained)
         print(f"wrote {config.output_dir}")

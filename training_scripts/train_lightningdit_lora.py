@@ -10,7 +10,6 @@ steps, which full training shares, are in `diffusers_lightningdit/training/trans
 more.
 """
 
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -19,20 +18,17 @@ from accelerate import Accelerator
 from huggingface_hub import create_repo, upload_folder
 
 from diffusers_lightningdit import LightningDiTPipeline, LightningDiTTransformer2DModel
+from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
 from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.files import weights_sha256, write_result
 from diffusers_lightningdit.settings import one_line_errors, parse_config
-from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
-from diffusers_lightningdit.training.loop import (
-    make_accelerator,
-    make_adamw,
-    make_batch_sampler,
-    make_lr_scheduler,
-)
+from diffusers_lightningdit.training.accelerator import make_accelerator
+from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_sampler
+from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
 from diffusers_lightningdit.training.moving_averages import MovingAverages
-from diffusers_lightningdit.training.run_state import RunState
-from diffusers_lightningdit.training.spike_guard import SpikeGuard, TrainingDiverged
-from diffusers_lightningdit.training.transformer.data import DATA_ERRORS
+from diffusers_lightningdit.training.optimizers import make_adamw
+from diffusers_lightningdit.training.run_state import RunState, make_run_state
+from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 from diffusers_lightningdit.training.transformer.lora import (
     Classes,
     add_lora,
@@ -89,33 +85,29 @@ def make_run(
     config: LoraTrainingConfig,
     accelerator: Accelerator,
     transformer: LightningDiTTransformer2DModel,
-    identity: dict,
-    stream: RowStream | None,
+    sampler: GlobalBatchSampler | RowStream,
+    **must_match,
 ) -> RunState:
-    """LoRA, new rows, optimiser, schedule, averages and guard: new, or as in the checkpoint to resume from."""
+    """LoRA, new rows, optimiser, schedule, averages and spike guard: new, or as in the checkpoint to resume from."""
     architecture = dict(transformer.config)
     trained = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
     model, optimizer = accelerator.prepare(
         transformer,
         make_adamw(config.optimizer, trained, config.learning_rate, config.adam_betas, config.adam_weight_decay),
     )
-    state = RunState(
+    state = make_run_state(
+        config,
         accelerator,
-        config.output_dir,
+        sampler,
         models={NAME: model},
         optimizers={NAME: optimizer},
-        lr_schedulers={NAME: make_lr_scheduler(config, optimizer.optimizer)},
         averages={NAME: MovingAverages(model.parameters(), config.ema_decays, config.ema_warmup)},
-        guard=SpikeGuard(config.loss_spike_factor, config.grad_norm_spike_factor, patience=config.spike_patience),
-        identity=identity,
         architectures={NAME: architecture},
-        settings=asdict(config),
-        stream=stream,
-        total_limit=config.checkpoints_total_limit,
-        report=accelerator.print,
+        **must_match,
     )
-    if config.resume_from_checkpoint is not None:
-        state.resume(config.resume_from_checkpoint)
+    checkpoint = find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint, state.report)
+    if checkpoint is not None:
+        state.resume(checkpoint)
     return state
 
 
@@ -132,15 +124,14 @@ def main(argv: list[str] | None = None) -> None:
             lambda name, split: load_lora_data(config, pipeline, name, split, for_training=False)[0],
             accelerator.num_processes,
         )
-        identity = {
-            **sampler.identity(),
+        must_match = {
             "pipeline_sha256": weights_sha256(transformer),  # before the LoRA: the weights that no checkpoint holds
             "new_classes": classes.new_names,
             "alpha": config.alpha or config.rank,  # which no shape tells
         }
         vae.to(accelerator.device)
         prepare_transformer(config, transformer, classes)
-        state = make_run(config, accelerator, transformer, identity, sampler if config.streaming else None)
+        state = make_run(config, accelerator, transformer, sampler, **must_match)
     with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
         if config.push_to_hub and accelerator.is_main_process:
             create_repo(config.hub_model_id, private=True, exist_ok=True)  # now, not after training
@@ -156,9 +147,14 @@ def main(argv: list[str] | None = None) -> None:
 
 def make_pipeline(
     config: LoraTrainingConfig, state: RunState, vae: torch.nn.Module, classes: Classes
-) -> LightningDiTPipeline:
-    """The original pipeline, on the CPU, with the averaged LoRA loaded; every process has to call it."""
+) -> LightningDiTPipeline | None:
+    """The original pipeline with the averaged LoRA, on the CPU of the main process, None on others.
+
+    Every process has to call it.
+    """
     weights = state.average(NAME, config.ema_decay)
+    if not state.accelerator.is_main_process:
+        return None
     tensors, metadata = lora_file_content(state.model(NAME), weights, classes.new_names)
     pipeline = load_pipeline(config.pipeline)
     pipeline.register_modules(vae=vae)

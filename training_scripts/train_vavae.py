@@ -8,7 +8,6 @@ The result is a diffusers folder of an `AutoencoderVAVAE` whose config holds the
 data; `training/` in it has projection and discriminator, for training on. docs/vavae.md tells more.
 """
 
-from dataclasses import asdict
 from functools import partial
 
 import torch
@@ -23,28 +22,27 @@ from diffusers_lightningdit.data.streamed_rows import FirstRows, StreamedImages
 from diffusers_lightningdit.files import write_result
 from diffusers_lightningdit.losses import VAELossSettings, autoencoder_losses, discriminator_losses
 from diffusers_lightningdit.settings import one_line_errors, parse_config
-from diffusers_lightningdit.training.checkpoints import CheckpointWriteError
-from diffusers_lightningdit.training.loop import (
-    accumulating,
-    due,
-    finish_step,
-    make_accelerator,
-    make_batch_sampler,
-    make_lr_scheduler,
-    train_steps,
-)
+from diffusers_lightningdit.training.accelerator import make_accelerator
+from diffusers_lightningdit.training.batches import DATA_ERRORS, RandomlyFlipped, make_batch_sampler, train_steps
+from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
+from diffusers_lightningdit.training.loop import accumulating, due, finish_step
 from diffusers_lightningdit.training.moving_averages import MovingAverages
 from diffusers_lightningdit.training.progress import TrainingProgress
-from diffusers_lightningdit.training.run_state import RunState
-from diffusers_lightningdit.training.spike_guard import SpikeGuard, TrainingDiverged
-from diffusers_lightningdit.training.transformer.data import DATA_ERRORS, RandomlyFlipped
-from diffusers_lightningdit.training.transformer.validation import save_grid
+from diffusers_lightningdit.training.run_state import RunState, make_run_state
+from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 from diffusers_lightningdit.training.vavae.config import Stage, VAVAETrainingConfig
 from diffusers_lightningdit.training.vavae.data import load_training_images, load_validation_images
 from diffusers_lightningdit.training.vavae.latents_statistics import measure_latents
-from diffusers_lightningdit.training.vavae.networks import Teachers, VAVAEParts, initial_parts, save_parts
+from diffusers_lightningdit.training.vavae.networks import (
+    AlignedAutoencoder,
+    Judgement,
+    Teachers,
+    VAVAENetworks,
+    frozen,
+    initial_networks,
+    save_networks,
+)
 from diffusers_lightningdit.training.vavae.validation import AutoencoderValidation, reconstructions_grid
-from diffusers_lightningdit.training.vavae.wrapped_modules import AlignedAutoencoder, Judgement, frozen
 
 Sampler = GlobalBatchSampler | RowStream
 VAE, DISCRIMINATOR = "vae", "discriminator"  # the models of the run, in checkpoints
@@ -56,21 +54,25 @@ SHOWN = ("rec_loss", "kl_loss", "vf_loss", "g_loss", "disc_loss", "skipped")  # 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def make_run(config: VAVAETrainingConfig, accelerator: Accelerator, parts: VAVAEParts, sampler: Sampler) -> RunState:
-    """Models, optimisers, schedules, average and guard: new, or as in the checkpoint to resume from."""
-    vae = parts.vae
+def make_run(
+    config: VAVAETrainingConfig, accelerator: Accelerator, networks: VAVAENetworks, sampler: Sampler
+) -> RunState:
+    """Models, optimisers, schedules, average and spike guard: new, or as in the checkpoint to resume from."""
+    vae = networks.vae
     if config.gradient_checkpointing:
         vae.enable_gradient_checkpointing()
     if config.compile_vae:
         vae.encoder.compile()
         vae.decoder.compile()
-    models: dict[str, nn.Module] = {VAE: AlignedAutoencoder(parts)}
-    architectures = {VAE: {**vae.config, "projection": dict(parts.projection.config) if parts.projection else None}}
-    if parts.logvar:
-        architectures[VAE]["logvar"] = parts.logvar
-    if parts.discriminator is not None:
-        models[DISCRIMINATOR] = Judgement(parts.discriminator)
-        architectures[DISCRIMINATOR] = dict(parts.discriminator.config)
+    models: dict[str, nn.Module] = {VAE: AlignedAutoencoder(networks)}
+    architectures = {
+        VAE: {**vae.config, "projection": dict(networks.projection.config) if networks.projection else None}
+    }
+    if networks.logvar:
+        architectures[VAE]["logvar"] = networks.logvar
+    if networks.discriminator is not None:
+        models[DISCRIMINATOR] = Judgement(networks.discriminator)
+        architectures[DISCRIMINATOR] = dict(networks.discriminator.config)
     optimizers = {}
     for name, model in models.items():
         optimizer = torch.optim.Adam(model.train().parameters(), lr=config.learning_rate, betas=config.adam_betas)
@@ -78,23 +80,10 @@ def make_run(config: VAVAETrainingConfig, accelerator: Accelerator, parts: VAVAE
     averages = {}
     if config.ema_decay is not None:
         averages[VAE] = MovingAverages(models[VAE].parameters(), (config.ema_decay,), config.ema_warmup)
-    state = RunState(
-        accelerator,
-        config.output_dir,
-        models=models,
-        optimizers=optimizers,
-        lr_schedulers={name: make_lr_scheduler(config, optimizers[name].optimizer) for name in optimizers},
-        averages=averages,
-        guard=SpikeGuard(config.loss_spike_factor, config.grad_norm_spike_factor, patience=config.spike_patience),
-        identity=sampler.identity(),
-        architectures=architectures,
-        settings=asdict(config),
-        stream=sampler if config.streaming else None,
-        total_limit=config.checkpoints_total_limit,
-        report=accelerator.print,
-    )
-    if config.resume_from_checkpoint is not None:
-        state.resume(config.resume_from_checkpoint)
+    state = make_run_state(config, accelerator, sampler, models, optimizers, averages, architectures)
+    checkpoint = find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint, state.report)
+    if checkpoint is not None:
+        state.resume(checkpoint)
     return state
 
 
@@ -109,8 +98,8 @@ def main(argv: list[str] | None = None) -> None:
         validation = load_validation_images(config, accelerator.num_processes)
         torch.manual_seed(config.seed)  # the same first weights on every process
         teachers = Teachers(config, accelerator.device)
-        parts = initial_parts(config, teachers.foundation, accelerator.print)
-        state = make_run(config, accelerator, parts, sampler)
+        networks = initial_networks(config, teachers.foundation, accelerator.print)
+        state = make_run(config, accelerator, networks, sampler)
     with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
         train(config, accelerator, dataset, validation, sampler, teachers, state)
         save(config, accelerator, dataset, sampler, state)
@@ -139,18 +128,18 @@ def train(
         shown = validation or dataset.first(config.num_samples)
     elif config.random_flip:
         images = RandomlyFlipped(dataset, config.seed)
-    steps = train_steps(config, images, sampler, state.position, accelerator)
+    steps = train_steps(config, images, sampler, state.batch_index, accelerator)
     measure = validation and AutoencoderValidation(config, validation, teachers, accelerator, progress.report)
 
     with progress:
         if measure and state.step == 0:
-            progress.record(0, measure(trained_parts(config, state).vae))
+            progress.record(0, measure(trained_networks(config, state).vae))
         while state.step < config.max_train_steps:
             stage = config.stage_at(state.step)
             if stage.local_step(state.step) == 0:
-                state.guard.forget_history()
+                state.spike_guard.forget_history()
             taking_part = [VAE, DISCRIMINATOR] if stage.discriminator_trains(state.step) else [VAE]
-            scalars_of_parts, micro_batches = [], next(steps)
+            scalars_of_batches, micro_batches = [], next(steps)
             for number, (batch, draws) in enumerate(micro_batches, start=1):
                 pixels, noise = batch["pixel_values"], draws.normal("posterior", latents_shape)
                 is_last = number == len(micro_batches)
@@ -162,8 +151,8 @@ def train(
                         loss, judged = discriminator_step(state, stage, pixels, reconstructions.detach())
                         accelerator.backward(loss / len(micro_batches))
                     values |= judged
-                scalars_of_parts.append(values)
-            scalars = {name: torch.stack([part[name] for part in scalars_of_parts]).mean() for name in values}
+                scalars_of_batches.append(values)
+            scalars = {name: torch.stack([scalars[name] for scalars in scalars_of_batches]).mean() for name in values}
             loss_of = partial(loss_of_fixed_weights, stage.losses)
             metrics = finish_step(state, scalars, loss_of, config.max_grad_norm, taking_part)
             progress.update(state.step, metrics)
@@ -171,12 +160,11 @@ def train(
             if state.secure(config.checkpointing_steps, config.max_train_steps):
                 continue  # back at an earlier step
             if due(state.step, config.validation_steps, config.max_train_steps):
-                progress.record(state.step, measure(trained_parts(config, state).vae))
+                progress.record(state.step, measure(trained_networks(config, state).vae))
             if due(state.step, config.sample_steps, config.max_train_steps):
-                parts = trained_parts(config, state)
                 if accelerator.is_main_process:
-                    grid = reconstructions_grid(parts.vae.to(accelerator.device), shown, config.num_samples)
-                    save_grid(grid, config.output_dir, state.step, accelerator)
+                    vae = trained_networks(config, state).vae.to(accelerator.device)
+                    progress.record_image(state.step, reconstructions_grid(vae, shown, config.num_samples))
                 accelerator.wait_for_everyone()
 
 
@@ -223,7 +211,7 @@ def discriminator_step(
 
 
 def loss_of_fixed_weights(settings: VAELossSettings, metrics: dict[str, float]) -> float:
-    """What spikes are seen by: the part of the loss whose weights are fixed."""
+    """The part of the loss whose weights are fixed; spikes are judged by it."""
     return metrics["nll_loss"] + settings.kl_weight * metrics["kl_loss"]
 
 
@@ -232,14 +220,14 @@ def loss_of_fixed_weights(settings: VAELossSettings, metrics: dict[str, float]) 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def trained_parts(config: VAVAETrainingConfig, state: RunState) -> VAVAEParts:
+def trained_networks(config: VAVAETrainingConfig, state: RunState) -> VAVAENetworks:
     """Copies of the models as they are to be saved, on the CPU, with averaged weights where there are any."""
     discriminator = state.model(DISCRIMINATOR).discriminator if DISCRIMINATOR in state.models else None
     model = state.model(VAE)
-    parts = VAVAEParts(model.vae, model.projection, discriminator, model.logvar).copy()
+    networks = VAVAENetworks(model.vae, model.projection, discriminator, model.logvar).copy()
     if config.ema_decay is not None:
-        AlignedAutoencoder(parts).load_state_dict(state.average(VAE, config.ema_decay))
-    return parts
+        AlignedAutoencoder(networks).load_state_dict(state.averaged_state(VAE, config.ema_decay))
+    return networks
 
 
 def save(
@@ -250,11 +238,11 @@ def save(
     state: RunState,
 ) -> None:
     """The result, with the statistics of its latents over the data."""
-    parts = trained_parts(config, state)
-    statistics = measure_latents(config, parts.vae.to(accelerator.device), dataset, sampler, accelerator)
+    networks = trained_networks(config, state)
+    statistics = measure_latents(config, networks.vae.to(accelerator.device), dataset, sampler, accelerator)
     if accelerator.is_main_process:
-        parts.vae.set_latents_statistics(statistics.mean, statistics.std)
-        write_result(config.output_dir, lambda folder: save_parts(parts, folder))
+        networks.vae.set_latents_statistics(statistics.mean, statistics.std)
+        write_result(config.output_dir, lambda folder: save_networks(networks, folder))
         print(f"wrote {config.output_dir}")
     accelerator.wait_for_everyone()
     accelerator.end_training()

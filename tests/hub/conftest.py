@@ -43,7 +43,7 @@ def tiny_pipeline() -> LightningDiTPipeline:
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory, tiny_pipeline) -> Path:
-    """Where the processes run: holds what the documentation's first block loads."""
+    """The working folder of the processes, with the checkpoint that the first block of the documentation loads."""
     folder = tmp_path_factory.mktemp("hub")
     tiny_pipeline.save_pretrained(folder / "model_cards" / "lightningdit-digits")
     return folder

@@ -1,4 +1,4 @@
-"""What the files that are uploaded as code have to keep, beyond their imports; what is saved with which class."""
+"""Rules for the files that are uploaded as code, and which code is saved with which class."""
 
 import ast
 import itertools
@@ -42,7 +42,7 @@ def test_parts_share_no_global_name(pair):
 
 
 def test_the_models_hub_code_is_the_same():
-    """It cannot be shared: neither file may import the other. What differs is which keys are refused."""
+    """It cannot be shared, since neither file may import the other. Only the keys that are refused differ."""
 
     def methods(file: Path) -> dict[str, str]:
         text = file.read_text(encoding="utf-8")

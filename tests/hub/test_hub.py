@@ -26,7 +26,7 @@ NAMES = {
 }
 WEIGHTS = "transformer/diffusion_pytorch_model"
 
-# What is added to a block of the page to see what it left.
+# Code that is added to a block of the page, to see its outcome.
 SEEN = {
     "Push / 2": "result = None",
     "Load with the package / 1": "result = [digest(pipe), origin(pipe), origin(pipe.vae), list(image.size)]",

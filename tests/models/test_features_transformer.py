@@ -1,4 +1,4 @@
-"""What diffusers offers for its own models works on LightningDiTTransformer2DModel, each tested by its effect.
+"""The features that diffusers offers for its own models work on LightningDiTTransformer2DModel, tested by their effect.
 
 The caches are in tests/pipelines/test_features_pipeline.py, since they live on a whole run.
 """
@@ -52,7 +52,7 @@ def inputs(height: int = 4, width: int = 4) -> tuple[torch.Tensor, torch.Tensor,
 
 
 def count_calls(model: torch.nn.Module, pattern: str) -> Counter:
-    """How often each module whose name matches is evaluated from now on."""
+    """Count how often each module whose name matches is evaluated from now on."""
     calls = Counter()
     for name, module in model.named_modules():
         if re.fullmatch(pattern, name):
@@ -286,7 +286,7 @@ def test_export():
 
 @torch.no_grad()
 def test_device_map_keeps_blocks_whole(tmp_path):
-    """What does not fit goes to the disk, whole blocks at a time, and comes back when it is needed."""
+    """Blocks that do not fit are moved to the disk as a whole, and read again when they are needed."""
     model = tiny()
     expected = model(*inputs()).sample
     model.save_pretrained(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""What diffusers offers for its own autoencoders works on AutoencoderVAVAE, each tested by its effect."""
+"""The features that diffusers offers for its own autoencoders work on AutoencoderVAVAE, tested by their effect."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What the transformer's file can do as remote code, alone, and what only the package adds (docs/hub.md says so)."""
+"""The features of the transformer's file as remote code, and those that only the package adds (see docs/hub.md)."""
 
 import json
 import os
@@ -84,7 +84,7 @@ BLOCKS = {
 
 @pytest.fixture(scope="module")
 def outcomes(repository, tmp_path_factory) -> dict[str, dict]:
-    """What became of each of BLOCKS, in a process that cannot import the package."""
+    """Run each of BLOCKS in a process that cannot import the package, and return its outcome."""
     folder = tmp_path_factory.mktemp("without_package")
     torch.manual_seed(0)
     model = LightningDiTTransformer2DModel(
@@ -129,7 +129,7 @@ def test_blocks_compile_in_one_graph(outcomes):
 
 @pytest.mark.parametrize("name", ["FirstBlockCache", "MagCache", "layer skip"])
 def test_what_skips_blocks_asks_for_their_registration(outcomes, name):
-    """Which a file of its own can't do: diffusers' registry is private, and touched in registration.py alone."""
+    """A model file cannot register them: the registry of diffusers is private, and only registration.py uses it."""
     assert "LightningDiTTransformerBlock'> not registered" in outcomes[name]["error"]
     assert outcomes[f"{name}, registered"]["result"] < NUM_CALLS
 

@@ -1,7 +1,7 @@
-"""Model and pipeline files are uploaded to the Hub: they import what everybody has, and files that travel along.
+"""Model and pipeline files are uploaded to the Hub: they import only packages that everybody has, and the shared file.
 
-A model file stands alone, because of a component diffusers fetches one file. A pipeline file may import the shared file
-beside it, because of a pipeline diffusers also fetches the relative imports.
+A model file stands alone, because diffusers fetches one file for a component. A pipeline file may import the shared
+file beside it, because diffusers fetches the relative imports of a pipeline, too.
 """
 
 import ast
@@ -57,7 +57,7 @@ def test_self_contained(file):
 
 @pytest.mark.parametrize("file", PIPELINES, ids=lambda file: file.name)
 def test_number_of_pipelines(file):
-    """Of a custom pipeline, diffusers takes the one `DiffusionPipeline` subclass that its module holds."""
+    """diffusers requires exactly one subclass of `DiffusionPipeline` in the module of a custom pipeline."""
     bases = [[ast.unparse(base) for base in node.bases] for node in parse(file).body if isinstance(node, ast.ClassDef)]
     assert sum("DiffusionPipeline" in names for names in bases) == (0 if file.stem == SHARED else 1)
 
@@ -76,7 +76,7 @@ def test_what_is_imported_from_the_shared_file_is_used(file):
 
 
 def test_no_function_is_defined_in_two_pipeline_files():
-    """What two pipelines need has its home in the shared file."""
+    """Code that two pipelines need belongs in the shared file."""
     # each pipeline's own, with the names that diffusers gives
     own = {"__init__", "__call__", "check_inputs"}
     seen: dict[str, str] = {}
@@ -96,7 +96,7 @@ def test_no_function_is_defined_in_two_pipeline_files():
     ],
 )
 def test_a_model_begins_with_its_computation(name, methods):
-    """What diffusers does with a model beside calling it comes behind one banner at the end of its class."""
+    """Saving, loading, caches and LoRAs come behind one banner at the end of the class."""
     ((file, model),) = [
         (file, node) for file in MODELS for node in parse(file).body if getattr(node, "name", "") == name
     ]

@@ -38,8 +38,8 @@ def make_run(model) -> RunState:
         optimizers={"transformer": optimizer},
         lr_schedulers={"transformer": LambdaLR(optimizer.optimizer, lambda step: 1.0)},
         averages={"transformer": MovingAverages(model.parameters(), [0.9999])},
-        guard=SpikeGuard(),
-        identity={},
+        spike_guard=SpikeGuard(),
+        must_match={},
         architectures={"transformer": dict(model.config)},
         settings={},
     )
@@ -126,7 +126,7 @@ def test_going_on_from_its_checkpoint_is_going_on(golden, run):
     training = read_training_checkpoint(golden("train/step_plain_ckpt_0000002.pt"))
     other = make_run(LightningDiTTransformer2DModel.from_config(training.config))
     other.adopt("transformer", training.weights, training.average, training.moments, training.num_steps)
-    assert (other.step, other.position, other.averages["transformer"].num_steps) == (2, 2, 2)
+    assert (other.step, other.batch_index, other.averages["transformer"].num_steps) == (2, 2, 2)
     for each in (run, other):
         take_step(each, recorded, 1)
     model = run.models["transformer"]

@@ -1,4 +1,4 @@
-"""What diffusers offers for its own pipelines works on LightningDiTPipeline, each tested by its effect."""
+"""The features that diffusers offers for its own pipelines work on LightningDiTPipeline, tested by their effect."""
 
 import json
 import logging
@@ -55,7 +55,7 @@ def different(actual: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 class Evaluations:
-    """The batch of each evaluation of the network's parts, of which hooks may leave out some."""
+    """Records the batch size of each evaluation of the network's parts, of which hooks may skip some."""
 
     def __init__(self, pipe):
         self.batches: dict[str, list[int]] = {}
@@ -65,7 +65,7 @@ class Evaluations:
                 module.register_forward_hook(lambda _, args, output, name=name: self.batches[name].append(len(output)))
 
     def of(self, pattern: str) -> list[int]:
-        """How often, for each part whose name matches."""
+        """Return the number of evaluations of each part whose name matches."""
         return [len(batches) for name, batches in self.batches.items() if re.search(pattern, name)]
 
 
@@ -566,7 +566,7 @@ def test_what_is_no_lora(pipe, caplog):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What diffusers' own pipeline tests ask for
+# Requirements of diffusers' own pipeline tests
 # ---------------------------------------------------------------------------------------------------------------------
 
 

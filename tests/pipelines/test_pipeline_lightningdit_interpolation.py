@@ -17,7 +17,7 @@ def interpolate(pipe):
 
 
 def record_embeddings(transformer) -> list[torch.Tensor]:
-    """What the first block adds to the time embedding is not visible from outside; its sum is."""
+    """Record the sum of time and label embedding of each call, which the first block receives."""
     embeddings = []
     transformer.transformer_blocks[0].register_forward_pre_hook(lambda module, args: embeddings.append(args[1]))
     return embeddings

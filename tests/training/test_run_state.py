@@ -1,7 +1,10 @@
 """Saving and restoring a run of two models, as that of an autoencoder and its discriminator."""
 
+import hashlib
+import json
 import math
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -9,41 +12,58 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, list_checkpoints
+from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint, list_checkpoints
 from diffusers_lightningdit.training.moving_averages import MovingAverages
-from diffusers_lightningdit.training.run_state import RunState, set_schedule
+from diffusers_lightningdit.training.run_state import RunState
 from diffusers_lightningdit.training.spike_guard import SpikeGuard, TrainingDiverged
 
 NAMES = ("generator", "critic")
+sgd_with_momentum = partial(torch.optim.SGD, momentum=0.9)
 
 
-def make_run(folder, width=3, seed=5, learning_rate=0.1, decays=(0.9, 0.99), report=None, **arguments) -> RunState:
+def make_run(
+    folder,
+    width=3,
+    seed=5,
+    learning_rate=0.1,
+    decays=(0.9, 0.99),
+    names=NAMES,
+    critic_optimizer=sgd_with_momentum,
+    report=None,
+    **arguments,
+) -> RunState:
     accelerator = Accelerator(cpu=True)
     models = {"generator": nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width)), "critic": nn.Linear(2, 1)}
     optimizers = {
         "generator": torch.optim.AdamW(models["generator"].parameters(), lr=learning_rate),
-        "critic": torch.optim.SGD(models["critic"].parameters(), lr=learning_rate, momentum=0.9),
+        "critic": critic_optimizer(models["critic"].parameters(), lr=learning_rate),
     }
-    prepared = {name: accelerator.prepare(models[name], optimizers[name]) for name in NAMES}
+    prepared = {name: accelerator.prepare(models[name], optimizers[name]) for name in names}
     return RunState(
         accelerator,
         str(folder),
-        models={name: prepared[name][0] for name in NAMES},
-        optimizers={name: prepared[name][1] for name in NAMES},
-        lr_schedulers={name: LambdaLR(optimizers[name], lambda step: 1 / (1 + step)) for name in NAMES},
-        averages={"generator": MovingAverages(models["generator"].parameters(), decays)},
-        guard=SpikeGuard(),
-        identity={"seed": seed},
-        architectures={"generator": {"width": width}, "critic": {}},
+        models={name: prepared[name][0] for name in names},
+        optimizers={name: prepared[name][1] for name in names},
+        lr_schedulers={name: LambdaLR(optimizers[name], lambda step: 1 / (1 + step)) for name in names},
+        averages={"generator": MovingAverages(models["generator"].parameters(), decays)} if decays else {},
+        spike_guard=SpikeGuard(),
+        must_match={"seed": seed},
+        architectures={name: {"width": width} if name == "generator" else {} for name in names},
         settings={"learning_rate": learning_rate, "output_dir": str(folder)},
         report=report or (lambda line: None),
         **arguments,
     )
 
 
+def resume(run: RunState, checkpoint: str) -> None:
+    path = find_checkpoint(run.accelerator, run.output_dir, checkpoint, run.report)
+    if path is not None:
+        run.resume(path)
+
+
 def train(run: RunState, num_steps: int) -> None:
     for _ in range(num_steps):
-        inputs = torch.randn(4, 2, generator=torch.Generator().manual_seed(run.position))
+        inputs = torch.randn(4, 2, generator=torch.Generator().manual_seed(run.batch_index))
         for name in NAMES:
             loss = run.models[name](inputs).square().mean() + run.models[name](inputs).mean()
             run.accelerator.backward(loss)
@@ -51,23 +71,25 @@ def train(run: RunState, num_steps: int) -> None:
             run.optimizers[name].zero_grad()
             run.lr_schedulers[name].step()
         run.averages["generator"].step(run.models["generator"].parameters())
-        run.guard.check(loss.item(), 1.0)
-        run.step, run.position = run.step + 1, run.position + 1
+        run.spike_guard.check(loss.item(), 1.0)
+        run.step, run.batch_index = run.step + 1, run.batch_index + 1
 
 
 def everything(run: RunState) -> dict:
     content = {}
-    for name in NAMES:
+    for name in run.models:
         content |= {f"{name}.{key}": value.clone() for key, value in run.models[name].state_dict().items()}
         for number, state in enumerate(run.optimizers[name].state_dict()["state"].values()):
             content |= {
                 f"{name}.optimizer.{number}.{key}": torch.as_tensor(value).clone() for key, value in state.items()
             }
         content[f"{name}.lr"] = torch.tensor(run.lr_schedulers[name].get_last_lr(), dtype=torch.float64)
-    for decay, shadows in run.averages["generator"]:
+    for decay, shadows in run.averages.get("generator", ()):
         content |= {f"ema.{decay}.{number}": shadow.clone() for number, shadow in enumerate(shadows)}
-    content["losses"] = torch.tensor(list(run.guard.losses), dtype=torch.float64)
-    content["counts"] = torch.tensor([run.step, run.position, run.averages["generator"].num_steps])
+    content["losses"] = torch.tensor(list(run.spike_guard.losses), dtype=torch.float64)
+    content["counts"] = torch.tensor(
+        [run.step, run.batch_index, run.averages["generator"].num_steps if run.averages else 0]
+    )
     return content
 
 
@@ -94,7 +116,7 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(saved):
         torch.manual_seed(99)  # other first weights, which the checkpoint replaces
         lines = []
         run = make_run(folder, report=lines.append)
-        run.resume(checkpoint)
+        resume(run, checkpoint)
         assert lines == [f"resumed from {folder}/checkpoint-4, step 4"]
         train(run, num_steps)
         assert_identical(everything(run), expected)
@@ -103,7 +125,7 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(saved):
 def test_latest_without_a_checkpoint_begins_anew(tmp_path):
     lines = []
     run = make_run(tmp_path / "none", report=lines.append)
-    run.resume("latest")
+    resume(run, "latest")
     assert run.step == 0
     assert lines == [f"no checkpoint in {tmp_path}/none: training begins anew"]
 
@@ -116,7 +138,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(saved):
     file.write_bytes(bytes(content))
     lines = []
     run = make_run(folder, report=lines.append)
-    run.resume("latest")
+    resume(run, "latest")
     assert lines == [
         f"{file} is damaged: its SHA-256 sum is not the one it was written with. The one before it is used.",
         f"resumed from {folder}/checkpoint-2, step 2",
@@ -127,7 +149,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(saved):
     assert_identical(everything(run), expected)
     assert (folder / "checkpoint-4.damaged-1").is_dir()
     with pytest.raises(ValueError, match=r"checkpoint-4\.damaged-1/generator\.safetensors is damaged"):
-        make_run(folder).resume(str(folder / "checkpoint-4.damaged-1"))
+        resume(make_run(folder), str(folder / "checkpoint-4.damaged-1"))
 
 
 def test_nothing_but_damaged_checkpoints_is_an_error(saved):
@@ -135,7 +157,7 @@ def test_nothing_but_damaged_checkpoints_is_an_error(saved):
     for step in (2, 4):
         (folder / f"checkpoint-{step}" / "state.json").unlink()
     with pytest.raises(ValueError, match=r"There is no earlier checkpoint in .* to resume from"):
-        make_run(folder).resume("latest")
+        resume(make_run(folder), "latest")
 
 
 @pytest.mark.parametrize(
@@ -144,6 +166,14 @@ def test_nothing_but_damaged_checkpoints_is_an_error(saved):
         ({"width": 4}, "checkpoint-4 has `generator.width` 3, this run 4; required: the same architecture"),
         ({"seed": 6}, "`seed` is 6; required: 5, as in the checkpoint"),
         ({"decays": (0.5,)}, r"the EMA decay 0\.5 is not in the checkpoint"),
+        (
+            {"names": ("generator",)},
+            "checkpoint-4 has the models critic, generator, this run generator; required: the same models",
+        ),
+        (
+            {"critic_optimizer": torch.optim.AdamW},
+            "the optimiser of `critic` is AdamW; required: SGD, whose state is in the checkpoint",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_run_changes_nothing(saved, arguments, message):
@@ -151,8 +181,57 @@ def test_a_checkpoint_of_another_run_changes_nothing(saved, arguments, message):
     run = make_run(folder, **arguments)
     before = everything(run)
     with pytest.raises(ValueError, match=message):
-        run.resume("latest")
+        resume(run, "latest")
     assert_identical(everything(run), before)
+
+
+@pytest.mark.parametrize(
+    ("saved_with", "resumed_with", "message"),
+    [
+        ({"names": ("generator",)}, {}, "has the models generator, this run critic, generator; required: the same"),
+        ({"decays": ()}, {}, r"the EMA decay 0\.9 is not in the checkpoint"),
+    ],
+)
+def test_a_checkpoint_of_less_than_the_run_changes_nothing(tmp_path, saved_with, resumed_with, message):
+    make_run(tmp_path, **saved_with).save()
+    run = make_run(tmp_path, **resumed_with)
+    before = everything(run)
+    with pytest.raises(ValueError, match=message):
+        resume(run, "latest")
+    assert_identical(everything(run), before)
+
+
+def test_averages_that_are_not_wanted_any_more_are_left_out(saved):
+    folder, _ = saved
+    run = make_run(folder, decays=())
+    resume(run, "latest")
+    assert run.step == 4
+
+
+def test_a_checkpoint_of_an_earlier_version_does_not_name_the_optimisers(saved):
+    folder, expected = saved
+    path = folder / "checkpoint-4"
+    state = json.loads((path / "state.json").read_text())
+    assert state.pop("optimizers") == {"generator": "AdamW", "critic": "SGD"}
+    content = json.dumps(state).encode()
+    (path / "state.json").write_bytes(content)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["state.json"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    run = make_run(folder)
+    resume(run, "latest")
+    train(run, 2)
+    assert_identical(everything(run), expected)
+
+
+def test_an_optimiser_that_has_not_begun_is_saved_as_it_is(tmp_path):
+    """As a discriminator's before its first step: torch's gathering would take a step with it, which Adam counts."""
+    run = make_run(tmp_path)
+    run.save()
+    assert not run.optimizers["generator"].state
+    other = make_run(tmp_path)
+    resume(other, "latest")
+    assert not other.optimizers["generator"].state
 
 
 def test_changed_shapes_that_the_arguments_do_not_tell(saved):
@@ -160,17 +239,17 @@ def test_changed_shapes_that_the_arguments_do_not_tell(saved):
     run = make_run(folder)
     run.models["critic"].weight = nn.Parameter(torch.zeros(1, 5))
     with pytest.raises(ValueError, match=r"critic.safetensors has `weight` of shape \[1, 2\]; required: \[1, 5\]"):
-        run.resume("latest")
+        resume(run, "latest")
 
 
 def test_a_path_that_is_none_or_would_be_overtaken(saved):
     folder, _ = saved
     with pytest.raises(ValueError, match="`resume_from_checkpoint` is '/no/such'; required: latest, or the folder"):
-        make_run(folder).resume("/no/such")
+        resume(make_run(folder), "/no/such")
     with pytest.raises(ValueError, match=r"checkpoint-2', but .*checkpoint-4 is later; required: latest, or another"):
-        make_run(folder).resume(str(folder / "checkpoint-2"))
+        resume(make_run(folder), str(folder / "checkpoint-2"))
     run = make_run(folder / "other")
-    run.resume(str(folder / "checkpoint-2"))
+    resume(run, str(folder / "checkpoint-2"))
     assert run.step == 2
 
 
@@ -178,7 +257,7 @@ def test_settings_may_change_and_are_said(saved):
     folder, _ = saved
     lines = []
     run = make_run(folder, learning_rate=0.2, report=lines.append)
-    run.resume("latest")
+    resume(run, "latest")
     assert lines[0] == "`learning_rate` is now 0.2; the checkpoint was trained with 0.1"
     assert run.optimizers["generator"].param_groups[0]["lr"] == pytest.approx(0.2 / 5)  # at step 4 of its schedule
 
@@ -194,7 +273,7 @@ def test_a_limit(tmp_path):
 def test_a_full_disk(saved, monkeypatch):
     folder, _ = saved
     run = make_run(folder)
-    run.resume("latest")
+    resume(run, "latest")
     train(run, 1)
     free = shutil.disk_usage(folder)._replace(free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
@@ -207,44 +286,47 @@ def test_roll_back_goes_on_with_later_data(saved):
     folder, _ = saved
     lines = []
     run = make_run(folder, report=lines.append)
-    run.resume("latest")
+    resume(run, "latest")
     good = everything(run)
     train(run, 1)
     for _ in range(10):
-        run.guard.check(math.nan, 1.0)
-        run.step, run.position = run.step + 1, run.position + 1
-    assert run.guard.must_roll_back
+        run.spike_guard.check(math.nan, 1.0)
+        run.step, run.batch_index = run.step + 1, run.batch_index + 1
+    assert run.spike_guard.must_roll_back
     run.roll_back()
     assert lines[-1].startswith("10 steps in a row were bad at step 15: back to ")
-    assert (run.step, run.position) == (4, 15)
-    assert (run.guard.num_skipped, run.guard.num_rollbacks) == (10, 1)
+    assert (run.step, run.batch_index) == (4, 15)
+    assert (run.spike_guard.num_skipped, run.spike_guard.num_rollbacks) == (10, 1)
     restored = everything(run)
     assert_identical({**restored, "counts": good["counts"]}, good)
-    # the position is saved as well
+    # the batch_index is saved as well
     train(run, 1)
     run.save()
     other = make_run(folder)
-    other.resume("latest")
-    assert (other.step, other.position) == (5, 16)
+    resume(other, "latest")
+    assert (other.step, other.batch_index) == (5, 16)
+
+
+def test_a_roll_back_leaves_the_checkpoints_on_schedule(tmp_path):
+    """A checkpoint that was due among the bad steps is not made up for after the return: it would push out another."""
+    run = make_run(tmp_path, total_limit=2)
+    for _ in range(2):
+        train(run, 2)
+        assert not run.secure(2, 100)
+    for _ in range(10):
+        run.spike_guard.check(math.nan, 1.0)
+        run.step, run.batch_index = run.step + 1, run.batch_index + 1
+        went_back = run.secure(2, 100)
+    assert went_back and run.step == 4
+    train(run, 1)
+    run.secure(2, 100)
+    assert list_checkpoints(tmp_path) == [2, 4]
+    train(run, 1)
+    run.secure(2, 100)
+    assert list_checkpoints(tmp_path) == [4, 6]
 
 
 def test_roll_back_without_a_checkpoint(tmp_path):
     run = make_run(tmp_path)
     with pytest.raises(TrainingDiverged, match="has no checkpoint to return to; required: a lower `learning_rate`"):
         run.roll_back()
-
-
-def test_a_schedule_is_set_where_it_would_be():
-    def rates(num_steps, jump):
-        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-        scheduler = LambdaLR(optimizer, lambda step: math.cos(step / 10))
-        if jump:
-            set_schedule(scheduler, num_steps)
-        for _ in range(0 if jump else num_steps):
-            optimizer.step()
-            scheduler.step()
-        optimizer.step()
-        scheduler.step()
-        return scheduler.get_last_lr(), optimizer.param_groups[0]["lr"]
-
-    assert rates(7, jump=True) == rates(7, jump=False)

@@ -30,6 +30,26 @@ def test_judgement(loss, grad_norm, reason):
     assert guard.num_skipped == guard.num_bad_in_a_row == (reason is not None)
 
 
+@pytest.mark.parametrize(
+    ("losses", "good", "spike"),
+    [
+        ([-1.0, -1.02, -0.98], (-5.0, 0.0, 0.99), 1.01),  # a log-likelihood: as far up as from 1 to 3
+        ([-0.02, 0.01, 0.0, 0.02, -0.01], (-1.0, 0.09), 0.11),  # around zero: 5 median deviations of 0.01, twice
+        ([0.0, -1.0, -2.0, -3.0, -4.0], (2.9,), 8.1),
+    ],
+)
+def test_losses_of_any_sign(losses, good, spike):
+    def guard():
+        guard = SpikeGuard()
+        for number in range(50):
+            assert guard.check(losses[number % len(losses)], 1.0) is None
+        return guard
+
+    for loss in good:
+        assert guard().check(loss, 1.0) is None
+    assert "the limit for its median of" in guard().check(spike, 1.0)
+
+
 def test_nothing_but_nan_is_judged_before_there_is_a_history():
     guard = trained(49)
     assert guard.check(100.0, 1e6) is None

@@ -14,7 +14,7 @@ from diffusers_lightningdit.training import run_state
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "training_scripts"))
 script, checkpoint, name, *arguments = sys.argv[1:]
-write_tensors = run_state.RunState._write_tensors
+write_tensors = run_state.write_tensors
 
 
 def write_or_die(tensors, file):
@@ -23,5 +23,5 @@ def write_or_die(tensors, file):
     write_tensors(tensors, file)
 
 
-run_state.RunState._write_tensors = staticmethod(write_or_die)
+run_state.write_tensors = write_or_die
 importlib.import_module(f"train_{script}").main(arguments)

@@ -90,8 +90,10 @@ def assert_close(folder: Path, expected: Path) -> None:
             torch.testing.assert_close(tensors[name], tensor, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_two_processes_are_one_process(uninterrupted, tmp_path, data, trained_vae, transformer_recipe, kind):
+@pytest.mark.parametrize(("kind", "num_processes"), [("ddp", 2), ("ddp", 4), ("fsdp2", 2)])
+def test_several_processes_are_one_process(
+    uninterrupted, tmp_path, data, trained_vae, transformer_recipe, kind, num_processes
+):
     """From the beginning (DDP); from the second checkpoint of one process (FSDP2)."""
     if kind == "fsdp2" and is_torch_version("<", "2.8"):
         pytest.skip("FSDP2 needs accelerators with torch 2.6; seen on a CPU with 2.8")
@@ -100,7 +102,8 @@ def test_two_processes_are_one_process(uninterrupted, tmp_path, data, trained_va
     arguments = ["--config", transformer_recipe, f"data={data}", f"vae={trained_vae}", f"output_dir={folder}", *STEPS]
     if kind == "fsdp2":
         arguments.append(f"resume_from_checkpoint={uninterrupted / 'checkpoint-2'}")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, *arguments]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch += [f"--nproc_per_node={num_processes}", script, *arguments]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(launch, capture_output=True, text=True, env=environment)
     assert finished.returncode == 0, finished.stderr
@@ -140,6 +143,26 @@ def test_a_checkpoint_of_another_run(
     checkpoint = f"resume_from_checkpoint={uninterrupted / 'checkpoint-2'}"
     with pytest.raises(SystemExit) as stop:
         run(transformer_recipe, data, trained_vae, tmp_path / "new", checkpoint, *settings)
+    assert message in one_line_of(capsys, stop, 2)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("trained_with", "resumed_with", "message"),
+    [
+        ("disc_weight=0.5", "disc_weight=0", "has the models discriminator, vae, this run vae; required: the same"),
+        ("disc_weight=0", "disc_weight=0.5", "has the models vae, this run discriminator, vae; required: the same"),
+        ("ema_decay=null", "ema_decay=0.5", "the EMA decay 0.5 is not in the checkpoint"),
+    ],
+)
+def test_an_autoencoders_checkpoint_of_another_run(
+    tmp_path, data, vae_recipe, capsys, trained_with, resumed_with, message
+):
+    arguments = ["--config", vae_recipe, f"data={data}", "max_train_steps=2"]
+    train_vavae.main([*arguments, f"output_dir={tmp_path / 'run'}", trained_with])
+    checkpoint = f"resume_from_checkpoint={tmp_path / 'run' / 'checkpoint-2'}"
+    with pytest.raises(SystemExit) as stop:
+        train_vavae.main([*arguments, f"output_dir={tmp_path / 'new'}", resumed_with, checkpoint])
     assert message in one_line_of(capsys, stop, 2)
     assert not (tmp_path / "new").exists()
 

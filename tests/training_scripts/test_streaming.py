@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffusers_lightningdit import AutoencoderVAVAE
-from diffusers_lightningdit.training.run_state import RunState
+from diffusers_lightningdit.training import run_state
 from diffusers_lightningdit.training.transformer import steps
 
 ORDER = ["streaming=true", "shuffle_block_size=4", "num_open_files=2"]
@@ -92,7 +92,7 @@ def test_a_run_that_breaks_off_in_a_checkpoint(
     uninterrupted, tmp_path, files, trained_vae, transformer_recipe, monkeypatch
 ):
     settings = arguments(transformer_recipe, files, tmp_path / "run", f"vae={trained_vae}", FLIPPED)
-    write_tensors = RunState._write_tensors
+    write_tensors = run_state.write_tensors
 
     def write_or_stop(tensors, file):
         if "checkpoint-4" in str(file) and "optimizer" in file.name:
@@ -100,7 +100,7 @@ def test_a_run_that_breaks_off_in_a_checkpoint(
         write_tensors(tensors, file)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(RunState, "_write_tensors", staticmethod(write_or_stop))
+        patched.setattr(run_state, "write_tensors", write_or_stop)
         train_lightningdit.main(settings)
     assert not (tmp_path / "run" / "checkpoint-4").exists()
     train_lightningdit.main([*settings, "resume_from_checkpoint=latest"])

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import train_lightningdit
+from accelerate import accelerator, tracking
+from accelerate.tracking import GeneralTracker
 from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
@@ -295,3 +297,102 @@ def test_half_precision_on_the_cpu(data, trained_vae, transformer_recipe, tmp_pa
     run(transformer_recipe, data, trained_vae, tmp_path / "run", "mixed_precision=bf16", "checkpointing_steps=2")
     tensors = load_file(tmp_path / "run" / "checkpoint-2" / "transformer.safetensors")
     assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+
+
+def test_weight_init_with_a_run_that_may_be_resumed(
+    pipeline_folder, data, trained_vae, transformer_recipe, tmp_path, capsys
+):
+    """The pair for machines that are taken away: the first start has no checkpoint and takes the weights."""
+    settings = [f"weight_init={pipeline_folder}", "resume_from_checkpoint=latest", "learning_rate=1e-12"]
+    run(transformer_recipe, data, trained_vae, tmp_path / "run", *settings)
+    assert "training begins anew" in capsys.readouterr().out
+    expected = DiffusionPipeline.from_pretrained(pipeline_folder).transformer.state_dict()
+    for name, weight in DiffusionPipeline.from_pretrained(tmp_path / "run").transformer.state_dict().items():
+        torch.testing.assert_close(weight, expected[name], msg=lambda m, n=name: f"{n}: {m}")
+    # a checkpoint goes before it, and it is not even read
+    checkpoint = f"resume_from_checkpoint={tmp_path / 'run' / 'checkpoint-3'}"
+    settings = [checkpoint, "weight_init=/no/such", "max_train_steps=4", "learning_rate=1e-12"]
+    run(transformer_recipe, data, trained_vae, tmp_path / "longer", *settings)
+
+
+def test_compiled_blocks_change_rounding_only(
+    pipeline_folder, data, trained_vae, transformer_recipe, tmp_path, compiled
+):
+    run(transformer_recipe, data, trained_vae, tmp_path / "run", "compile_blocks=true")
+    assert compiled == ["LightningDiTTransformerBlock"]
+    expected = DiffusionPipeline.from_pretrained(pipeline_folder).transformer.state_dict()
+    for name, value in DiffusionPipeline.from_pretrained(tmp_path / "run").transformer.state_dict().items():
+        if "to_k.bias" not in name:  # rounding noise
+            torch.testing.assert_close(value, expected[name], atol=1e-4, rtol=1e-3)
+
+
+def test_eight_bits(pipeline_folder, data, trained_vae, transformer_recipe, tmp_path):
+    """torchao's float8, which a CPU emulates: the products are rounded, the weights are not."""
+    pytest.importorskip("torchao")
+    run(transformer_recipe, data, trained_vae, tmp_path / "run", "mixed_precision=fp8")
+    expected = DiffusionPipeline.from_pretrained(pipeline_folder).transformer.state_dict()
+    found = DiffusionPipeline.from_pretrained(tmp_path / "run").transformer.state_dict()
+    assert found.keys() == expected.keys() and all(value.dtype == torch.float32 for value in found.values())
+    differences = {name: (value - expected[name]).abs().max().item() for name, value in found.items()}
+    assert 0 < max(differences.values()) < 3e-2  # three Adam steps of 1e-2 in other directions at most
+
+
+class LinesTracker(GeneralTracker):
+    """One of Accelerate's trackers, which writes lines into a file and images beside it."""
+
+    name = "tensorboard"
+    requires_logging_directory = True
+
+    def __init__(self, run_name: str, logging_dir: str):
+        super().__init__()
+        self.folder = Path(logging_dir) / run_name
+        self.folder.mkdir(parents=True)
+
+    @property
+    def tracker(self):
+        return self.folder
+
+    def write(self, **entries) -> None:
+        with open(self.folder / "lines.jsonl", "a") as file:
+            file.write(json.dumps(entries) + "\n")
+
+    def store_init_configuration(self, values: dict) -> None:
+        self.write(config=values)
+
+    def log(self, values: dict, step: int | None = None, **kwargs) -> None:
+        self.write(step=step, values=values)
+
+    def log_images(self, values: dict, step: int | None = None, dataformats: str = "NCHW") -> None:
+        self.write(step=step, images={name: list(images.shape) for name, images in values.items()}, layout=dataformats)
+
+    def finish(self) -> None:
+        self.write(finished=True)
+
+
+TRACKED = ["report_to=tensorboard", "logging_steps=2", "sample_steps=3", "num_samples=4"]
+
+
+def test_a_tracker_gets_settings_metrics_and_images(data, trained_vae, transformer_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "_available_trackers", [tracking.LoggerType.TENSORBOARD])
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", LinesTracker)
+    monkeypatch.setitem(accelerator.LOGGER_TYPE_TO_CLASS, "tensorboard", LinesTracker)
+    run(transformer_recipe, data, trained_vae, tmp_path / "run", *TRACKED)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "logs" / "lines.jsonl").read_text().splitlines()]
+    assert lines[0]["config"]["learning_rate"] == 1e-2 and lines[0]["config"]["guidance_interval"] == "(0.25, 1.0)"
+    assert [line["step"] for line in lines if "values" in line] == [2, 3]
+    assert {"loss", "grad_norm", "images_per_second"} <= lines[1]["values"].keys()
+    assert [line for line in lines if "images" in line] == [
+        {"step": 3, "images": {"samples": [1, 16, 16, 3]}, "layout": "NHWC"}
+    ]
+    assert lines[-1] == {"finished": True}
+
+
+def test_tensorboard(data, trained_vae, transformer_recipe, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(transformer_recipe, data, trained_vae, tmp_path / "run", *TRACKED)
+    events = EventAccumulator(str(tmp_path / "run" / "logs")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [2, 3]
+    (image,) = events.Images("samples")
+    assert (image.step, image.width, image.height) == (3, 16, 16)

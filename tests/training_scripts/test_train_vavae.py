@@ -18,7 +18,7 @@ from diffusers_lightningdit.data.latents import encode_moments
 from diffusers_lightningdit.losses import FoundationProjection, PatchGANDiscriminator
 from diffusers_lightningdit.networks.lpips import LPIPS
 from diffusers_lightningdit.original import read_autoencoder
-from diffusers_lightningdit.training.vavae.networks import load_parts
+from diffusers_lightningdit.training.vavae.networks import load_networks
 
 
 def run(recipe: str, data: str, output_dir: Path, *settings: str) -> None:
@@ -128,6 +128,17 @@ def test_gradient_checkpointing_changes_memory_only(data, vae_recipe, tmp_path):
             assert saving[name] == pytest.approx(plain[name], rel=1e-5), name
 
 
+def test_a_compiled_autoencoder_changes_rounding_only(data, vae_recipe, tmp_path, compiled):
+    """Also with the adaptive weights, which go through parts of the backward graph on their own."""
+    settings = ["max_train_steps=2", "disc_start=0", "logging_steps=1"]
+    run(vae_recipe, data, tmp_path / "plain", *settings)
+    run(vae_recipe, data, tmp_path / "compiled", *settings, "compile_vae=true")
+    assert len(compiled) == 2
+    for plain, other in zip(records(tmp_path / "plain"), records(tmp_path / "compiled"), strict=True):
+        for name in {"total_loss", "d_weight", "vf_weight", "disc_loss", "grad_norm"} & plain.keys():
+            assert other[name] == pytest.approx(plain[name], rel=1e-5), name
+
+
 def test_two_processes_weigh_the_losses_and_measure_the_latents_as_one_does(data, vae_recipe, tmp_path):
     """The learning rate is so small that the weights whose latents are measured are the same, but for rounding."""
     settings = ["disc_weight=0", "vf_weight=0.5", "max_train_steps=2", "logging_steps=1", "checkpointing_steps=null",
@@ -224,7 +235,7 @@ def test_fine_tuning_of_an_original_checkpoint(golden, data, vae_recipe, tmp_pat
     assert "original.ckpt has no complete projection: a new one is trained" in said
     assert "original.ckpt has `loss.logvar` 0.25: it is kept" in said
     assert [record["logvar"] for record in records(tmp_path / "vae")] == [0.25]
-    assert load_parts(str(tmp_path / "vae")).logvar == 0.25
+    assert load_networks(str(tmp_path / "vae")).logvar == 0.25
     found = weights(tmp_path / "vae")
     for name, tensor in read_autoencoder(tmp_path / "original.ckpt").state_dict.items():
         torch.testing.assert_close(found[f"diffusion_pytorch_model.safetensors: {name}"], tensor)

@@ -68,7 +68,7 @@ class FlowMatchSDEScheduler(SchedulerMixin, ConfigMixin):
     """
 
     _compatibles = []
-    # Saved beside the weights, for those who have not installed the package; see LightningDiTPipeline.save_config.
+    # Saved beside the weights, for those who have not installed the package; see HubMixin of the pipelines.
     _source_code = __spec__.loader.get_source(__name__)
 
     @register_to_config

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Folders of checkpoints: written whole or not at all, checked before they are read, the oldest removed.
+"""Folders of checkpoints: written whole or not at all, checked before they are read, found again, the oldest removed.
 
 `<output_dir>/checkpoint-<step>/` has a manifest of the sizes and SHA-256 sums of its files. It is written as
 `.checkpoint-<step>.partial`, brought to the disk, and renamed: a process that is killed at any moment leaves every
@@ -9,16 +9,19 @@ checkpoint that has its name whole.
 import contextlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from ..files import file_sha256, one_line, read_json, to_disk, write_json
+from ..processes import on_main_process
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 UNFINISHED_NAME = re.compile(r"\.checkpoint-\d+\.(partial|removed)")
 MANIFEST = "manifest.json"
+STATE_FILE = "state.json"  # everything that is no tensor
 
 
 class DamagedCheckpoint(ValueError):
@@ -30,6 +33,7 @@ class CheckpointWriteError(RuntimeError):
 
 
 def checkpoint_path(output_dir: str | Path, step: int) -> Path:
+    """The folder of the checkpoint of a step."""
     return Path(output_dir) / f"checkpoint-{step}"
 
 
@@ -52,9 +56,9 @@ def new_checkpoint(output_dir: str | Path, step: int, num_bytes: int = 0) -> Ite
     """A folder to write files into that becomes `checkpoint-<step>` when the block ends, and vanishes if it fails.
 
     Args:
-        output_dir: parent folder, made if need be.
-        step: for the name, which must be free.
-        num_bytes: about what will be written, to refuse at once if the disk has less left.
+        output_dir: The parent folder, made if need be.
+        step: The step for the name, which must be free.
+        num_bytes: The approximate size of the checkpoint, to refuse at once if the disk has less left.
 
     Raises:
         CheckpointWriteError: if the name is taken, or something cannot be written (disk full, no permission).
@@ -93,12 +97,12 @@ def remove_old_checkpoints(output_dir: str | Path, total_limit: int | None) -> N
     for step in steps[: max(0, len(steps) - (total_limit or len(steps)))]:
         path = checkpoint_path(output_dir, step)
         removed = path.with_name(f".{path.name}.removed")
-        path.rename(removed)  # what has the name of a checkpoint is whole, also while it is being removed
+        path.rename(removed)  # a folder with the name of a checkpoint is always whole
         shutil.rmtree(removed, ignore_errors=True)
 
 
 def remove_unfinished(output_dir: str | Path) -> None:
-    """Remove what killed processes left half written or half removed."""
+    """Remove the checkpoints that killed processes left half written or half removed."""
     if Path(output_dir).is_dir():
         for path in Path(output_dir).iterdir():
             if UNFINISHED_NAME.fullmatch(path.name):
@@ -137,8 +141,8 @@ def latest_checkpoint(output_dir: str | Path, set_aside: bool = False) -> tuple[
     """The newest checkpoint that is whole, and one line on each newer one that isn't.
 
     Args:
-        output_dir: folder of the checkpoints.
-        set_aside: rename damaged ones, so that training can write their steps again; nothing is deleted.
+        output_dir: The folder of the checkpoints.
+        set_aside: Rename damaged ones, so that training can write their steps again; nothing is deleted.
     """
     remarks = []
     for step in reversed(list_checkpoints(output_dir)):
@@ -153,3 +157,66 @@ def latest_checkpoint(output_dir: str | Path, set_aside: bool = False) -> tuple[
         else:
             return path, remarks
     return None, remarks
+
+
+def read_state(path: Path) -> dict:
+    """The content of `state.json`; raises `DamagedCheckpoint`."""
+    file = path / STATE_FILE
+    try:
+        return read_json(file)
+    except ValueError as error:
+        raise DamagedCheckpoint(f"{file} is missing or damaged; required: as it was written.") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Finding the checkpoint to resume from
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def find_checkpoint(
+    accelerator: Accelerator, output_dir: str, checkpoint: str | None, report: Callable[[str], None] = print
+) -> Path | None:
+    """The checkpoint to resume from, or None to begin anew; every process has to call it.
+
+    Args:
+        accelerator: The accelerator of the run.
+        output_dir: The folder of the run's checkpoints.
+        checkpoint: "latest", the folder of a checkpoint, or None. "latest" is None where there is no checkpoint, and
+            passes over damaged ones, which are renamed.
+        report: A function that shows one line to the user.
+
+    Raises:
+        ValueError: in one line, if there is no such checkpoint or it is damaged.
+    """
+    if checkpoint is None:
+        return None
+    find = _find_latest if checkpoint == "latest" else _find_named
+    return on_main_process(accelerator, lambda: find(output_dir, checkpoint, report))
+
+
+def _find_latest(output_dir: str, _: str, report: Callable[[str], None]) -> Path | None:
+    remove_unfinished(output_dir)
+    path, remarks = latest_checkpoint(output_dir, set_aside=True)
+    if remarks and path is None:
+        raise ValueError(f"{remarks[-1]} There is no earlier checkpoint in {output_dir} to resume from.")
+    for remark in remarks:
+        report(f"{remark} The one before it is used.")
+    if path is None:
+        report(f"no checkpoint in {output_dir}: training begins anew")
+    return path
+
+
+def _find_named(output_dir: str, checkpoint: str, _: Callable[[str], None]) -> Path:
+    path = Path(checkpoint)
+    if not path.is_dir():
+        raise ValueError(
+            f"`resume_from_checkpoint` is {checkpoint!r}; required: latest, or the folder of a checkpoint."
+        )
+    check_checkpoint(path)
+    later = [step for step in list_checkpoints(output_dir) if step > read_state(path)["step"]]
+    if later:
+        raise ValueError(
+            f"`resume_from_checkpoint` is {checkpoint!r}, but {checkpoint_path(output_dir, later[-1])} is "
+            "later; required: latest, or another `output_dir`."
+        )
+    return path

@@ -12,10 +12,10 @@ class MovingAverages:
     """One average for each decay d: a <- d a + (1 - d) w after every step, beginning at a = w.
 
     Args:
-        parameters: the weights w, also sharded ones (`DTensor`); those that are frozen are left out.
-        decays: d, from 0 (the weights themselves) to below 1, each once.
-        use_warmup: step n averages with the smaller of d and (1 + n) / (10 + n), so that short runs forget their first
-            weights. Without, as the original does, d is the same from the first step on.
+        parameters: The weights w, also sharded ones (`DTensor`); frozen ones are left out.
+        decays: The decays d, from 0 (the weights themselves) to below 1, each once.
+        use_warmup: Whether step n averages with the smaller of d and (1 + n) / (10 + n), so that short runs forget
+            their first weights. Otherwise d is the same from the first step on, as in the original.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decays: Sequence[float], use_warmup: bool = False):

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""What a training run shows and records: progress bar, `metrics.jsonl`, Accelerate's trackers, throughput."""
+"""The display and the record of a training run: progress bar, `metrics.jsonl`, trackers, throughput."""
 
 import json
 import time
@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
@@ -38,7 +40,7 @@ def forward_flops(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
     """Floating-point operations of one forward pass (a multiplication and an addition are two).
 
     Args:
-        model: on the meta device, as are its `inputs`: nothing is computed.
+        model: A model on the meta device, as are its `inputs`, so that nothing is computed.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(*inputs)
@@ -58,11 +60,13 @@ class TrainingProgress:
     """Shows and records the metrics of a run, on the main process only; a context around the steps.
 
     Args:
-        config: for `max_train_steps`, `logging_steps`, `global_batch_size`, `output_dir`, `report_to`.
-        accelerator: with the trackers of `report_to`.
-        step: steps done before.
-        flops_per_image: of a training step, forward and backward; None shows no MFU.
-        shown: names of the metrics that are shown beside the bar; None: all.
+        config: The settings; those that count are `max_train_steps`, `logging_steps`, `global_batch_size`,
+            `output_dir` and `report_to`.
+        accelerator: The accelerator, which has the trackers of `report_to`.
+        step: The steps done before.
+        flops_per_image: The floating-point operations of a training step, forward and backward, divided by its images;
+            None shows no MFU.
+        shown: The names of the metrics that are shown beside the bar; None shows all.
     """
 
     def __init__(
@@ -76,7 +80,7 @@ class TrainingProgress:
         self.shown = shown
         self.config = config
         self.accelerator = accelerator
-        self.images = 0  # since `last_time`
+        self.images = 0  # trained on since `last_time`
         self.last_time = time.perf_counter()
         self.flops_per_image = flops_per_image
         self.peak = peak_flops(accelerator.device)
@@ -129,6 +133,16 @@ class TrainingProgress:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
         if self.config.trackers:
             self.accelerator.log(metrics, step=step)
+
+    def record_image(self, step: int, image: Image.Image) -> None:
+        """Write `samples/step-<step>.png`, and show it in those trackers that show images; on the main process only."""
+        path = Path(self.config.output_dir) / "samples" / f"step-{step}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+        for tracker in self.accelerator.trackers:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            if hasattr(tracker, "log_images"):
+                tracker.log_images({"samples": np.asarray(image)[None]}, step=step, **layout)
 
     def __enter__(self) -> "TrainingProgress":
         return self

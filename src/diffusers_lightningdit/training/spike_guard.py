@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""When to skip an optimiser step, and when to give up on the weights and go back to a checkpoint."""
+"""The judge of training steps: when to skip one, and when to go back to a checkpoint."""
 
 import math
 import statistics
@@ -14,16 +14,24 @@ class TrainingDiverged(RuntimeError):
 class SpikeGuard:
     """Judges each step by its loss and its gradient norm (before clipping), both over the whole global batch.
 
-    A step is bad if either is NaN or infinite, or greater than a factor times its median over the last `window` good
-    steps, once there are `window / 4` of them. `patience` bad steps in a row mean that the weights themselves are bad.
+    A step is bad if either is NaN or infinite. Once there are `window / 4` good steps, it is also bad if either is a
+    spike: with the median m over the last `window` good steps, the value x is a spike if
+
+        x > m + (factor - 1) s,    s = m                                      if all remembered values are positive,
+                                   s = max(|m|, 5 median of |x_i - m|)        otherwise.
+
+    For positive values this is x > factor * m. A loss that may be negative (a log-likelihood) has no ratio to its
+    median; s is then the size of the median or, for losses around zero, 5 times the median absolute deviation, which is
+    3.4 standard deviations of normally distributed losses. `patience` bad steps in a row mean that the weights
+    themselves are bad.
 
     Args:
-        loss_factor: above 1.
-        grad_norm_factor: above 1. Clipping tames what is below.
-        window: good steps that are remembered, at least 4.
-        patience: at least 1.
-        max_rollbacks: from one checkpoint; one more raises `TrainingDiverged`.
-        advice: settings of the run that may help then, for that message.
+        loss_factor: The factor for losses, above 1.
+        grad_norm_factor: The factor for gradient norms, above 1. Clipping tames those below.
+        window: The number of good steps that are remembered, at least 4.
+        patience: The number of bad steps in a row that lead back to a checkpoint, at least 1.
+        max_rollbacks: The number of returns to one checkpoint; one more raises `TrainingDiverged`.
+        advice: Settings of the run that may help then, for that message.
     """
 
     def __init__(
@@ -43,9 +51,9 @@ class SpikeGuard:
         self.advice = advice
         self.losses: deque[float] = deque(maxlen=window)
         self.grad_norms: deque[float] = deque(maxlen=window)
-        self.num_skipped = 0  # in all
+        self.num_skipped = 0  # in the whole run
         self.num_bad_in_a_row = 0
-        self.num_rollbacks = 0  # in all
+        self.num_rollbacks = 0  # in the whole run
         self.rollbacks_from = (-1, 0)  # step of a checkpoint, and how often it was gone back to
 
     def check(
@@ -55,12 +63,12 @@ class SpikeGuard:
         may_overflow: bool = False,
         only_finite: Mapping[str, float] | None = None,
     ) -> str | None:
-        """What is wrong with a step, in words; None for a good one.
+        """Judge a step: None for a good one, else the reason why it is bad, in words.
 
         Args:
-            loss, grad_norm: of the step.
-            may_overflow: infinite or NaN gradients of a finite loss are a loss scaler's business (fp16), not ours.
-            only_finite: other numbers of the step by name, which have no history.
+            loss, grad_norm: The loss and the gradient norm of the step.
+            may_overflow: Leave infinite or NaN gradients of a finite loss to a loss scaler (fp16).
+            only_finite: Other numbers of the step by name, which have no history.
         """
         reason = self._spike("loss", loss, self.losses, self.loss_factor)
         for name, value in (only_finite or {}).items():
@@ -84,12 +92,18 @@ class SpikeGuard:
             return f"{name} is {value}"
         if len(history) >= self.window // 4:
             median = statistics.median(history)
-            if value > factor * median:
-                return f"{name} is {value:.4g}, over {factor:g} times its median of {median:.4g}"
+            if min(history) > 0:
+                if value > factor * median:
+                    return f"{name} is {value:.4g}, over {factor:g} times its median of {median:.4g}"
+            else:
+                deviation = statistics.median(abs(past - median) for past in history)
+                limit = median + (factor - 1) * max(abs(median), 5 * deviation)
+                if value > limit:
+                    return f"{name} is {value:.4g}, over {limit:.4g}, the limit for its median of {median:.4g}"
         return None
 
     def forget_history(self) -> None:
-        """Before the first step towards another objective, whose losses and gradients are of another size."""
+        """Forget the good steps, before the first step towards another objective, whose losses are of another size."""
         self.losses.clear()
         self.grad_norms.clear()
 
@@ -121,7 +135,7 @@ class SpikeGuard:
     # -- saved with a checkpoint --
 
     def state_dict(self) -> dict:
-        """As JSON can hold it, without a loss of bits."""
+        """The state in plain values, which JSON holds without a loss of bits."""
         return {
             "losses": list(self.losses),
             "grad_norms": list(self.grad_norms),

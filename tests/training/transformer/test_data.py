@@ -2,28 +2,8 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from diffusers_lightningdit import AutoencoderVAVAE
-from diffusers_lightningdit.data.global_batches import EpochIndex, is_flipped
 from diffusers_lightningdit.keyed_random import KeyedRandom
-from diffusers_lightningdit.training.transformer.data import RandomlyFlipped, normalized_latents
-
-
-class Images:
-    def __len__(self):
-        return 20
-
-    def __getitem__(self, index):
-        return {"pixel_values": torch.arange(6.0).view(1, 2, 3) + index}
-
-
-def test_flips_depend_on_seed_epoch_and_index():
-    images = Images()
-    flipped = RandomlyFlipped(images, seed=3)
-    assert len(flipped) == 20
-    for epoch in range(3):
-        for number in range(20):
-            pixels = flipped[EpochIndex(number, epoch)]["pixel_values"]
-            expected = images[number]["pixel_values"]
-            assert torch.equal(pixels, expected.flip(-1) if is_flipped(3, epoch, number) else expected)
+from diffusers_lightningdit.training.transformer.data import normalized_latents
 
 
 def test_latents_of_every_kind_are_normalised():

@@ -4,12 +4,7 @@ from accelerate import Accelerator
 
 from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from diffusers_lightningdit.training.transformer.data import TransformerData
-from diffusers_lightningdit.training.transformer.validation import (
-    VALIDATION_TIMES,
-    check_share,
-    spread,
-    validation_losses,
-)
+from diffusers_lightningdit.training.transformer.validation import VALIDATION_TIMES, validation_losses
 
 
 class Latents:
@@ -51,25 +46,3 @@ def test_a_network_that_says_nothing_has_the_loss_of_the_target(vae):
     losses = validation_losses(model, TransformerData(Latents(), 4, 3, None), vae, 8, 8, 0, Accelerator(cpu=True))
     assert len(set(losses.values())) == 1
     assert losses["validation_loss"] == pytest.approx(2, abs=0.3)  # variance of data plus that of noise
-
-
-@pytest.mark.parametrize(("num_samples", "available", "processes"), [(9, 8, 1), (7, 8, 2)])
-def test_samples_that_cannot_be_shared(num_samples, available, processes):
-    with pytest.raises(ValueError, match=f"`num_validation_samples` is {num_samples}; required: a multiple of the"):
-        check_share(num_samples, available, processes)
-    check_share(8, 8, 2)
-
-
-@pytest.mark.parametrize(("length", "count"), [(10, 10), (10, 3), (1000, 32)])
-def test_numbers_that_are_spread(length, count):
-    numbers = spread(length, count)
-    edges = [place * length // count for place in range(count + 1)]
-    assert len(numbers) == count  # one of each stretch
-    assert all(first <= number < end for number, first, end in zip(numbers, edges[:-1], edges[1:], strict=True))
-    assert numbers == spread(length, count)
-
-
-def test_spread_numbers_are_of_all_classes_however_these_lie():
-    numbers = spread(1000, 40)
-    assert {number // 100 for number in numbers} == set(range(10))  # sorted
-    assert {number % 5 for number in numbers} == set(range(5))  # in turns: 40 is a multiple of 5

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""What the transformer is trained on: cached latents, or images that a frozen VAE encodes."""
+"""The data that the transformer is trained on: cached latents, or images that a frozen VAE encodes."""
 
 from dataclasses import dataclass
 
@@ -7,53 +7,35 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch.utils.data import DataLoader, Dataset
 
-from ...data.global_batches import is_flipped
-from ...data.images import ImageDataset, UnusableImage
-from ...data.latent_dataset import LatentsDataset, UnusableLatents
+from ...data.images import ImageDataset
+from ...data.latent_dataset import LatentsDataset
 from ...data.latents import MomentsDataset, encode_moments, latents_size
 from ...data.row_stream import RowStream
 from ...data.streamed_rows import (
     StreamedImages,
     StreamedLatents,
     StreamedRows,
-    StreamError,
     check_sampled_statistics,
 )
 from ...keyed_random import KeyedRandom
 from ...models import AutoencoderVAVAE
+from ..batches import RandomlyFlipped
 from .config import FlowTrainingConfig
 
-DATA_ERRORS = (UnusableImage, UnusableLatents, StreamError, OSError)  # while training, on any one process
 NUM_CHECKED = 1024  # latents of a stream, whose statistics are compared with those of the VAE
 REMEDY = "To fine-tune on other data, with the statistics of the VAE: `check_statistics=false`."
 
 
-class RandomlyFlipped(Dataset):
-    """A data set of images, each mirrored with probability 0.5 in each epoch of its `EpochIndex`."""
-
-    def __init__(self, images: ImageDataset, seed: int):
-        self.images = images
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict:
-        item = self.images[index]
-        if is_flipped(self.seed, getattr(index, "epoch", 0), int(index)):
-            item["pixel_values"] = item["pixel_values"].flip(-1)
-        return item
-
-
 @dataclass
 class TransformerData:
-    """A data set, and what a transformer has to know of it.
+    """A data set, and the facts about it that a transformer needs.
 
     Attributes:
-        dataset: of items with `class_labels` and `pixel_values`, `moments` or `latents`; or a stream of them.
-        sample_size: side of the latents.
-        num_classes: labels are below it.
-        id2label: names of the labels, or None.
+        dataset: A data set of items with `class_labels` and `pixel_values`, `moments` or `latents`; or a stream of
+            them.
+        sample_size: The side of the latents.
+        num_classes: The number of classes; labels are below it.
+        id2label: The names of the labels, or None.
     """
 
     dataset: Dataset | StreamedRows

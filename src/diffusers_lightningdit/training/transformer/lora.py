@@ -1,9 +1,9 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """LoRA (arXiv 2106.09685) of the transformer, by PEFT, together with rows of the class table for new classes.
 
-While training, the transformer has as many classes more and a `NewClassTable` in place of its class table; all weights
-but the LoRA's and the new rows are frozen. What is saved is a LoRA in diffusers' layout, which also holds the new rows
-and names: `LightningDiTTransformer2DModel.load_lora_adapter` says where.
+While training, the transformer has the new classes as well, and a `NewClassTable` in place of its class table; all
+weights but the LoRA's and the new rows are frozen. The result is a LoRA in diffusers' layout, which also holds the new
+rows and names: `LightningDiTTransformer2DModel.load_lora_adapter` says where.
 """
 
 import difflib
@@ -58,12 +58,13 @@ def load_pipeline(name: str) -> LightningDiTPipeline:
 
 @dataclass
 class Classes:
-    """Which classes of a pipeline the data has.
+    """The classes of a pipeline that the data has.
 
     Attributes:
-        id_of_label: id in the pipeline with the new classes, for each label of the data; of None if the data has none.
-        new_names: names of the new classes, whose ids follow the pipeline's.
-        first_rows: for each of them, the pipeline's class whose row it begins with; None for the mean of all.
+        id_of_label: The id, in the pipeline with the new classes, of each label of the data; of None if the data has no
+            labels.
+        new_names: The names of the new classes, whose ids follow the pipeline's.
+        first_rows: The pipeline's class whose row each of them begins with; None for the mean of all.
     """
 
     id_of_label: dict[int | None, int]
@@ -84,9 +85,10 @@ def find_classes(
     """Match the classes of the data with those of a pipeline, by name.
 
     Args:
-        pipeline: knows classes by names and synonyms.
-        names: of the labels; None if they are unknown, for labels below `num_labels` that are the pipeline's ids.
-        new_classes: names of classes that the pipeline doesn't know, and the classes whose rows they begin with.
+        pipeline: The pipeline, which knows classes by names and synonyms.
+        names: The names of the labels; None if they are unknown, for labels that are the pipeline's ids.
+        new_classes: The names of classes that the pipeline does not know, and the classes whose rows they begin with.
+        num_labels: The number of labels, if their names are unknown.
 
     Raises:
         ValueError: for a name that is in neither, or a new class that is not new or not in the data.
@@ -153,7 +155,7 @@ class Relabelled(Dataset):
 def load_lora_data(
     config: LoraTrainingConfig, pipeline: LightningDiTPipeline, data: str, split: str, for_training: bool
 ) -> tuple[TransformerData, Classes]:
-    """Data with the pipeline's ids, and its classes.
+    """The data with the pipeline's ids of classes, and these classes.
 
     Raises:
         ValueError: in one line, if it cannot be read, doesn't fit the pipeline, or has classes that it doesn't know.
@@ -189,8 +191,8 @@ class NewClassTable(nn.Module):
     """The class table [K + n + 1, D] of a transformer that learns n new classes; all other rows are frozen.
 
     Args:
-        table: [K + 1, D], the last row of the null class.
-        rows: [n, D], to begin with.
+        table: The trained table [K + 1, D], the last row that of the null class.
+        rows: The first values of the new rows, [n, D].
     """
 
     def __init__(self, table: nn.Embedding, rows: torch.Tensor):
@@ -250,9 +252,9 @@ def lora_file_content(
     """(tensors, metadata) of a LoRA, as `LightningDiTPipeline.save_lora_weights` takes them.
 
     Args:
-        transformer: with a LoRA by `add_lora`.
-        weights: its state dict, of which at least the trained weights.
-        new_names: names of the new classes.
+        transformer: The transformer, with a LoRA by `add_lora`.
+        weights: Its state dict, or at least the trained weights of it.
+        new_names: The names of the new classes.
     """
     tensors = get_peft_model_state_dict(transformer, state_dict=weights)
     metadata = transformer.peft_config["default"].to_dict()

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""The algorithm by which a transformer learns the velocity: full training and LoRA go through these steps."""
+"""The training steps by which a transformer learns the velocity, for full training and LoRA."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,14 +13,16 @@ from ...data.row_stream import RowStream
 from ...flow_matching import drop_labels, flow_matching_losses, logit_normal_times, uniform_times
 from ...keyed_random import KeyedRandom
 from ...models import AutoencoderVAVAE, LightningDiTTransformer2DModel
-from ..loop import accumulating, due, finish_step, train_steps
+from ..batches import train_steps
+from ..loop import accumulating, due, finish_step
 from ..progress import TrainingProgress, forward_flops
 from ..run_state import RunState
+from ..validation_samples import check_share
 from .config import FlowTrainingConfig
 from .data import TransformerData, dataset_to_train_on, normalized_latents
-from .validation import check_share, draw_grid, save_grid, validation_losses
+from .validation import draw_grid, validation_losses
 
-NAME = "transformer"  # of the one model of the run, in checkpoints
+NAME = "transformer"  # the one model of the run, in checkpoints
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -60,7 +62,7 @@ def training_loss(
 def load_validation_data(
     config: FlowTrainingConfig, load: Callable[[str, str], TransformerData], num_processes: int
 ) -> TransformerData | None:
-    """What to validate with, by `load(data, split)`, or None if `validation_steps` is not set.
+    """The validation data by `load(data, split)`, or None if `validation_steps` is not set.
 
     Raises:
         ValueError: in one line, if it cannot be read, or shared by the processes.
@@ -96,25 +98,31 @@ def train(
     validation: TransformerData | None,
     sampler: GlobalBatchSampler | RowStream,
     state: RunState,
-    make_pipeline: Callable[[], DiffusionPipeline],
+    make_pipeline: Callable[[], DiffusionPipeline | None],
     num_passes: int = 3,
     sample_class_ids: Sequence[int] | None = None,
 ) -> None:
     """Take the steps that are left.
 
     Args:
-        config, accelerator, vae, data, sampler, state: of the run, the model under the name `NAME`.
-        validation: data to measure losses on, or None.
-        make_pipeline: what to draw with, on the CPU; every process calls it.
-        num_passes: forward passes that a step costs as much as; a backward pass for all weights costs two.
-        sample_class_ids: classes to draw; all by default.
+        config: The settings.
+        accelerator: The accelerator of the run.
+        vae: The frozen autoencoder.
+        data: The training data.
+        validation: The data to measure losses on, or None.
+        sampler: The order of the training data.
+        state: The run, with the model under the name `NAME`.
+        make_pipeline: A function that every process calls, and that returns the pipeline to draw with, on the CPU, on
+            the main process, and None on the others.
+        num_passes: The forward passes that a step costs as much as; a backward pass for all weights costs two.
+        sample_class_ids: The classes to draw; all by default.
     """
     model, architecture = state.models[NAME], state.architectures[NAME]
     micro_batch_size = config.global_batch_size // accelerator.num_processes // config.gradient_accumulation_steps
     dataset = dataset_to_train_on(config, data, vae, show_progress=accelerator.is_main_process)
     progress = TrainingProgress(config, accelerator, state.step, image_flops(architecture, num_passes))
     state.report = progress.report
-    steps = train_steps(config, dataset, sampler, state.position, accelerator)
+    steps = train_steps(config, dataset, sampler, state.batch_index, accelerator)
 
     with progress:
         while state.step < config.max_train_steps:
@@ -143,8 +151,9 @@ def train(
                     validation_losses(model, validation, vae, num_samples, micro_batch_size, config.seed, accelerator),
                 )
             if due(state.step, config.sample_steps, config.max_train_steps):
-                pipeline = make_pipeline().to(accelerator.device)
-                if accelerator.is_main_process:
+                pipeline = make_pipeline()
+                if pipeline is not None:
+                    pipeline.to(accelerator.device)
                     grid = draw_grid(pipeline, config.num_samples, config.seed, micro_batch_size, sample_class_ids)
-                    save_grid(grid, config.output_dir, state.step, accelerator)
+                    progress.record_image(state.step, grid)
                 accelerator.wait_for_everyone()

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Beginning a training run with the weights of another model, also where shapes have changed."""
+"""The weights of another model to begin a training run with, also where shapes have changed."""
 
 import torch
 
@@ -31,18 +31,18 @@ def load_initial_transformer(name: str) -> LightningDiTTransformer2DModel:
 
 @torch.no_grad()
 def initialize_weights(model: LightningDiTTransformer2DModel, source: dict[str, torch.Tensor]) -> list[str]:
-    """Copy what fits, as the original does with changed shapes.
+    """Copy the weights that fit, as the original does with changed shapes.
 
     Tensors of the same name and shape are copied. The input convolution of a model with more latent channels takes the
     source's first channels, and zeros for the others, so that these are ignored until they are learnt. All others keep
     their own initialisation.
 
     Args:
-        model: changed in place.
-        source: state dict of a `LightningDiTTransformer2DModel`.
+        model: The model, which is changed in place.
+        source: The state dict of a `LightningDiTTransformer2DModel`.
 
     Returns:
-        one line on each tensor that was not copied as it is.
+        One line on each tensor that was not copied unchanged.
 
     Raises:
         ValueError: if no block fits, so that it is another architecture.

@@ -3,18 +3,18 @@
 
 from ...data.images import ImageDataset
 from ...data.streamed_rows import FirstRows, StreamedImages
-from ..transformer.validation import check_share
+from ..validation_samples import check_share
 from .config import VAVAETrainingConfig
 
 
 def load_training_images(config: VAVAETrainingConfig) -> ImageDataset | StreamedImages:
-    """The training data, without labels; raises ValueError, in one line, if it cannot be read."""
-    # Labels are for the validation. Without one their column is looked up here, so that a wrong name is known.
+    """The training data, without labels; raises ValueError of one line if it cannot be read."""
+    # Only the validation needs labels. Without a validation their column is looked up here, to report a wrong name.
     return _load(config, config.data, config.split, config.label_column if config.validation_steps is None else None)
 
 
 def load_validation_images(config: VAVAETrainingConfig, num_processes: int) -> ImageDataset | FirstRows | None:
-    """What to validate with, of a stream its first images; None if `validation_steps` is not set.
+    """The validation data, the first images of a stream; None if `validation_steps` is not set.
 
     Raises:
         ValueError: in one line, if it cannot be read, or shared by the processes.

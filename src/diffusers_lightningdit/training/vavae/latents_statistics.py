@@ -14,7 +14,7 @@ from ...data.latents import LatentsStatistics, encode_moments
 from ...data.row_stream import RowStream
 from ...keyed_random import KeyedRandom
 from ...models import AutoencoderVAVAE
-from ..transformer.validation import spread
+from ..validation_samples import spread
 from .config import VAVAETrainingConfig
 
 BATCH_SIZE = 64  # for any number of processes: rounding depends on it
@@ -29,14 +29,15 @@ def measure_latents(
 ) -> LatentsStatistics:
     """Statistics of draws of the latents of all images, or of `statistics_samples` of them.
 
-    These are spread over the data, or the first ones of a stream's order. Every process has to call it, and gets the
-    same: to the last bit that of one process, where they compute alike.
+    These are spread over the data, or the first ones of a stream's order. Every process has to call it. All get the
+    same statistics as a single process would, to the last bit where they compute alike.
 
     Args:
-        config: for `statistics_samples`, `seed`, `num_workers`.
-        vae: on the accelerator's device.
-        dataset, sampler: of the training.
-        accelerator: of the run.
+        config: The settings, of which `statistics_samples`, `seed` and `num_workers` count.
+        vae: The autoencoder, on the accelerator's device.
+        dataset: The training data.
+        sampler: The order of the training data.
+        accelerator: The accelerator of the run.
     """
     statistics = LatentsStatistics(vae.config.latent_channels)
     batches = own_batches(config, dataset, sampler, accelerator.process_index, accelerator.num_processes)

@@ -1,13 +1,15 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""The networks of the first stage: those that are trained, as one folder, and those that teach them."""
+"""The networks of the first stage: those that are trained, in folders and as modules to train, and their teachers."""
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from ...data.latents import latents_size, load_frozen_vae
 from ...losses import FoundationProjection, PatchGANDiscriminator
@@ -23,7 +25,7 @@ CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 
 
 @dataclass
-class VAVAEParts:
+class VAVAENetworks:
     """Autoencoder, projection between latents and features, discriminator; those that are not used are None.
 
     `logvar`, the log of the likelihood's scale, weighs reconstruction against the other losses. It is not trained; an
@@ -35,10 +37,10 @@ class VAVAEParts:
     discriminator: PatchGANDiscriminator | None = None
     logvar: float = 0.0
 
-    def copy(self) -> "VAVAEParts":
-        """With weights of its own, on the CPU, for evaluation."""
+    def copy(self) -> "VAVAENetworks":
+        """Copies with weights of their own, on the CPU, for evaluation."""
         models = (model and _copy(model) for model in (self.vae, self.projection, self.discriminator))
-        return VAVAEParts(*models, self.logvar)
+        return VAVAENetworks(*models, self.logvar)
 
 
 def _copy(model):
@@ -48,10 +50,15 @@ def _copy(model):
     return duplicate.requires_grad_(False).eval()
 
 
-def initial_parts(
+# ---------------------------------------------------------------------------------------------------------------------
+# Beginning and result
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def initial_networks(
     config: VAVAETrainingConfig, foundation: FoundationModel | None, report: Callable[[str], None] = print
-) -> VAVAEParts:
-    """The parts that `config` asks for: those of `weight_init` where it has them, else new ones, which is reported.
+) -> VAVAENetworks:
+    """The networks that `config` asks for: those of `weight_init` where it has them, else new ones, which is reported.
 
     The random numbers of new weights are torch's global ones.
 
@@ -60,42 +67,42 @@ def initial_parts(
             resolution doesn't suit one of the networks.
     """
     if config.weight_init is None:
-        parts = VAVAEParts(AutoencoderVAVAE(**{"sample_size": config.resolution, **config.vae}))
+        networks = VAVAENetworks(AutoencoderVAVAE(**{"sample_size": config.resolution, **config.vae}))
     else:
-        parts = load_parts(config.weight_init)
+        networks = load_networks(config.weight_init)
         for name, is_needed in (("projection", config.has_projection), ("discriminator", config.has_discriminator)):
-            if is_needed and getattr(parts, name) is None:
+            if is_needed and getattr(networks, name) is None:
                 report(f"{config.weight_init} has no complete {name}: a new one is trained")
-        if parts.logvar:
-            report(f"{config.weight_init} has `{LOGVAR}` {parts.logvar:g}: it is kept")
+        if networks.logvar:
+            report(f"{config.weight_init} has `{LOGVAR}` {networks.logvar:g}: it is kept")
     if not config.has_projection:
-        parts.projection = None
-    elif parts.projection is None:
-        parts.projection = FoundationProjection(
-            latent_channels=parts.vae.config.latent_channels,
+        networks.projection = None
+    elif networks.projection is None:
+        networks.projection = FoundationProjection(
+            latent_channels=networks.vae.config.latent_channels,
             feature_channels=foundation.num_channels,
             reverse=config.reverse_proj,
         )
     else:
         _check(
-            parts.projection, "feature_channels", foundation.num_channels, config.weight_init, "the foundation model"
+            networks.projection, "feature_channels", foundation.num_channels, config.weight_init, "the foundation model"
         )
-        _check(parts.projection, "reverse", config.reverse_proj, config.weight_init, "`reverse_proj`")
+        _check(networks.projection, "reverse", config.reverse_proj, config.weight_init, "`reverse_proj`")
     if not config.has_discriminator:
-        parts.discriminator = None
-    elif parts.discriminator is None:
-        parts.discriminator = PatchGANDiscriminator(**config.discriminator)
+        networks.discriminator = None
+    elif networks.discriminator is None:
+        networks.discriminator = PatchGANDiscriminator(**config.discriminator)
     for name, value in config.discriminator.items():
-        if parts.discriminator is not None:
-            _check(parts.discriminator, name, value, config.weight_init, f"`discriminator.{name}`")
-    latents_size(config.resolution, parts.vae)  # an error where the resolution does not fit
+        if networks.discriminator is not None:
+            _check(networks.discriminator, name, value, config.weight_init, f"`discriminator.{name}`")
+    latents_size(config.resolution, networks.vae)  # an error where the resolution does not fit
     for network, smallest in (
-        ("the discriminator", parts.discriminator.smallest_size if parts.discriminator else 0),
+        ("the discriminator", networks.discriminator.smallest_size if networks.discriminator else 0),
         ("LPIPS", SMALLEST if config.lpips else 0),
     ):
         if config.resolution < smallest:
             raise ValueError(f"`resolution` is {config.resolution}; required: at least {smallest}, for {network}.")
-    return parts
+    return networks
 
 
 def _check(model, name: str, value, source: str | None, wanted: str) -> None:
@@ -106,8 +113,8 @@ def _check(model, name: str, value, source: str | None, wanted: str) -> None:
         )
 
 
-def load_parts(name: str) -> VAVAEParts:
-    """A folder that `save_parts` or a conversion wrote, the VAE of a Hub id, or an original checkpoint file.
+def load_networks(name: str) -> VAVAENetworks:
+    """A folder that `save_networks` or a conversion wrote, the VAE of a Hub id, or an original checkpoint file.
 
     Raises:
         ValueError: in one line, if it is none of these or damaged.
@@ -125,31 +132,89 @@ def load_parts(name: str) -> VAVAEParts:
     except ValueError as error:
         raise ValueError(f"`weight_init` is {name!r}: {error}") from error
     models = {part: model.float().train() for part, model in models.items()}
-    return VAVAEParts(vae.float().requires_grad_(True), **models, logvar=logvar.item())
+    return VAVAENetworks(vae.float().requires_grad_(True), **models, logvar=logvar.item())
 
 
-def save_parts(parts: VAVAEParts, folder: str | Path) -> None:
+def save_networks(networks: VAVAENetworks, folder: str | Path) -> None:
     """The autoencoder as a model folder of diffusers, what only training needs in `training/` within it.
 
     It has the layout of convert_vavae_to_diffusers.py.
     """
     training = Path(folder) / TRAINING_FOLDER
     for name in PREFIXES:
-        model = getattr(parts, name)
+        model = getattr(networks, name)
         if model is not None:
             model.save_pretrained(training / name)
-    if parts.logvar:
+    if networks.logvar:
         training.mkdir(parents=True, exist_ok=True)
-        save_file({LOGVAR: torch.tensor(parts.logvar)}, training / LOSS_FILE)
-    parts.vae.save_pretrained(folder)
+        save_file({LOGVAR: torch.tensor(networks.logvar)}, training / LOSS_FILE)
+    networks.vae.save_pretrained(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One forward call each, which Accelerate can wrap for several processes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class AlignedAutoencoder(nn.Module):
+    """The autoencoder, and the projection between its latents and the features of the foundation model."""
+
+    def __init__(self, networks: VAVAENetworks):
+        super().__init__()
+        self.vae = networks.vae
+        self.projection = networks.projection
+        self.logvar = networks.logvar
+
+    def forward(self, pixels: torch.Tensor, noise: torch.Tensor, features: torch.Tensor | None) -> tuple:
+        """Encode and decode images [B, 3, height, width].
+
+        Args:
+            pixels: The images, in [-1, 1].
+            noise: The noise of the posteriors, of the latents' shape.
+            features: The foundation model's features of the images, or None.
+
+        Returns:
+            (reconstructions, mean, logvar, features, latents), the last two as the projection makes them comparable,
+            or None.
+        """
+        posterior = self.vae.encode(pixels).latent_dist
+        latents = posterior.mean + posterior.std * noise
+        aligned = (None, None) if features is None else self.projection(features, latents)
+        return self.vae.decode(latents).sample, posterior.mean, posterior.logvar, *aligned
+
+
+class Judgement(nn.Module):
+    """The discriminator on images, then on their reconstructions: data-parallel training has one call a step."""
+
+    def __init__(self, discriminator: nn.Module):
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, pixels: torch.Tensor, reconstructions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.discriminator(pixels), self.discriminator(reconstructions)
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No gradients for the weights; those of the input pass through."""
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.requires_grad_(True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Teachers
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Teachers:
     """The frozen networks that losses and validation look through.
 
     Args:
-        config: says which there are.
-        device: to compute on.
+        config: The settings, which name the networks.
+        device: The device to compute on.
 
     Raises:
         ValueError: in one line, if one of them cannot be loaded.

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""What shows how far the training of an autoencoder is: reconstructions, and how well the latents are organised.
+"""Validation of an autoencoder in training: its reconstructions, and how well its latents are organised.
 
 The second is a cheap proxy of the quality of the images that a transformer will generate from such latents: without
 training one, it tells apart latents that reconstruct equally well (VA-VAE, arXiv 2501.01423, section 4).
@@ -24,7 +24,7 @@ from ...metrics.interpolation_distance import interpolation_distance
 from ...metrics.linear_classifier import linear_probe_accuracy
 from ...metrics.uniformity import principal_plane, uniformity
 from ...models import AutoencoderVAVAE
-from ..transformer.validation import spread
+from ..validation_samples import own_share, spread
 from .config import VAVAETrainingConfig
 from .networks import Teachers
 
@@ -32,14 +32,14 @@ Measure = Callable[[], float | dict[str, float]]
 
 
 class AutoencoderValidation:
-    """Measures an autoencoder on `num_validation_samples` images, spread over the data, which the processes share.
+    """Measures of an autoencoder on `num_validation_samples` images, spread over the data, which the processes share.
 
     Args:
-        config: says how many images, and in which batches.
-        dataset: of images, with labels for the linear probe.
+        config: The settings, of which `num_validation_samples` counts.
+        dataset: The images, with labels for the linear probe.
         teachers: LPIPS, the foundation model and the Inception network, if there are any.
-        accelerator: of the run.
-        report: shows a line to the user.
+        accelerator: The accelerator of the run.
+        report: A function that shows a line to the user.
     """
 
     def __init__(
@@ -50,14 +50,13 @@ class AutoencoderValidation:
         accelerator: Accelerator,
         report: Callable[[str], None] = print,
     ):
-        share = config.num_validation_samples // accelerator.num_processes
-        first = accelerator.process_index * share
-        indices = spread(len(dataset), config.num_validation_samples)[first : first + share]
-        self.batches = DataLoader(Subset(dataset, indices), batch_size=min(share, 32))
+        num_samples, num_processes = config.num_validation_samples, accelerator.num_processes
+        _, indices = own_share(len(dataset), num_samples, accelerator.process_index, num_processes)
+        self.batches = DataLoader(Subset(dataset, indices), batch_size=min(len(indices), 32))
         self.teachers = teachers
         self.accelerator = accelerator
         self.report = report
-        self.left_out: set[str] = set()  # measures of which it has been said
+        self.left_out: set[str] = set()  # measures that are left out, once that has been reported
 
     @torch.no_grad()
     def __call__(self, vae: AutoencoderVAVAE) -> dict[str, float]:
@@ -69,7 +68,7 @@ class AutoencoderValidation:
         foundation model's averaged over positions; `latents_interpolation_fd`: in these, that of real images and those
         between two latents (arXiv 2603.05630). `latents_*`: measures of the posteriors' means.
 
-        What cannot be computed of these images or these weights is left out, which is reported once.
+        A measure that cannot be computed of these images or these weights is left out, which is reported once.
         """
         vae = vae.to(self.accelerator.device)
         gathered: dict[str, list[torch.Tensor]] = {}
@@ -96,7 +95,7 @@ class AutoencoderValidation:
         return measures
 
     def _measures_of_all(self, vae: AutoencoderVAVAE, values: dict[str, torch.Tensor]) -> dict[str, Measure]:
-        """What is computed of all images together, by name, from what `_measure` returned of each."""
+        """The measures of all images together, by name, from the tensors that `_measure` returned for each image."""
         latents, features = values["latents"], values.get("features")
         measures: dict[str, Measure] = {
             "latents_effective_channels": lambda: channel_statistics(latents)["effective_channels"],
@@ -123,7 +122,7 @@ class AutoencoderValidation:
         return self.teachers.features(images, latents.shape[-1]).mean((2, 3)).cpu()
 
     def _measure(self, vae: AutoencoderVAVAE, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What is needed of each image of a batch, on the device: names -> [B, ...]."""
+        """Tensors that the measures need of each image of a batch, on the device: names -> [B, ...]."""
         pixels = batch["pixel_values"].to(self.accelerator.device)
         latents = vae.encode(pixels).latent_dist.mode()
         reconstructions = vae.decode(latents).sample.clamp(-1, 1)
@@ -150,7 +149,7 @@ def distance(features: torch.Tensor, others: torch.Tensor) -> float:
 
 @torch.no_grad()
 def reconstructions_grid(vae: AutoencoderVAVAE, dataset: Dataset, num_images: int) -> Image.Image:
-    """Two rows: images from all over the data set, and what the autoencoder makes of the means of their posteriors."""
+    """Two rows: images from all over the data set, and their reconstructions from the means of the posteriors."""
     indices = spread(len(dataset), min(num_images, len(dataset)))
     pixels = torch.stack([dataset[index]["pixel_values"] for index in indices])
     latents = vae.encode(pixels.to(vae.device)).latent_dist.mode()
