@@ -1,13 +1,25 @@
 """Every script and command explains all of its settings by --help, also without the optional packages."""
 
-import dataclasses
 import json
+import re
+import runpy
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from diffusers_lightningdit.settings import help_text, settings_of
+from diffusers_lightningdit import settings
+from diffusers_lightningdit.evaluation.commands.latents import LatentsConfig
+from diffusers_lightningdit.evaluation.commands.reconstruction import ReconstructionConfig
+from diffusers_lightningdit.evaluation.commands.sweep_config import SweepConfig
+from diffusers_lightningdit.evaluation.commands.tools import GridConfig, PackConfig, UnpackConfig
+from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
+from diffusers_lightningdit.settings import help_text, make_config, read_settings
+from diffusers_lightningdit.training.transformer.config import LightningDiTTrainingConfig
+
+REPOSITORY = Path(__file__).parents[1]
 
 SCRIPTS = [
     "training_scripts/cache_latents.py",
@@ -25,7 +37,15 @@ SCRIPTS = [
     "benchmarks/evaluation_throughput.py",
     "demo/generate_grid.py",
 ]
-COMMANDS = ["generation", "reconstruction", "latents", "sweep", "tools pack", "tools unpack", "tools grid"]
+COMMANDS = {
+    "generation": GenerationConfig,
+    "reconstruction": ReconstructionConfig,
+    "latents": LatentsConfig,
+    "sweep": SweepConfig,
+    "tools pack": PackConfig,
+    "tools unpack": UnpackConfig,
+    "tools grid": GridConfig,
+}
 
 # One process for all of them: the imports take seconds. Where a script reads its settings, this prints their class.
 PROGRAM = """
@@ -63,7 +83,7 @@ print(json.dumps(entries))
 @pytest.fixture(scope="module")
 def entries(repository) -> dict[str, dict]:
     """For every script and command: exit status and output of --help, and the help of each field."""
-    command = [sys.executable, "-c", PROGRAM, json.dumps(SCRIPTS + COMMANDS)]
+    command = [sys.executable, "-c", PROGRAM, json.dumps([*SCRIPTS, *COMMANDS])]
     finished = subprocess.run(command, cwd=repository, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     return json.loads(finished.stdout.splitlines()[-1])
@@ -75,7 +95,7 @@ def test_no_script_is_left_out(repository):
     assert found == set(SCRIPTS)
 
 
-@pytest.mark.parametrize("name", SCRIPTS + COMMANDS)
+@pytest.mark.parametrize("name", [*SCRIPTS, *COMMANDS])
 def test_help_explains_every_setting(entries, name):
     entry = entries[name]
     assert entry["status"] == 0
@@ -90,19 +110,83 @@ def test_help_explains_every_setting(entries, name):
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_help_is_wrapped_to_the_terminal(width):
-    from diffusers_lightningdit.training.transformer.config import LightningDiTTrainingConfig
-
     lines = help_text(LightningDiTTrainingConfig, "Train a transformer.", width).splitlines()
     assert max(len(line) for line in lines) <= width
     groups = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert groups[:4] == ["Data:", "Model:", "Loss:", "Optimisation:"] and groups[-1] == "Output:"
 
 
-def test_every_field_has_help():
-    from diffusers_lightningdit.training.transformer.lora_config import LoraTrainingConfig
-    from diffusers_lightningdit.training.vavae.config import VAVAETrainingConfig
+# ---------------------------------------------------------------------------------------------------------------------
+# Command lines that are written down somewhere
+# ---------------------------------------------------------------------------------------------------------------------
 
-    for config_class in (LoraTrainingConfig, VAVAETrainingConfig):
-        settings = settings_of(config_class)
-        assert settings.keys() == {field.name for field in dataclasses.fields(config_class)}
-        assert all(setting.help for setting in settings.values())
+
+def written_command_lines() -> list[tuple[str, str]]:
+    """Pairs of a file and a command line in it: in README, docs, cards, run.sh and the docstrings of scripts."""
+    files = [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("model_cards/*/README.md")]
+    files += [REPOSITORY / "examples/digits/run.sh", *(REPOSITORY / name for name in SCRIPTS)]
+    files += (REPOSITORY / "src/diffusers_lightningdit/evaluation/commands").glob("*.py")
+    found = []
+    for file in files:
+        text = re.sub(r"\\\n\s*", "", file.read_text(encoding="utf-8"))
+        for line in re.findall(
+            r"^ *(?:accelerate launch|python|\"\$python\"|[A-Z_]+=\S+ python) .*$", text, re.MULTILINE
+        ):
+            found.append((str(file.relative_to(REPOSITORY)), line.strip()))
+    return found
+
+
+def class_and_words(line: str) -> tuple[type, list[str]]:
+    """The config dataclass of a command line, and its words after script or command."""
+    words = shlex.split(line)
+    if "diffusers_lightningdit.evaluate" in words:
+        words = words[words.index("diffusers_lightningdit.evaluate") + 1 :]
+        number = 2 if words[0] == "tools" else 1
+        return COMMANDS[" ".join(words[:number])], words[number:]
+    index = next(index for index, word in enumerate(words) if word.endswith(".py"))
+    name = next(name for name in SCRIPTS if Path(name).name == Path(words[index]).name)
+    return config_class_of(name), words[index + 1 :]
+
+
+class Found(Exception):
+    pass
+
+
+def config_class_of(script: str) -> type:
+    """The dataclass that a script reads its settings into."""
+
+    def parse_config(config_class, *arguments):
+        raise Found(config_class)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path])
+        patch.setattr(settings, "parse_config", parse_config)
+        main = runpy.run_path(str(REPOSITORY / script))["main"]
+        with pytest.raises(Found) as found:
+            main([])
+    return found.value.args[0]
+
+
+@pytest.mark.parametrize(("file", "line"), written_command_lines(), ids=lambda text: text[:60])
+def test_command_lines_that_are_written_down(file, line, monkeypatch):
+    """Their settings exist and have values of the right type."""
+    if "COMMAND" in line or "TOOL" in line or "--help" in line or not re.search(r"\.py\b|lightningdit\.evaluate", line):
+        return  # no command line of this project, or a form of several
+    monkeypatch.chdir(REPOSITORY)  # where recipes are
+    config_class, words = class_and_words(line)
+    words = [word for word in words if word not in ("key=value", "...")]
+    words = [word.replace("$example", "examples/digits").replace("$scripts", "training_scripts") for word in words]
+    given = read_settings(config_class, words)
+    fields = settings.settings_of(config_class)
+    for name, field in fields.items():
+        if field.is_required:
+            given.setdefault(name, {str: "x", int: 1}.get(field.kind))
+    monkeypatch.setattr(config_class, "__post_init__", lambda config: None, raising=False)  # which looks for files
+    make_config(config_class, given)
+
+
+def test_enough_command_lines_are_found():
+    lines = [line for _, line in written_command_lines()]
+    assert len(lines) > 30
+    for name in [Path(script).name for script in SCRIPTS] + [f"evaluate {command}" for command in COMMANDS]:
+        assert any(name in line for line in lines), name

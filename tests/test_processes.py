@@ -5,7 +5,7 @@ import sys
 import pytest
 from accelerate import Accelerator
 
-from diffusers_lightningdit.processes import SeparateProcesses, patient_accelerator
+from diffusers_lightningdit.processes import SeparateProcesses, on_main_process, patient_accelerator
 
 
 def test_processes_that_do_not_know_of_each_other(monkeypatch):
@@ -33,3 +33,35 @@ def test_how_long_a_process_waits(tmp_path, patience, is_enough):
     command = [*launch, str(tmp_path / "wait.py"), str(patience)]
     finished = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (finished.returncode == 0) == is_enough, finished.stderr
+
+
+FAIL_ON_THE_MAIN_PROCESS = """
+import os
+from diffusers_lightningdit.processes import on_main_process, patient_accelerator
+accelerator = patient_accelerator()
+
+def fail():
+    raise ValueError(f"process {accelerator.process_index} found an error")
+
+assert on_main_process(accelerator, lambda: accelerator.process_index) == 0
+try:
+    on_main_process(accelerator, fail)
+except ValueError as error:
+    print(error, flush=True)
+accelerator.wait_for_everyone()
+os._exit(0)  # gloo's destructors abort now and then
+"""
+
+
+def test_results_and_errors_of_the_main_process_are_everybodys(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    assert on_main_process(accelerator, lambda: 5) == 5
+    with pytest.raises(ZeroDivisionError):
+        on_main_process(accelerator, lambda: 1 / 0)
+    (tmp_path / "fail.py").write_text(FAIL_ON_THE_MAIN_PROCESS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [*launch, str(tmp_path / "fail.py")]
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.splitlines().count("process 0 found an error") == 2

@@ -92,6 +92,7 @@ def test_keys_of_dictionaries_in_a_recipe(recipe, tmp_path):
     path.write_text("data: x\nmodel.width: 8\nmodel.depth: 2\n")
     assert parse_config(ExampleConfig, ["--config", str(path), "model.depth=3"]).model == {"width": 8, "depth": 3}
     assert parse_config(ExampleConfig, ["--config", recipe, "model={height: 1}"]).model == {"height": 1}
+    assert parse_config(ExampleConfig, ["data=x", "model.a=1", "model={}", "model.b=2"]).model == {"b": 2}
 
 
 def test_a_class_with_a_field_of_that_name_takes_no_recipe():

@@ -30,7 +30,7 @@ import textwrap
 import types
 import typing
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,7 +100,7 @@ class Setting:
         """The default as YAML writes it, or "required"."""
         if self.is_required:
             return "required"
-        return self.default if isinstance(self.default, str) else json.dumps(self.default, ensure_ascii=False)
+        return _text(self.default)
 
     @property
     def requirement(self) -> str:
@@ -140,6 +140,20 @@ def setting(default: Any, help: str, *, group: str | None = None, **limits: Any)
 def required(help: str, *, group: str | None = None, **limits: Any) -> Any:
     """A dataclass field that has to be given; the arguments are those of `setting`."""
     return setting(dataclasses.MISSING, help, group=group, **limits)
+
+
+def argument_list(model_class: type, without: Sequence[str] = ()) -> str:
+    """The arguments of a model with their defaults, "num_layers=28, ...", for the help of a dictionary field."""
+    parameters = inspect.signature(model_class.__init__).parameters.values()
+    return ", ".join(
+        f"{parameter.name}={_text(parameter.default)}"
+        for parameter in parameters
+        if parameter.name not in ("self", *without)
+    )
+
+
+def _text(default: Any) -> str:
+    return default if isinstance(default, str) else json.dumps(default, ensure_ascii=False)
 
 
 @functools.cache
@@ -249,18 +263,18 @@ def _unknown_key(name: str, known: Sequence[str], of: str) -> ValueError:
     return ValueError(f"`{name}` is no key of {of}.{hint}")
 
 
-def nested(settings: dict[str, Any], of: str = "") -> dict[str, Any]:
-    """{"sampling.guidance_scale": 2} as {"sampling": {"guidance_scale": 2}}, merged with what `sampling` holds.
+def nested(settings: Iterable[tuple[str, Any]], of: str = "") -> dict[str, Any]:
+    """("sampling.guidance_scale", 2) as {"sampling": {"guidance_scale": 2}}, merged with what `sampling` holds.
 
     Args:
-        settings: The values by key, from which the later go over the earlier.
+        settings: Pairs of a key and its value, from which the later go over the earlier.
         of: The name of the field that holds the settings, with a point, for errors.
 
     Raises:
         ValueError: if `sampling` is given, and is no dictionary.
     """
     result: dict[str, Any] = {}
-    for name, value in sorted(settings.items(), key=lambda entry: "." in entry[0]):
+    for name, value in settings:
         field, dot, key = name.partition(".")
         if dot:
             outer = result.get(field, {})
@@ -275,7 +289,7 @@ def make_config(config_class: type[Config], settings: dict[str, Any]) -> Config:
     """Check `settings` against the dataclass's fields and their types; raises ValueError as `parse_config`."""
     fields = settings_of(config_class)
     values = {}
-    for name, value in nested(settings).items():
+    for name, value in settings.items():
         if name not in fields:
             raise _unknown_key(name, list(fields), config_class.__name__)
         values[name] = _convert(name, value, fields[name].kind)
@@ -304,20 +318,27 @@ def parse_config(config_class: type[Config], argv: Sequence[str] | None = None, 
         ValueError: for a recipe that is missing or no mapping, an unknown key, a value of another type, or a field
             without a default that is given nowhere.
     """
-    words = deque(sys.argv[1:] if argv is None else argv)
-    if "-h" in words or "--help" in words:
+    argv = sys.argv[1:] if argv is None else argv
+    if "-h" in argv or "--help" in argv:
         print(help_text(config_class, description, min(shutil.get_terminal_size().columns, 120)))
         raise SystemExit(0)
+    return make_config(config_class, read_settings(config_class, argv))
+
+
+def read_settings(config_class: type, argv: Sequence[str]) -> dict[str, Any]:
+    """The recipe and what goes over it, before any check of a value; raises ValueError as `parse_config`."""
     kinds = {name: field.kind for name, field in settings_of(config_class).items()}
     takes_recipe = "config" not in kinds
     if takes_recipe:
         kinds["config"] = str
-    given = {}
+    words, given, recipe = deque(argv), [], {}
     while words:
         name, value = _take_setting(words, kinds, config_class.__name__)
-        given[name] = value
-    recipe = _read_recipe(given.pop("config")) if takes_recipe and "config" in given else {}
-    return make_config(config_class, {**recipe, **given})
+        if name == "config" and takes_recipe:
+            recipe = _read_recipe(value)
+        else:
+            given.append((name, value))
+    return nested([*recipe.items(), *given])
 
 
 def _read_recipe(file: str) -> dict[str, Any]:
@@ -332,7 +353,7 @@ def _read_recipe(file: str) -> dict[str, Any]:
     for key in recipe:
         if not isinstance(key, str):
             raise ValueError(f"{file} has the key {key!r}; required: {QUOTES}.")
-    return nested(recipe)
+    return recipe
 
 
 def _take_setting(words: deque[str], kinds: dict[str, Any], of: str) -> tuple[str, Any]:
@@ -381,12 +402,13 @@ def _read_value(name: str, text: str, kind: Any) -> Any:
 def help_text(config_class: type, description: str, width: int) -> str:
     """The text of --help: the description, then every setting by group, wrapped to `width` columns."""
     fields = settings_of(config_class)
+    fill = functools.partial(textwrap.fill, width=width, break_on_hyphens=False)
     usage = "Settings are given as key=value, --key value or --key=value; a list as [1, 2], nothing as null."
     if "config" not in fields:
         usage += " `--config FILE` reads settings from a YAML file; the command line goes over it."
     paragraphs = [
         # indented lines and lists keep their lines
-        paragraph if re.search(r"^( |- )", paragraph, re.MULTILINE) else textwrap.fill(paragraph, width)
+        paragraph if re.search(r"^( |- )", paragraph, re.MULTILINE) else fill(paragraph)
         for paragraph in [*description.strip("\n").split("\n\n"), usage]
     ]
     margin = max(len(name) for name in fields) + 4
@@ -398,7 +420,7 @@ def help_text(config_class: type, description: str, width: int) -> str:
                 remarks.insert(0, field.requirement)
             text = f"{field.help} ({'; '.join(remarks)})"
             first = f"  {field.name:<{margin - 4}}  "
-            lines.append(textwrap.fill(text, width, initial_indent=first, subsequent_indent=" " * margin))
+            lines.append(fill(text, initial_indent=first, subsequent_indent=" " * margin))
         paragraphs.append("\n".join(lines))
     return "\n\n".join(paragraphs)
 

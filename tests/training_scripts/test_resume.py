@@ -94,12 +94,13 @@ def assert_close(folder: Path, expected: Path) -> None:
 def test_several_processes_are_one_process(
     uninterrupted, tmp_path, data, trained_vae, transformer_recipe, kind, num_processes
 ):
-    """From the beginning (DDP); from the second checkpoint of one process (FSDP2)."""
+    """From the beginning (DDP); from the second checkpoint of one process (FSDP2). The main process draws a grid."""
     if kind == "fsdp2" and is_torch_version("<", "2.8"):
         pytest.skip("FSDP2 needs accelerators with torch 2.6; seen on a CPU with 2.8")
     folder = tmp_path / "run"
     script = train_lightningdit.__file__ if kind == "ddp" else str(Path(__file__).with_name("run_with_fsdp2.py"))
     arguments = ["--config", transformer_recipe, f"data={data}", f"vae={trained_vae}", f"output_dir={folder}", *STEPS]
+    arguments += ["sample_steps=4", "num_samples=2"]
     if kind == "fsdp2":
         arguments.append(f"resume_from_checkpoint={uninterrupted / 'checkpoint-2'}")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -108,6 +109,7 @@ def test_several_processes_are_one_process(
     finished = subprocess.run(launch, capture_output=True, text=True, env=environment)
     assert finished.returncode == 0, finished.stderr
     assert_close(folder, uninterrupted)
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == ["step-4.png", "step-5.png"]
     if kind == "fsdp2":
         assert "sharded as FSDPLightningDiTTransformer2DModel" in finished.stdout
         return

@@ -132,7 +132,7 @@ def test_as_a_command(data, tmp_path):
     command = [sys.executable, train_lightningdit.__file__, f"data={data}", "vae=x"]
     result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 2
-    error = "error: `output_dir` is not given; required: output_dir=... or a line of the recipe."
+    error = "error: `output_dir` is not given; required: output_dir=... or a line of the recipe (see --help)."
     assert result.stderr.splitlines()[-1] == error  # other packages may warn before it
 
 

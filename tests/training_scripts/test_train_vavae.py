@@ -314,7 +314,7 @@ def test_kill_and_resume(run_and_be_killed, trained_vae, data, vae_recipe, tmp_p
         ("image_column=picture", "`image_column` is 'picture'; required: a column of images"),
         ("global_batch_size=9", "`global_batch_size` is 9; required: at most the 8 samples"),
         ("global_batch_size=0", "`global_batch_size` is 0; required: at least 1"),
-        ("max_train_steps=0", "`max_train_steps` is 0; required: a whole number, at least 1"),
+        ("max_train_steps=0", "`max_train_steps` is 0; required: at least 1"),
         ("label_column=kind", "`label_column` is 'kind'; required: a ClassLabel column among image, label"),
         ("lr_scheduler=cosin", "`lr_scheduler` is 'cosin'; required: one of"),
         ("max_train_steps=1", "`disc_start` is 1; required: below the 1 steps"),

@@ -20,7 +20,7 @@ class GenerationConfig:
     """Settings of `evaluate generation`.
 
     Raises:
-        ValueError: If a value cannot be used.
+        ValueError: For a value that cannot be used.
     """
 
     pipeline: str = required("Folder or Hub id of a class-conditional pipeline.", group="Input")
@@ -131,10 +131,10 @@ class GenerationConfig:
 
     @property
     def least_images(self) -> int:
-        """That a set must have: 2 for a covariance, more than k for precision and recall."""
+        """The least number of images that can be compared: 2 for a covariance, more than k for precision and recall."""
         return max(2, self.num_neighbors + 1 if self.precision_recall else 0)
 
     @property
     def has_inception_score(self) -> bool:
-        """Whether there are images enough for its splits."""
+        """Whether there are enough images for the splits of the Inception Score."""
         return self.inception is not None and self.num_images >= MIN_IMAGES_PER_SPLIT * self.num_splits

@@ -75,7 +75,7 @@ class SweepConfig:
 
     def __post_init__(self):
         check_settings(self)
-        self.generation = nested(self.generation, of="generation.")
+        self.generation = nested(self.generation.items(), of="generation.")
         if not any(getattr(self, name) for name in AXES):
             raise ValueError(f"{', '.join(f'`{name}`' for name in AXES)} are empty; required: one of them, at least.")
         for name in AXES:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from ...models import LightningDiTTransformer2DModel
-from ...settings import make_model_arguments, required, setting
+from ...settings import argument_list, make_model_arguments, required, setting
 from ..config import TrainingConfig
 
 DATA_KINDS = ("images", "latents")
 OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit")
 TIME_SAMPLERS = ("logit_normal", "uniform")
+FROM_DATA_AND_VAE = ("sample_size", "in_channels", "num_classes")  # arguments of the transformer that are not given
 
 
 @dataclass(kw_only=True)
@@ -168,8 +169,8 @@ class LightningDiTTrainingConfig(FlowTrainingConfig):
     vae: str = required("Folder or Hub id of the frozen autoencoder.", group="Model")
     transformer: dict = setting(
         {},
-        "Arguments of LightningDiTTransformer2DModel, as transformer.num_layers=12; `sample_size`, `in_channels` and "
-        "`num_classes` follow from data and VAE. The model's defaults are XL/1.",
+        "Arguments of the transformer, as transformer.num_layers=12; its defaults are XL/1: "
+        f"{argument_list(LightningDiTTransformer2DModel, without=FROM_DATA_AND_VAE)}.",
     )
     weight_init: str | None = setting(
         None,
@@ -203,7 +204,7 @@ class LightningDiTTrainingConfig(FlowTrainingConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("sample_size", "in_channels", "num_classes"):
+        for name in FROM_DATA_AND_VAE:
             if name in self.transformer:
                 raise ValueError(f"`transformer.{name}` is given; required: left out, it follows from data and VAE.")
         # the data is not known yet: of a size that suits any patches

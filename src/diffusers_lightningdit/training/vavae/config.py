@@ -10,7 +10,7 @@ from ...losses.objective import VAELossSettings
 from ...models import AutoencoderVAVAE
 from ...networks.foundation_model import IMAGE_NORMALIZATIONS
 from ...networks.inception import PUBLISHED_SHA256
-from ...settings import make_config, make_model_arguments, setting
+from ...settings import argument_list, make_config, make_model_arguments, setting
 from ..config import TrainingConfig
 
 MIN_VALIDATION_SAMPLES = 3  # that have a plane of principal components
@@ -57,7 +57,11 @@ class VAVAETrainingConfig(VAELossSettings, TrainingConfig):
     )
     random_flip: bool = setting(False, "Mirror each image with probability 0.5 in each epoch.")
 
-    vae: dict = setting({}, "Arguments of AutoencoderVAVAE, as vae.latent_channels=16.", group="Model")
+    vae: dict = setting(
+        {},
+        f"Arguments of the autoencoder, as vae.latent_channels=16: {argument_list(AutoencoderVAVAE)}.",
+        group="Model",
+    )
     weight_init: str | None = setting(
         None,
         "Folder of an AutoencoderVAVAE, or an original file, whose weights training begins with; without `vae`.",
@@ -87,7 +91,10 @@ class VAVAETrainingConfig(VAELossSettings, TrainingConfig):
     lpips_sha256: str | None = setting(
         None, "The SHA-256 of the file `lpips`; null: the file has to name the published weights as its source."
     )
-    discriminator: dict = setting({}, "Arguments of PatchGANDiscriminator, as discriminator.num_layers=3.")
+    discriminator: dict = setting(
+        {},
+        "Arguments of the discriminator, as discriminator.num_layers=4: " + argument_list(PatchGANDiscriminator) + ".",
+    )
     disc_start: int = setting(
         2500,
         "Steps before the discriminator trains, counted from the beginning of the stage; the autoencoder is judged by "
