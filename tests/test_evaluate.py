@@ -27,7 +27,7 @@ def test_an_unknown_command(capsys):
     assert capsys.readouterr().err.startswith("error: the command is 'generations'; required: one of generation")
 
 
-@pytest.mark.parametrize(("command", "then"), [("generation", "goes on where it was"), ("tools", "begins anew")])
+@pytest.mark.parametrize(("command", "then"), [("generation", "resumes"), ("tools", "starts from the beginning")])
 def test_an_interruption_is_one_line(command, then, monkeypatch, capsys):
     def interrupt(*arguments):
         raise KeyboardInterrupt
