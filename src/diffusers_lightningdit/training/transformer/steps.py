@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from ...data.global_batches import GlobalBatchSampler
 from ...data.row_stream import RowStream
 from ...flow_matching import drop_labels, flow_matching_losses, logit_normal_times, uniform_times
+from ...grids import draw_grid
 from ...keyed_random import KeyedRandom
 from ...models import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from ..batches import train_steps
@@ -23,7 +24,7 @@ from ..state_io import trained_parameters
 from ..validation_samples import check_share
 from .config import FlowTrainingConfig
 from .data import TransformerData, dataset_to_train_on, normalized_latents
-from .validation import draw_grid, validation_losses
+from .validation import validation_losses
 
 NAME = "transformer"  # the one model of the run, in checkpoints
 
