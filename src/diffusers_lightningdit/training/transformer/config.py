@@ -107,7 +107,8 @@ class FlowTrainingConfig(TrainingConfig):
     num_samples: int = setting(16, "The images of a grid.", minimum=1)
     validation_steps: int | None = setting(
         None,
-        "Steps between two measurements of the loss at t = 0.1, ..., 0.9, always with the same noise; null: none.",
+        "Steps between two measurements of the loss at t = 0.1, ..., 0.9, always with the same noise and the trained "
+        "weights, not their averages; null: none.",
         minimum=1,
     )
     validation_data: str | None = setting(
@@ -175,7 +176,7 @@ class LightningDiTTrainingConfig(FlowTrainingConfig):
     weight_init: str | None = setting(
         None,
         "Folder or Hub id of a transformer or pipeline, or an original .pt file, whose weights training begins with; "
-        "what does not fit is listed.",
+        "what does not fit is listed. A run that goes on from a checkpoint does not read it.",
     )
 
     global_batch_size: int = 1024

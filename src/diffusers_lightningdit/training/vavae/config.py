@@ -130,7 +130,8 @@ class VAVAETrainingConfig(VAELossSettings, TrainingConfig):
 
     validation_steps: int | None = setting(
         None,
-        "Steps between two measurements of reconstruction and latents, which need scikit-learn; null: none.",
+        "Steps between two measurements of reconstruction and latents, of the weights that would be saved, which need "
+        "scikit-learn; null: none.",
         group="Validation and samples",
         minimum=1,
     )
