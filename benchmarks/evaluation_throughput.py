@@ -1,12 +1,12 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""How many images a second each part of `evaluate generation` handles, and whether writing holds up drawing.
+"""Throughput of each part of `evaluate generation` in images a second, and the time that drawing waits for writing.
 
     python benchmarks/evaluation_throughput.py --pipeline P --features F --num_images 512 --num_workers 4
 
 Each part is measured alone: drawing, writing PNG files, reading them, encoding and decoding by the pipeline's VAE, the
-network of the features, the sums of the Fréchet distance, precision and recall; then drawing, writing, the network and
-the sums together, as the evaluation does it. Prints a table, how long that took beside the parts one after another, and
-the seconds that writing held up drawing.
+network of the features, the sums of the Fréchet distance, precision and recall. Then drawing, writing, the network and
+the sums are measured together, as they run in the evaluation. The script prints a table, the time that they took
+together and one after another, and the time that drawing had to wait for writing.
 """
 
 import dataclasses

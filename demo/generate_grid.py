@@ -20,7 +20,7 @@ class GridConfig:
     """Settings of generate_grid.py.
 
     Raises:
-        ValueError: for a value that cannot be used.
+        ValueError: If a value cannot be used.
     """
 
     pipeline: str = setting(

@@ -13,7 +13,7 @@ import pytest
 from diffusers_lightningdit import settings
 from diffusers_lightningdit.evaluation.commands.latents import LatentsConfig
 from diffusers_lightningdit.evaluation.commands.reconstruction import ReconstructionConfig
-from diffusers_lightningdit.evaluation.commands.sweep_config import SweepConfig
+from diffusers_lightningdit.evaluation.commands.sweep import SweepConfig
 from diffusers_lightningdit.evaluation.commands.tools import GridConfig, PackConfig, UnpackConfig
 from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
 from diffusers_lightningdit.settings import help_text, make_config, read_settings

@@ -27,14 +27,12 @@ def test_an_unknown_command(capsys):
     assert capsys.readouterr().err.startswith("error: the command is 'generations'; required: one of generation")
 
 
-@pytest.mark.parametrize(("command", "then"), [("generation", "goes on where it was"), ("tools", "begins anew")])
+@pytest.mark.parametrize(("command", "then"), [("generation", "resumes"), ("tools", "starts from the beginning")])
 def test_an_interruption_is_one_line(command, then, monkeypatch, capsys):
-    module = importlib.import_module(f"diffusers_lightningdit.evaluation.commands.{command}")
-
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "parse_config", interrupt)
+    monkeypatch.setattr(f"diffusers_lightningdit.evaluation.commands.{command}.main", interrupt)
     with pytest.raises(SystemExit) as exit_:
         evaluate.main([command, "pack"])
     assert exit_.value.code == 130

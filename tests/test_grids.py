@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_lightningdit.grids import draw_class_images, labelled_grid
+from diffusers_lightningdit.grids import draw_class_images, draw_grid, labelled_grid
 from diffusers_lightningdit.keyed_random import image_generator
 
 WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (255, 0, 0)
@@ -62,3 +62,25 @@ def test_the_noise_is_that_of_the_same_class_in_a_balanced_set(batch_size):
     images = list(draw_class_images(NoisePipeline(), [7, 3, 7, 7, 3], seed=2, batch_size=batch_size))
     indices = [7, 3, 17, 27, 13]
     assert images == [(index % 10, torch.randn((), generator=image_generator(2, index)).item()) for index in indices]
+
+
+class ColorPipeline(NoisePipeline):
+    """A pipeline of 10 classes whose images have their label as colour."""
+
+    def __call__(self, labels, generator, output_type):
+        return types.SimpleNamespace(images=[image((label, 0, 0)) for label in labels])
+
+
+@pytest.mark.parametrize(
+    ("num_images", "class_ids", "expected"),
+    [
+        (4, None, [[0, 2], [5, 7]]),  # fewer images than classes are spread over them
+        (12, None, [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 0, 1]]),
+        (5, [3, 8], [[3, 8, 3, 8, 3]]),
+    ],
+)
+def test_a_grid_without_titles_has_evenly_spread_classes(num_images, class_ids, expected):
+    grid = draw_grid(ColorPipeline(), num_images, seed=0, batch_size=4, class_ids=class_ids)
+    assert grid.size == (8 * len(expected[0]), 6 * len(expected))
+    found = [[grid.getpixel((8 * x, 6 * y))[0] for x in range(len(row))] for y, row in enumerate(expected)]
+    assert found == expected

@@ -8,6 +8,7 @@ from diffusers_lightningdit.settings import (
     check_at_least,
     check_choice,
     check_settings,
+    help_text,
     make_model_arguments,
     one_line_errors,
     parse_config,
@@ -98,9 +99,12 @@ def test_keys_of_dictionaries_in_a_recipe(recipe, tmp_path):
 def test_a_class_with_a_field_of_that_name_takes_no_recipe():
     @dataclass
     class Conversion:
+        file: str
         config: str | None = None
 
-    assert parse_config(Conversion, ["--config", "original.yaml"]).config == "original.yaml"
+    assert parse_config(Conversion, ["--config", "original.yaml", "--file=x"]).config == "original.yaml"
+    with pytest.raises(ValueError, match=r"`file` is not given; required: file=\.\.\. \(see --help\)"):
+        parse_config(Conversion, ["config=original.yaml"])
 
 
 def test_lists_of_any_length():
@@ -231,6 +235,9 @@ def test_help_names_every_setting_by_group(capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         parse_config(DerivedConfig, ["--help"], "Train something.\n\n    train.py key=value\n    other\n")
     assert stop.value.code == 0
+    assert "\n- one\n- two, which\n  goes on\n" in help_text(
+        DerivedConfig, "A list:\n\n- one\n- two, which\n  goes on", 14
+    )
     text = capsys.readouterr().out
     assert text.startswith("Train something.\n\n    train.py key=value\n    other\n\nSettings are given as")
     assert text.endswith("""

@@ -28,13 +28,11 @@ from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
 from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_sampler
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
-from diffusers_lightningdit.training.moving_averages import MovingAverages
-from diffusers_lightningdit.training.optimizers import make_adamw
-from diffusers_lightningdit.training.run_state import RunState, make_run_state
+from diffusers_lightningdit.training.run_state import RunState
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 from diffusers_lightningdit.training.transformer.config import LightningDiTTrainingConfig
 from diffusers_lightningdit.training.transformer.data import TransformerData, load_data
-from diffusers_lightningdit.training.transformer.steps import NAME, load_validation_data, train
+from diffusers_lightningdit.training.transformer.steps import NAME, load_validation_data, make_transformer_run, train
 from diffusers_lightningdit.training.transformer.weight_init import initialize_weights, load_initial_transformer
 
 ADVICE = "a lower `learning_rate` or `max_grad_norm`, `transformer.use_qk_norm`"  # against divergence
@@ -51,7 +49,7 @@ def make_transformer(
     accelerator: Accelerator,
     begins_anew: bool,
 ) -> LightningDiTTransformer2DModel:
-    """The transformer in its training mode; one that begins anew has the weights of `weight_init` if that is given."""
+    """The transformer; one that begins anew has the weights of `weight_init` if that is given."""
     torch.manual_seed(config.seed)  # the same first weights on every process
     transformer = LightningDiTTransformer2DModel(
         sample_size=data.sample_size,
@@ -62,12 +60,6 @@ def make_transformer(
     if config.weight_init is not None and begins_anew:
         for remark in initialize_weights(transformer, load_initial_transformer(config.weight_init).state_dict()):
             accelerator.print(remark)
-    if config.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
-    if config.compile_blocks:
-        transformer.compile_repeated_blocks()
-    transformer.train()
-    transformer.class_embedder.eval()  # labels are dropped in `training_loss`: the same on any number of processes
     return transformer
 
 
@@ -88,25 +80,7 @@ def make_run(
         )
     begins_anew = original is None and checkpoint is None
     transformer = make_transformer(config, vae, data, accelerator, begins_anew)
-    architecture = dict(transformer.config)
-    optimizer = make_adamw(
-        config.optimizer,
-        transformer.parameters(),
-        config.learning_rate,
-        config.adam_betas,
-        config.adam_weight_decay,
-    )
-    model, optimizer = accelerator.prepare(transformer, optimizer)
-    state = make_run_state(
-        config,
-        accelerator,
-        sampler,
-        models={NAME: model},
-        optimizers={NAME: optimizer},
-        averages={NAME: MovingAverages(model.parameters(), config.ema_decays, config.ema_warmup)},
-        architectures={NAME: architecture},
-        advice=ADVICE,
-    )
+    state = make_transformer_run(config, accelerator, transformer, sampler, advice=ADVICE)
     if original is not None:
         state.adopt(NAME, original.weights, original.average, original.moments, original.num_steps)
     elif checkpoint is not None:

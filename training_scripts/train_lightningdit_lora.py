@@ -17,17 +17,13 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub import create_repo, upload_folder
 
-from diffusers_lightningdit import LightningDiTPipeline, LightningDiTTransformer2DModel
-from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
-from diffusers_lightningdit.data.row_stream import RowStream
+from diffusers_lightningdit import LightningDiTPipeline
 from diffusers_lightningdit.files import weights_sha256, write_result
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
 from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_sampler
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
-from diffusers_lightningdit.training.moving_averages import MovingAverages
-from diffusers_lightningdit.training.optimizers import make_adamw
-from diffusers_lightningdit.training.run_state import RunState, make_run_state
+from diffusers_lightningdit.training.run_state import RunState
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 from diffusers_lightningdit.training.transformer.lora import (
     Classes,
@@ -37,7 +33,7 @@ from diffusers_lightningdit.training.transformer.lora import (
     lora_file_content,
 )
 from diffusers_lightningdit.training.transformer.lora_config import LoraTrainingConfig
-from diffusers_lightningdit.training.transformer.steps import NAME, load_validation_data, train
+from diffusers_lightningdit.training.transformer.steps import NAME, load_validation_data, make_transformer_run, train
 
 FILE = "pytorch_lora_weights.safetensors"
 NUM_PASSES = 2  # a forward pass, and back for the activations alone
@@ -64,53 +60,6 @@ image = pipe({example!r}).images[0]
 """
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Beginning
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def prepare_transformer(
-    config: LoraTrainingConfig, transformer: LightningDiTTransformer2DModel, classes: Classes
-) -> None:
-    add_lora(transformer, config.rank, config.alpha, config.target_modules, classes, config.seed)
-    if config.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
-    if config.compile_blocks:
-        transformer.compile_repeated_blocks()
-    transformer.train()
-    transformer.class_embedder.eval()  # labels are dropped in `training_loss`: the same on any number of processes
-
-
-def make_run(
-    config: LoraTrainingConfig,
-    accelerator: Accelerator,
-    transformer: LightningDiTTransformer2DModel,
-    sampler: GlobalBatchSampler | RowStream,
-    **must_match,
-) -> RunState:
-    """LoRA, new rows, optimiser, schedule, averages and spike guard: new, or as in the checkpoint to resume from."""
-    architecture = dict(transformer.config)
-    trained = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
-    model, optimizer = accelerator.prepare(
-        transformer,
-        make_adamw(config.optimizer, trained, config.learning_rate, config.adam_betas, config.adam_weight_decay),
-    )
-    state = make_run_state(
-        config,
-        accelerator,
-        sampler,
-        models={NAME: model},
-        optimizers={NAME: optimizer},
-        averages={NAME: MovingAverages(model.parameters(), config.ema_decays, config.ema_warmup)},
-        architectures={NAME: architecture},
-        **must_match,
-    )
-    checkpoint = find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint, state.report)
-    if checkpoint is not None:
-        state.resume(checkpoint)
-    return state
-
-
 def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         config = parse_config(LoraTrainingConfig, argv, __doc__)
@@ -130,8 +79,11 @@ def main(argv: list[str] | None = None) -> None:
             "alpha": config.alpha or config.rank,  # which no shape tells
         }
         vae.to(accelerator.device)
-        prepare_transformer(config, transformer, classes)
-        state = make_run(config, accelerator, transformer, sampler, **must_match)
+        add_lora(transformer, config.rank, config.alpha, config.target_modules, classes, config.seed)
+        state = make_transformer_run(config, accelerator, transformer, sampler, **must_match)
+        checkpoint = find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint, state.report)
+        if checkpoint is not None:
+            state.resume(checkpoint)
     with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
         if config.push_to_hub and accelerator.is_main_process:
             create_repo(config.hub_model_id, private=True, exist_ok=True)  # now, not after training

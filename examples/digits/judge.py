@@ -1,17 +1,18 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Measure a pipeline that draws handwritten digits against the real ones.
+"""Compare the digits that a pipeline draws with the real handwritten digits.
 
     python examples/digits/judge.py --pipeline model_cards/lightningdit-digits --data outputs/digits/data
 
-Drawn with the pipeline's own sampling recipe, image i with a generator of its own, seeded `--seed` + i:
+The images are drawn with the pipeline's own sampling recipe. Image i has its own generator with the seed `--seed` + i.
 
-- accuracy: part of the images that a support-vector classifier, fitted on the real digits, takes for the digit that
-  was asked for;
-- variance ratio of a class: variance over its images at each pixel and channel, averaged over these, divided by the
-  same of the real digits of the class;
-- nearest_distance_ratio: median distance of an image to the nearest real one, divided by the same of a real one to the
-  nearest other; 0 for a model that copies what it has seen, 1 for one as far from the data as the data from itself;
-- psnr_db: mean over the real digits of the PSNR of decode(mean of the posterior), in decibels.
+- accuracy: the fraction of images that a support-vector classifier, fitted on the real digits, assigns to the requested
+  digit;
+- variance ratio of a class: the variance over its images at each pixel and channel, averaged over these, divided by
+  that of the real digits of the class;
+- nearest_distance_ratio: the median distance of an image to the nearest real digit, divided by the median distance of a
+  real digit to the nearest other one. It is 0 for a model that copies its training data, and 1 for a model whose images
+  are as far from the data as the data are from each other;
+- psnr_db: the PSNR of decode(mean of the posterior) in decibels, averaged over the real digits.
 """
 
 import json
@@ -41,14 +42,14 @@ class JudgeConfig:
     """Settings of judge.py.
 
     Raises:
-        ValueError: for a value that cannot be used.
+        ValueError: If a value cannot be used.
     """
 
     pipeline: str = required("Folder or Hub id of the pipeline.")
     data: str = required("Folder of the real digits, as prepare.py writes them.")
 
     num_images: int = setting(1000, "Images to draw, the same number of each class.", group="Sampling")
-    seed: int = setting(0, "The seed of the first image; those of the next ones count on.", minimum=0)
+    seed: int = setting(0, "The seed of the first image; image i has `seed` + i.", minimum=0)
 
     batch_size: int = setting(100, "Images that are drawn at a time.", group="Computation", minimum=1)
 
@@ -62,17 +63,17 @@ class JudgeConfig:
 # Letters in the shape comments: B images. Pixels are [B, 3, height, width] in [0, 1].
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Measures
+# Metrics
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def classifier_features(pixels: torch.Tensor) -> np.ndarray:
-    """Brightness of each pixel, [B, height width]."""
+    """Return the brightness of each pixel, [B, height width]."""
     return pixels.mean(1).flatten(1).numpy()
 
 
 def fit_classifier(pixels: torch.Tensor, labels: torch.Tensor) -> "tuple[SVC, float]":
-    """A support-vector classifier of all the images, and the accuracy of one that has not seen a quarter of them."""
+    """Fit a support-vector classifier on all images, and measure the accuracy of one on a held-out quarter."""
     from sklearn.model_selection import train_test_split  # optional, and not needed for --help
     from sklearn.svm import SVC
 
@@ -85,12 +86,12 @@ def fit_classifier(pixels: torch.Tensor, labels: torch.Tensor) -> "tuple[SVC, fl
 
 
 def within_class_variance(pixels: torch.Tensor, labels: torch.Tensor, num_classes: int) -> list[float]:
-    """For each class: the unbiased variance over its images at each pixel and channel, averaged over these."""
+    """Compute for each class the unbiased variance over its images at each pixel and channel, averaged over these."""
     return [pixels[labels == label].double().var(0).mean().item() for label in range(num_classes)]
 
 
 def nearest_distance_ratio(generated: torch.Tensor, real: torch.Tensor) -> float:
-    """median min_j |g_i - r_j| / median min_(j != i) |r_i - r_j|."""
+    """Compute median_i min_j |g_i - r_j| / median_i min_(j != i) |r_i - r_j| for generated g and real r."""
     generated, real = generated.flatten(1), real.flatten(1)
     among_real = torch.cdist(real, real).fill_diagonal_(torch.inf)
     return (torch.cdist(generated, real).amin(1).median() / among_real.amin(1).median()).item()
@@ -102,7 +103,7 @@ def nearest_distance_ratio(generated: torch.Tensor, real: torch.Tensor) -> float
 
 
 def real_images(data: str, resolution: int) -> tuple[torch.Tensor, torch.Tensor, dict[int, str]]:
-    """Pixels, labels [B] and the names of the labels."""
+    """Read all images; return pixels, labels [B] and the names of the labels."""
     dataset = ImageDataset(data, resolution)
     items = [dataset[index] for index in range(len(dataset))]
     pixels = torch.stack([item["pixel_values"] for item in items]) / 2 + 0.5
@@ -110,7 +111,7 @@ def real_images(data: str, resolution: int) -> tuple[torch.Tensor, torch.Tensor,
 
 
 def generate(pipeline: DiffusionPipeline, labels: torch.Tensor, seed: int, batch_size: int) -> torch.Tensor:
-    """One image for each label; image i depends on `seed` + i, whatever the batch it is in."""
+    """Draw one image for each label. Image i depends on `seed` + i, but not on its batch."""
     generators = [torch.Generator().manual_seed(seed + index) for index in range(len(labels))]
     images = draw_images(pipeline, labels.tolist(), generators, batch_size, output_type="pt")
     return torch.stack([image.float().cpu() for image in tqdm(images, desc="generating", total=len(labels))])
@@ -118,7 +119,7 @@ def generate(pipeline: DiffusionPipeline, labels: torch.Tensor, seed: int, batch
 
 @torch.no_grad()
 def reconstruct(vae, pixels: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """decode(mean of the posterior), clamped to [0, 1]."""
+    """Decode the means of the posteriors to pixels, clamped to [0, 1]."""
     batches = [vae.decode(vae.encode(2 * batch - 1).latent_dist.mode()).sample for batch in pixels.split(batch_size)]
     return (torch.cat(batches) / 2 + 0.5).clamp(0, 1)
 

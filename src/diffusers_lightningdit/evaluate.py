@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Measure pipelines, autoencoders and latents, with everything that a number depends on stored beside it.
+"""Evaluate pipelines, autoencoders and latents, and record everything that the results depend on.
 
     python -m diffusers_lightningdit.evaluate generation --pipeline P --reference REF --output_dir FOLDER
     accelerate launch -m diffusers_lightningdit.evaluate reconstruction --vae VAE --data DATA --output_dir FOLDER
@@ -19,7 +19,7 @@ COMMANDS = {
     "reconstruction": "rFID, PSNR, SSIM, LPIPS of an autoencoder over a data set",
     "latents": "how well the latents of an autoencoder are organised",
     "sweep": "generation over guidance scales, intervals, steps and schedulers",
-    "tools": "PNG folders to .npz and back, a labelled grid",
+    "tools": "convert folders of PNG files to .npz and back, draw a labelled grid",
 }
 RESUMABLE = ("generation", "sweep")
 INTERRUPTED = 130  # exit status of a program that Ctrl-C ended: 128 + SIGINT
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         importlib.import_module(f".evaluation.commands.{argv[0]}", __package__).main(argv[1:])
     except KeyboardInterrupt as error:
         if PartialState._shared_state.get("process_index", 0) == 0:  # without starting process groups
-            then = "goes on where it was" if argv[0] in RESUMABLE else "begins anew"
+            then = "resumes" if argv[0] in RESUMABLE else "starts from the beginning"
             print(f"interrupted; run again, the command {then}.", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from error
 

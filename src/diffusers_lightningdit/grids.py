@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import make_image_grid
 from PIL import Image, ImageDraw, ImageFont
 
 from .keyed_random import image_generator
@@ -140,3 +141,26 @@ def draw_labelled_grid(
     titles = [f"{class_id} {names.get(class_id, '').partition(',')[0]}".strip() for class_id in class_ids]
     rows = [images[start : start + num_columns] for start in range(0, len(images), num_columns)]
     return labelled_grid(list(zip(titles, rows, strict=True)), zoom=zoom)
+
+
+def draw_grid(
+    pipeline: DiffusionPipeline, num_images: int, seed: int, batch_size: int, class_ids: Sequence[int] | None = None
+) -> Image.Image:
+    """Draw images of evenly spread classes in a grid without titles that is nearly square.
+
+    Args:
+        pipeline: The pipeline, which samples by its own recipe.
+        num_images: The number of images.
+        seed: The seed of the set that the images belong to, as in `draw_class_images`.
+        batch_size: The number of images that are drawn at a time.
+        class_ids: The classes to draw; by default all.
+    """
+    class_ids = class_ids or range(pipeline.transformer.config.num_classes)
+    num_classes = len(class_ids)
+    if num_images < num_classes:
+        drawn = [class_ids[number * num_classes // num_images] for number in range(num_images)]
+    else:
+        drawn = [class_ids[number % num_classes] for number in range(num_images)]
+    images = list(draw_class_images(pipeline, drawn, seed, batch_size))
+    num_columns = next(count for count in range(int(num_images**0.5), num_images + 1) if num_images % count == 0)
+    return make_image_grid(images, rows=num_images // num_columns, cols=num_columns)

@@ -293,9 +293,10 @@ def make_config(config_class: type[Config], settings: dict[str, Any]) -> Config:
         if name not in fields:
             raise _unknown_key(name, list(fields), config_class.__name__)
         values[name] = _convert(name, value, fields[name].kind)
+    recipe = "" if "config" in fields else " or a line of the recipe"
     for name, field in fields.items():
         if name not in values and field.is_required:
-            raise ValueError(f"`{name}` is not given; required: {name}=... or a line of the recipe (see --help).")
+            raise ValueError(f"`{name}` is not given; required: {name}=...{recipe} (see --help).")
     return config_class(**values)
 
 
@@ -406,11 +407,14 @@ def help_text(config_class: type, description: str, width: int) -> str:
     usage = "Settings are given as key=value, --key value or --key=value; a list as [1, 2], nothing as null."
     if "config" not in fields:
         usage += " `--config FILE` reads settings from a YAML file; the command line goes over it."
-    paragraphs = [
-        # indented lines and lists keep their lines
-        paragraph if re.search(r"^( |- )", paragraph, re.MULTILINE) else fill(paragraph)
-        for paragraph in [*description.strip("\n").split("\n\n"), usage]
-    ]
+    paragraphs = []
+    for paragraph in [*description.strip("\n").split("\n\n"), usage]:
+        if paragraph.startswith("- "):  # a list, whose lines go on indented
+            items = [" ".join(item.split()) for item in re.split(r"\n(?=- )", paragraph)]
+            paragraph = "\n".join(fill(item, subsequent_indent="  ") for item in items)
+        elif not paragraph.startswith(" "):  # no command line
+            paragraph = fill(paragraph)
+        paragraphs.append(paragraph)
     margin = max(len(name) for name in fields) + 4
     for group, members in itertools.groupby(fields.values(), key=lambda field: field.group):
         lines = [f"{group}:"]

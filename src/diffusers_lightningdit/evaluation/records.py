@@ -1,20 +1,27 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""The JSON record of a measurement: its results, and everything that they depend on."""
+"""Run a measurement, and compose its JSON record: the results, and everything that they depend on."""
 
 import contextlib
 import dataclasses
+import json
 import math
 import platform
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+import datasets
 import torch
 from accelerate import Accelerator
 
 from ..files import one_line
+from ..processes import patient_accelerator
+from ..settings import one_line_errors, parse_config
+
+Config = TypeVar("Config")
 
 PACKAGES = (
     "diffusers-lightningdit",
@@ -29,6 +36,33 @@ PACKAGES = (
     "pillow",
 )
 SIGNIFICANT_DIGITS = 6  # the digits that reproduce on the same kind of device
+
+
+def run_command(
+    config_class: type[Config],
+    evaluate: Callable[[Config, Accelerator], dict[str, Any]],
+    record_file: str,
+    argv: Sequence[str] | None,
+    description: str,
+) -> None:
+    """Run a command that writes a record, and print its results. An error becomes one line and the exit status 2.
+
+    Args:
+        config_class: The dataclass of the command's settings, among them `output_dir`.
+        evaluate: The function that measures, writes the record and returns it.
+        record_file: The name of the record's file in `output_dir`.
+        argv: The words of the command line; by default those of this process.
+        description: The text that --help prints above the settings.
+    """
+    with one_line_errors((ValueError, ImportError, OSError)):
+        config = parse_config(config_class, argv, description)
+        datasets.disable_progress_bars()
+        accelerator = patient_accelerator()
+        record = evaluate(config, accelerator)
+        if accelerator.is_main_process:
+            print(json.dumps(record["results"], indent=2))
+            print(f"wrote {Path(config.output_dir) / record_file}")
+    accelerator.end_training()
 
 
 def measurement_record(

@@ -9,14 +9,12 @@ them, and generation.json with the metrics and everything that these depend on. 
 resumes.
 """
 
-import json
 import shutil
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -25,7 +23,6 @@ from torch import nn
 
 from ...files import read_json, write_json
 from ...processes import patient_accelerator
-from ...settings import one_line_errors, parse_config
 from ..drawn_images import DrawnImages, check_sampling, load_pipeline, set_scheduler, try_pipeline
 from ..generation_config import GenerationConfig
 from ..generation_metrics import compute_metrics, not_computed
@@ -33,7 +30,7 @@ from ..image_archive import write_npz
 from ..image_sets import ArchiveImages
 from ..ordered_batches import exact_arithmetic
 from ..provenance import IMAGES, SAMPLES_FILE, check_folder, samples_provenance
-from ..records import collected_warnings, measurement_record
+from ..records import collected_warnings, measurement_record, run_command
 from ..reference import Reference, measure_reference, measure_set
 from ..set_statistics import SetStatistics, make_network, read_all
 
@@ -251,12 +248,4 @@ def _record(
 
 
 def main(argv: list[str] | None = None) -> None:
-    with one_line_errors((ValueError, ImportError, OSError)):
-        config = parse_config(GenerationConfig, argv, __doc__)
-        datasets.disable_progress_bars()
-        accelerator = patient_accelerator()
-        record = evaluate_generation(config, accelerator)
-    if accelerator.is_main_process:
-        print(json.dumps(record["results"], indent=2))
-        print(f"wrote {Path(config.output_dir) / RESULTS_FILE}")
-    accelerator.end_training()
+    run_command(GenerationConfig, evaluate_generation, RESULTS_FILE, argv, __doc__)

@@ -12,12 +12,10 @@ Letters in the shape comments: B images, C latent channels, F feature channels, 
 
 import csv
 import dataclasses
-import json
 import warnings
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -31,8 +29,7 @@ from ...metrics.linear_classifier import can_be_split, linear_probe_accuracy, pr
 from ...metrics.uniformity import check_scikit_learn, point_density, principal_plane, tsne_plane, uniformity
 from ...networks.foundation_model import FoundationModel
 from ...pixels import from_8_bits, to_8_bits
-from ...processes import patient_accelerator
-from ...settings import one_line_errors, parse_config, setting
+from ...settings import setting
 from ..autoencoders import (
     METRICS_FILE,
     AutoencoderConfig,
@@ -44,7 +41,7 @@ from ..autoencoders import (
 )
 from ..ordered_batches import exact_arithmetic
 from ..plots import check_matplotlib, plot_density
-from ..records import SIGNIFICANT_DIGITS, collected_warnings, measurement_record, significant
+from ..records import SIGNIFICANT_DIGITS, collected_warnings, measurement_record, run_command, significant
 
 PLOT_FILE, POINTS_FILE = "tsne.png", "tsne.csv"
 LEFTOVERS = tuple(partial_name(Path(name)).name for name in (METRICS_FILE, PLOT_FILE, POINTS_FILE))
@@ -55,7 +52,7 @@ class LatentsConfig(AutoencoderConfig):
     """Settings of `evaluate latents`.
 
     Raises:
-        ValueError: For a value that cannot be measured with.
+        ValueError: If a value cannot be used.
     """
 
     label_column: str | None = setting(
@@ -234,12 +231,4 @@ def write_points(
 
 
 def main(argv: list[str] | None = None) -> None:
-    with one_line_errors((ValueError, ImportError, OSError)):
-        config = parse_config(LatentsConfig, argv, __doc__)
-        datasets.disable_progress_bars()
-        accelerator = patient_accelerator()
-        record = evaluate_latents(config, accelerator)
-        if accelerator.is_main_process:
-            print(json.dumps(record["results"], indent=2))
-            print(f"wrote {Path(config.output_dir) / METRICS_FILE}")
-    accelerator.end_training()
+    run_command(LatentsConfig, evaluate_latents, METRICS_FILE, argv, __doc__)

@@ -13,13 +13,11 @@ Letters in the shape comments: B images.
 
 import csv
 import dataclasses
-import json
 import math
 from collections import deque
 from pathlib import Path
 from typing import Any, TextIO
 
-import datasets
 import torch
 from accelerate import Accelerator
 from diffusers import ModelMixin
@@ -40,8 +38,7 @@ from ...networks.inception import PUBLISHED_SHA256
 from ...networks.lpips import LPIPS
 from ...networks.vision_features import POOLINGS
 from ...pixels import from_8_bits, to_8_bits
-from ...processes import patient_accelerator
-from ...settings import one_line_errors, parse_config, setting
+from ...settings import setting
 from ..autoencoders import (
     METRICS_FILE,
     AutoencoderConfig,
@@ -52,7 +49,7 @@ from ..autoencoders import (
     open_dataset,
 )
 from ..ordered_batches import exact_arithmetic
-from ..records import collected_warnings, measurement_record, significant
+from ..records import collected_warnings, measurement_record, run_command, significant
 from ..set_statistics import make_network
 
 IMAGES_FILE = "images.csv"
@@ -65,7 +62,7 @@ class ReconstructionConfig(AutoencoderConfig):
     """Settings of `evaluate reconstruction`.
 
     Raises:
-        ValueError: For a value that cannot be measured with.
+        ValueError: If a value cannot be used.
     """
 
     num_images: int | None = setting(None, "The number of images, the first ones of the data; null: all.")
@@ -245,12 +242,4 @@ def _evaluate(config: ReconstructionConfig, accelerator: Accelerator) -> dict[st
 
 
 def main(argv: list[str] | None = None) -> None:
-    with one_line_errors((ValueError, ImportError, OSError)):
-        config = parse_config(ReconstructionConfig, argv, __doc__)
-        datasets.disable_progress_bars()
-        accelerator = patient_accelerator()
-        record = evaluate_reconstruction(config, accelerator)
-        if accelerator.is_main_process:
-            print(json.dumps(record["results"], indent=2))
-            print(f"wrote {Path(config.output_dir) / METRICS_FILE}")
-    accelerator.end_training()
+    run_command(ReconstructionConfig, evaluate_reconstruction, METRICS_FILE, argv, __doc__)

@@ -23,7 +23,7 @@ from diffusers import DiffusionPipeline
 
 from ...files import atomic_write, json_values, read_json, write_json
 from ...processes import patient_accelerator
-from ...settings import make_config, one_line_errors, parse_config
+from ...settings import check_settings, make_config, nested, one_line_errors, parse_config, required, setting
 from ..drawn_images import load_pipeline, set_scheduler
 from ..generation_config import GenerationConfig
 from ..generation_metrics import metric_names
@@ -32,12 +32,66 @@ from ..provenance import IMAGES, check_folder, first_difference, pipeline_proven
 from ..reference import content_sha256, open_reference
 from ..set_statistics import make_network
 from .generation import ARCHIVE, RESULTS_FILE, evaluate_generation
-from .sweep_config import SweepConfig
 
+AXES = ("guidance_scales", "guidance_intervals", "num_inference_steps", "schedulers")
 RUNS = "runs"
 TABLE_FILE, JSON_FILE, PLOT_FILE = "sweep.csv", "sweep.json", "sweep.png"
 # Settings of `evaluate generation` that do not change the metrics.
 IRRELEVANT_SETTINGS = ("output_dir", "batch_size", "num_workers")
+
+
+@dataclasses.dataclass(kw_only=True)
+class SweepConfig:
+    """Settings of `evaluate sweep`.
+
+    Raises:
+        ValueError: If a value cannot be swept over, or no axis has one.
+    """
+
+    pipeline: str = required("Folder or Hub id of a class-conditional pipeline.", group="Input")
+
+    guidance_scales: tuple[float, ...] = setting(
+        (), "The scales of classifier-free guidance; empty: that of the pipeline's recipe.", group="Sampling"
+    )
+    guidance_intervals: tuple[tuple[float, float], ...] = setting(
+        (), "Pairs of times t in [0, 1], from which and up to which guidance acts; empty: that of the recipe."
+    )
+    num_inference_steps: tuple[int, ...] = setting(
+        (), "The numbers of sampling steps; empty: that of the recipe.", minimum=1
+    )
+    schedulers: tuple[str, ...] = setting((), "Scheduler classes of diffusers; empty: the pipeline's.")
+    generation: dict = setting(
+        {},
+        "Settings of `evaluate generation` for each run, as generation.num_images=5000 or "
+        "generation.sampling.guidance_channels=3.",
+    )
+
+    metric: str | None = setting(None, "The metric that is plotted; null: the first that there is.", group="Measures")
+
+    output_dir: str = required("Folder of the sweep: new, empty, or that of a sweep that goes on.", group="Output")
+    keep_images: bool = setting(
+        False, "Keep the images of every run; otherwise they are deleted when the run is measured."
+    )
+
+    def __post_init__(self):
+        check_settings(self)
+        self.generation = nested(self.generation.items(), of="generation.")
+        if not any(getattr(self, name) for name in AXES):
+            raise ValueError(f"{', '.join(f'`{name}`' for name in AXES)} are empty; required: one of them, at least.")
+        for name in AXES:
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"`{name}` is {list(values)}, with a value twice; required: each once.")
+        for start, end in self.guidance_intervals:
+            if not 0 <= start <= end <= 1:
+                raise ValueError(f"`guidance_intervals` has {[start, end]}; required: times, 0 <= start <= end <= 1.")
+        for name, own in (("pipeline", "pipeline"), ("output_dir", "output_dir"), ("scheduler", "schedulers")):
+            if name in self.generation:
+                raise ValueError(f"`generation.{name}` is given; required: `{own}` of the sweep itself.")
+        if self.generation.get("features") is None and self.generation.get("inception") is None:
+            raise ValueError(
+                "`generation.features` and `generation.inception` are not given; required: one of them, to measure by."
+            )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -80,8 +134,7 @@ class Combination:
 
 def combinations(config: SweepConfig) -> list[Combination]:
     """List all combinations, with the scales in the outermost loop."""
-    axes = (config.guidance_scales, config.guidance_intervals, config.num_inference_steps, config.schedulers)
-    return [Combination(*values) for values in itertools.product(*(axis or (None,) for axis in axes))]
+    return [Combination(*values) for values in itertools.product(*(getattr(config, axis) or (None,) for axis in AXES))]
 
 
 def generation_config(config: SweepConfig, combination: Combination) -> GenerationConfig:

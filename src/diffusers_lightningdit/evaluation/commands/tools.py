@@ -42,7 +42,7 @@ class GridConfig:
     """Settings of `evaluate tools grid`.
 
     Raises:
-        ValueError: For a value that cannot be drawn with, or an output that exists.
+        ValueError: If a value cannot be used, or the output exists.
     """
 
     pipeline: str = required("Folder or Hub id of a class-conditional pipeline.")

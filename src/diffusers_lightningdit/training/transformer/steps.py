@@ -11,16 +11,20 @@ from diffusers import DiffusionPipeline
 from ...data.global_batches import GlobalBatchSampler
 from ...data.row_stream import RowStream
 from ...flow_matching import drop_labels, flow_matching_losses, logit_normal_times, uniform_times
+from ...grids import draw_grid
 from ...keyed_random import KeyedRandom
 from ...models import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from ..batches import train_steps
 from ..loop import accumulating, due, finish_step
+from ..moving_averages import MovingAverages
+from ..optimizers import make_adamw
 from ..progress import TrainingProgress, forward_flops
-from ..run_state import RunState
+from ..run_state import RunState, make_run_state
+from ..state_io import trained_parameters
 from ..validation_samples import check_share
 from .config import FlowTrainingConfig
 from .data import TransformerData, dataset_to_train_on, normalized_latents
-from .validation import draw_grid, validation_losses
+from .validation import validation_losses
 
 NAME = "transformer"  # the one model of the run, in checkpoints
 
@@ -75,6 +79,39 @@ def load_validation_data(
         raise ValueError(f"validation data: {error}") from error
     check_share(config.num_validation_samples, len(validation.dataset), num_processes)
     return validation
+
+
+def make_transformer_run(
+    config: FlowTrainingConfig,
+    accelerator: Accelerator,
+    transformer: LightningDiTTransformer2DModel,
+    sampler: GlobalBatchSampler | RowStream,
+    **arguments,
+) -> RunState:
+    """The run of a transformer before its first step: training mode, optimiser, schedule, averages and spike guard.
+
+    Args:
+        config: The settings.
+        accelerator: The accelerator of the run.
+        transformer: The transformer with its first weights; those that are frozen stay as they are.
+        sampler: The order of the training data.
+        arguments: `advice` and further values for `make_run_state`.
+    """
+    if config.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    if config.compile_blocks:
+        transformer.compile_repeated_blocks()
+    transformer.train()
+    transformer.class_embedder.eval()  # labels are dropped in `training_loss`: the same on any number of processes
+    architecture = dict(transformer.config)
+    trained = trained_parameters(transformer).values()
+    model, optimizer = accelerator.prepare(
+        transformer,
+        make_adamw(config.optimizer, trained, config.learning_rate, config.adam_betas, config.adam_weight_decay),
+    )
+    averages = MovingAverages(model.parameters(), config.ema_decays, config.ema_warmup)
+    by_name = ({NAME: value} for value in (model, optimizer, averages, architecture))
+    return make_run_state(config, accelerator, sampler, *by_name, **arguments)
 
 
 def image_flops(architecture: dict, num_passes: int) -> int:

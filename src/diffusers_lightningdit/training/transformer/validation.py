@@ -1,17 +1,11 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Progress of a transformer's training: losses at fixed times, and images from fixed noise."""
-
-from collections.abc import Sequence
+"""Validation losses of a transformer at fixed times, with the same noise at every call."""
 
 import torch
 from accelerate import Accelerator
-from diffusers import DiffusionPipeline
-from diffusers.utils import make_image_grid
-from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
 from ...flow_matching import flow_matching_losses
-from ...grids import draw_class_images
 from ...keyed_random import KeyedRandom
 from ...models import AutoencoderVAVAE
 from ..loop import global_mean
@@ -61,24 +55,3 @@ def validation_losses(
     means = global_mean(accelerator, losses / len(indices))
     named = {f"validation_loss/t={time}": mean for time, mean in zip(VALIDATION_TIMES, means, strict=True)}
     return {"validation_loss": sum(means) / len(means), **named}
-
-
-def draw_grid(
-    pipeline: DiffusionPipeline, num_images: int, seed: int, batch_size: int, class_ids: Sequence[int] | None = None
-) -> Image.Image:
-    """Images of classes spread evenly, those that `evaluate generation` draws with this seed, in an about square grid.
-
-    Args:
-        pipeline: The pipeline that draws them, by its own recipe.
-        num_images: The number of images.
-        seed: The seed of the images' noise.
-        batch_size: Images drawn at a time.
-        class_ids: The classes to draw; all by default.
-    """
-    class_ids = class_ids or range(pipeline.transformer.config.num_classes)
-    num_classes = len(class_ids)
-    labels = [class_ids[number * num_classes // num_images if num_images < num_classes else number % num_classes]
-              for number in range(num_images)]  # fmt: skip
-    images = list(draw_class_images(pipeline, labels, seed, batch_size))
-    columns = next(count for count in range(int(num_images**0.5), num_images + 1) if num_images % count == 0)
-    return make_image_grid(images, rows=num_images // columns, cols=columns)
