@@ -14,7 +14,7 @@ from ..keyed_random import keyed_permutation
 
 
 class EpochIndex(int):
-    """The index of a sample that also knows its epoch: a plain int to a data set that doesn't ask."""
+    """The index of a sample that also knows its epoch; a data set that does not ask sees a plain int."""
 
     epoch: int
 
@@ -60,11 +60,11 @@ class GlobalBatchSampler(Sampler):
     the position: save `state_dict(num_steps)`, and `load_state_dict` it before iterating.
 
     Args:
-        num_samples: of the data set.
-        global_batch_size: samples of one optimiser step.
-        seed: of the permutations.
-        rank, world_size: of this process.
-        gradient_accumulation_steps: batches of this process in one optimiser step.
+        num_samples: The number of samples in the data set.
+        global_batch_size: The number of samples in one optimiser step.
+        seed: The seed of the permutations.
+        rank, world_size: The index of this process, and the number of processes.
+        gradient_accumulation_steps: The number of batches that this process has in one optimiser step.
 
     Raises:
         ValueError: if a global batch cannot be cut into equal parts, or the data set has less than one.
@@ -144,5 +144,5 @@ class GlobalBatchSampler(Sampler):
         self.set_position(state["num_steps"])
 
     def identity(self) -> dict:
-        """What the order depends on, for a resumed run to compare."""
+        """Everything that determines the order; a resumed run compares it."""
         return {"num_samples": self.num_samples, "global_batch_size": self.global_batch_size, "seed": self.seed}

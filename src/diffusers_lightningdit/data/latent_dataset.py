@@ -30,17 +30,17 @@ class LatentsDataset(Dataset):
     latents are taken; a plain index reads epoch 0.
 
     Args:
-        data: folder of *.safetensors shards; or folder or Hub id of a data set with the columns latents, latents_flip
-            and label.
-        split: of a data set that `datasets` reads; shards have none.
-        random_flip: take the mirrored image with probability 0.5.
-        seed: of the flips.
-        in_memory: read everything at once and keep it.
-        num_classes: labels have to be below it; by default the number of names that came with the data, if any.
+        data: The folder of *.safetensors shards; or the folder or Hub id of a data set with the columns latents,
+            latents_flip and label.
+        split: The split of a data set that `datasets` reads; shards have none.
+        random_flip: Whether to take the mirrored image with probability 0.5.
+        seed: The seed of the flips.
+        in_memory: Whether to read everything at once and keep it.
+        num_classes: The number that labels have to be below; by default the number of their names, if they have any.
 
     Attributes:
         labels: int64 [N].
-        shape: (C, height, width) of the latents.
+        shape: The shape of the latents, (C, height, width).
         id2label: names of the labels, or None where the data has none.
 
     Raises:

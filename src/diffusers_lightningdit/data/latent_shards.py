@@ -70,13 +70,13 @@ class LatentShards:
     Files are opened once a process, by the first read in it, and kept open.
 
     Args:
-        folder: with at least one shard, ours or the original's.
-        with_flips: require `latents_flip`.
+        folder: A folder with at least one shard, ours or the original's.
+        with_flips: Whether to require `latents_flip`.
 
     Attributes:
         labels: int64 [N].
-        shape: (C, height, width) of the latents.
-        info: content of `latents_info.json`, or None.
+        shape: The shape of the latents, (C, height, width).
+        info: The content of `latents_info.json`, or None.
         id2label: names of the labels from there, or None.
 
     Raises:

@@ -34,10 +34,10 @@ class RowStream:
     number of processes: at most a block is read again.
 
     Args:
-        source: of the samples.
-        global_batch_size, seed, rank, world_size, gradient_accumulation_steps: as of `GlobalBatchSampler`.
-        shuffle_block_size: rows that are shuffled at a time, and kept in memory.
-        num_open_files: among which a block is mixed; data that is sorted by label needs many.
+        source: The stream of samples.
+        global_batch_size, seed, rank, world_size, gradient_accumulation_steps: As for `GlobalBatchSampler`.
+        shuffle_block_size: The number of rows that are shuffled at a time, and kept in memory.
+        num_open_files: The number of files that a block is mixed from; data that is sorted by label needs many.
 
     Raises:
         ValueError: if a global batch cannot be cut into equal parts; while iterating, `StreamError` for a stream that
@@ -179,7 +179,7 @@ class RowStream:
         self._state = {"num_yielded": state["num_yielded"], "block": dict(state["block"])}
 
     def identity(self) -> dict:
-        """What the order depends on, for a resumed run to compare."""
+        """Everything that determines the order; a resumed run compares it."""
         return {
             "global_batch_size": self.global_batch_size,
             "seed": self.seed,

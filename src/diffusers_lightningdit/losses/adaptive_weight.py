@@ -34,9 +34,9 @@ def gradient_norm_ratio(
     micro-batch has a ratio of its own.
 
     Args:
-        reference_loss, loss: scalars.
-        parameter: w, which both depend on.
-        maximum: of the ratio.
+        reference_loss, loss: The two losses, scalars.
+        parameter: The weight w, on which both depend.
+        maximum: The largest ratio.
 
     Returns:
         scalar without gradient; 0 where no gradients are recorded, as in evaluation.

@@ -20,9 +20,9 @@ class PatchGANDiscriminator(StrictModel):
     """Judges overlapping patches of an image (70x70 with 3 layers) by convolutions, batch norms and leaky ReLUs.
 
     Args:
-        in_channels: of the images.
-        base_channels: of the first layer; each further one has twice as many, up to 8 times.
-        num_layers: convolutions with stride 2; two with stride 1 follow.
+        in_channels: The number of channels of the images.
+        base_channels: The width of the first layer; each further one has twice as many channels, up to 8 times.
+        num_layers: The number of convolutions with stride 2; two with stride 1 follow.
     """
 
     @register_to_config
@@ -48,7 +48,7 @@ class PatchGANDiscriminator(StrictModel):
 
     @property
     def smallest_size(self) -> int:
-        """Pixels that an image has to have each way."""
+        """The smallest height and width of an image, in pixels."""
         return 3 * 2**self.config.num_layers
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -72,8 +72,8 @@ def discriminator_loss(logits_real: torch.Tensor, logits_fake: torch.Tensor, kin
     "vanilla": 1/2 (mean softplus(-d) + mean softplus(d')), the cross-entropy (arXiv 1406.2661).
 
     Args:
-        logits_real, logits_fake: of any shape.
-        kind: "hinge" or "vanilla".
+        logits_real, logits_fake: The logits d and d', of any shape.
+        kind: The form of the loss, "hinge" or "vanilla".
 
     Returns:
         scalar.

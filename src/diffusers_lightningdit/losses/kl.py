@@ -1,5 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Divergence of the posterior from N(0, 1) (LDM, arXiv 2112.10752, appendix G).
+"""The Kullback-Leibler divergence of the posterior from N(0, 1) (VAE, arXiv 1312.6114, equation 10).
+
+LDM (arXiv 2112.10752, appendix G) gives it a small weight.
 
 Letters in the shape comments: B images, C latent channels.
 """
@@ -17,8 +19,8 @@ def kl_loss(mean: torch.Tensor, logvar: torch.Tensor, reduction: str = "sum") ->
     "mean": mean (m^2 + exp(l) - 1 - l), without the half (the original's `pp_style`).
 
     Args:
-        mean, logvar: moments m, l of the posterior, [B, C, height, width] each.
-        reduction: "sum" or "mean".
+        mean, logvar: The moments m, l of the posterior, [B, C, height, width] each.
+        reduction: The normalisation, "sum" or "mean".
 
     Returns:
         scalar.

@@ -89,17 +89,17 @@ def autoencoder_losses(
     """The loss of encoder, decoder and projection.
 
     Args:
-        settings: weights and margins.
-        pixels, reconstructions: [B, 3, height, width] in [-1, 1].
-        mean, logvar: moments of the posterior, [B, C, height, width].
-        step: optimiser steps so far, for `disc_start`.
-        last_decoder_weight: `decoder.conv_out.weight`, for the adaptive weight of the discriminator.
-        last_encoder_weight: `encoder.conv_out.weight`, for that of the VF loss.
-        logits_fake: the discriminator's, of `reconstructions`; None leaves out its term.
-        latents_for_vf, features: what `FoundationProjection` returned, [B, D, height, width]; None leaves out the VF
+        settings: The weights and margins.
+        pixels, reconstructions: The images and their reconstructions, [B, 3, height, width] in [-1, 1].
+        mean, logvar: The moments of the posterior, [B, C, height, width].
+        step: The number of optimiser steps so far, for `disc_start`.
+        last_decoder_weight: The parameter `decoder.conv_out.weight`, for the adaptive weight of the discriminator.
+        last_encoder_weight: The parameter `encoder.conv_out.weight`, for the adaptive weight of the VF loss.
+        logits_fake: The discriminator's logits of `reconstructions`; None leaves out its term.
+        latents_for_vf, features: The result of `FoundationProjection`, [B, D, height, width]; None leaves out the VF
             loss.
-        perceptual: `LPIPS` of pixels and reconstructions, [B, 1, 1, 1]; None for none.
-        logvar_scalar: log of the likelihood's scale, `loss.logvar` of the original, which never trains it.
+        perceptual: The distance `LPIPS` of pixels and reconstructions, [B, 1, 1, 1]; None leaves it out.
+        logvar_scalar: The log of the likelihood's scale, `loss.logvar` of the original, which never trains it.
 
     Returns:
         (total, scalars): a scalar with gradient; and under the original's names, detached, total_loss, logvar, kl_loss,
@@ -149,10 +149,11 @@ def discriminator_losses(
     """The loss of the discriminator.
 
     Args:
-        settings: of which `disc_start` and `disc_loss` matter.
-        logits_real, logits_fake: the discriminator's, of the images and of the detached reconstructions that the
+        settings: The settings, of which `disc_start` and `disc_loss` matter.
+        logits_real, logits_fake: The discriminator's logits of the images and of the detached reconstructions that the
             autoencoder's loss has seen (it is run on the images first, which matters to its batch norms).
-        step: optimiser steps so far, for `disc_start`; the original counts the autoencoder's step of the same batch.
+        step: The number of optimiser steps so far, for `disc_start`; the original counts the autoencoder's step
+            of the same batch.
 
     Returns:
         (loss, scalars): a scalar with gradient; and disc_loss, logits_real, logits_fake (means), detached.

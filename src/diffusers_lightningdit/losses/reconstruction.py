@@ -1,5 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Reconstruction: absolute error and perceptual distance under a Laplace-like likelihood (LDM, arXiv 2112.10752).
+"""The reconstruction loss: absolute error and perceptual distance under a Laplace-like likelihood.
+
+Source: LDM, arXiv 2112.10752, appendix G.
 
 Letters in the shape comments: B images.
 """
@@ -26,11 +28,11 @@ def reconstruction_nll(
         "mean": nll = mean r (the original's `pp_style`, which has no L).
 
     Args:
-        pixels, reconstructions: x and x', [B, 3, height, width] in [-1, 1].
-        logvar: L, a scalar.
-        perceptual: p, [B, 1, 1, 1], as `LPIPS` returns it; None for none.
-        perceptual_weight: w.
-        reduction: "sum" or "mean".
+        pixels, reconstructions: The images x and x', [B, 3, height, width] in [-1, 1].
+        logvar: The log-variance L, a scalar.
+        perceptual: The perceptual distance p, [B, 1, 1, 1], as `LPIPS` returns it; None leaves it out.
+        perceptual_weight: The weight w.
+        reduction: The normalisation, "sum" or "mean".
 
     Returns:
         (nll, mean r), scalars.

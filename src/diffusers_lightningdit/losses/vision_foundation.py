@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""The VF loss: latents that are organised as the features of a vision foundation model (arXiv 2501.01423, section 3).
+"""The VF loss aligns latents with the features of a vision foundation model (VA-VAE, arXiv 2501.01423, section 3).
 
 Letters in the shape comments: B images, C latent channels, F feature channels, D either, N = height * width positions.
 """
@@ -27,9 +27,10 @@ def vf_loss(
         cosine part  = mean over B, i of relu(1 - cos_margin - a_i . z_i).
 
     Args:
-        features, latents: a and z, [B, D, height, width] each, one of them projected by `FoundationProjection`.
-        distmat_margin, cos_margin: differences up to these cost nothing.
-        distmat_weight, cos_weight: of the two parts in the loss.
+        features, latents: The features a and latents z, [B, D, height, width] each, one of them projected by
+            `FoundationProjection`.
+        distmat_margin, cos_margin: The differences up to which the two parts are 0.
+        distmat_weight, cos_weight: The weights of the two parts in the loss.
 
     Returns:
         (distmat_weight * distmat part + cos_weight * cosine part, distmat part, cosine part), scalars in float32.
@@ -56,8 +57,8 @@ class FoundationProjection(StrictModel):
     """A 1x1 convolution between latents and features, so that both have the same channels.
 
     Args:
-        latent_channels: C.
-        feature_channels: F, the width of the foundation model.
+        latent_channels: The number of latent channels, C.
+        feature_channels: The width of the foundation model, F.
         reverse: True projects latents onto the features, without bias; False features onto the latents, with bias.
     """
 
@@ -71,8 +72,8 @@ class FoundationProjection(StrictModel):
         """Project the one of the two that is to be projected.
 
         Args:
-            features: [B, F, height, width].
-            latents: [B, C, height, width].
+            features: Features of the foundation model, [B, F, height, width].
+            latents: Latents, [B, C, height, width].
 
         Returns:
             (features, latents), [B, D, height, width] each: D = F where `reverse`, else C.

@@ -40,10 +40,10 @@ class FoundationModel(nn.Module):
     16. Features are never interpolated.
 
     Args:
-        model: the network; called with `pixel_values`, it returns `last_hidden_state`, [B, tokens, F]. Its config has
+        model: The network. Called with `pixel_values`, it returns `last_hidden_state`, [B, tokens, F]. Its config has
             `patch_size`, `hidden_size` and, if there are register tokens, `num_register_tokens`.
-        image_mean, image_std: of pixels in [0, 1], per channel, that the network's input is normalised with. The
-            default, 0.5, is pixels in [-1, 1]: what the original gives every model.
+        image_mean, image_std: The mean and standard deviation of pixels in [0, 1], per channel, that its input is
+            normalised with. The default, 0.5, is pixels in [-1, 1]: what the original gives every model.
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class FoundationModel(nn.Module):
         """Load a model from a folder or Hub id, as `load_vision_model`.
 
         Args:
-            name_or_path: folder or Hub id.
-            image_normalization: of the model's input. "minus_one_to_one", as in the original: pixels in [-1, 1];
-                "model": by mean and standard deviation of the model's own preprocessor_config.json.
-            argument: that the name was given as, for messages.
+            name_or_path: The folder or Hub id.
+            image_normalization: The normalisation of the model's input. "minus_one_to_one", as in the original: pixels
+                in [-1, 1]; "model": by mean and standard deviation of the model's own preprocessor_config.json.
+            argument: The name of the setting that gives the model, for messages.
 
         Raises:
             ValueError: as `load_vision_model`, if it is no vision transformer, or if its tokens form no grid.
@@ -100,9 +100,9 @@ class FoundationModel(nn.Module):
         """Features of the patches, row by row.
 
         Args:
-            pixels: [B, 3, height, width] in [-1, 1].
-            grid_size: (h, w), or one number for both, of the latents; the images are resized to (h, w) patches. None
-                leaves the images as they are.
+            pixels: Images, [B, 3, height, width] in [-1, 1].
+            grid_size: The size of the latents, (h, w) or one number for both; the images are resized to (h, w)
+                patches. None leaves the images as they are.
 
         Returns:
             [B, F, h, w], of the type of `pixels`.
@@ -172,9 +172,9 @@ def load_vision_model(
     """A model of images, from safetensors, without code from its repository; of SigLIP and CLIP the image's half.
 
     Args:
-        name_or_path: folder or Hub id.
-        image_normalization: as in `FoundationModel.from_pretrained`.
-        argument: that the name was given as, for messages.
+        name_or_path: The folder or Hub id.
+        image_normalization: As in `FoundationModel.from_pretrained`.
+        argument: The name of the setting that gives the model, for messages.
 
     Returns:
         The model, in float32; mean and standard deviation, per channel, that its input is normalised with.

@@ -19,7 +19,7 @@ SPATIAL_CHANNELS = 7  # of the 192; 7 x 17 x 17 = 2023 values
 
 
 class InceptionFeatures(nn.Module):
-    """Images -> what the measures are made of.
+    """Features and class probabilities of images, which FID, sFID and the Inception Score are made of.
 
     - "features" [B, 2048]: the last average pooling (FID, precision and recall);
     - "spatial" [B, 2023]: the first 7 channels of the 1x1 branch in the 17x17 block that TensorFlow calls mixed_6, row
@@ -27,8 +27,8 @@ class InceptionFeatures(nn.Module):
     - "probabilities" [B, 1008]: of the classes, from logits without the bias, as the Inception Score is computed.
 
     Args:
-        path: file of the weights, as torch-fidelity publishes it.
-        sha256: of the file, or how it begins.
+        path: The file of the weights, as torch-fidelity publishes it.
+        sha256: The SHA-256 sum of the file, or at least its first 8 digits.
 
     Raises:
         ValueError: if the file is missing, is another one, or holds anything but these weights.

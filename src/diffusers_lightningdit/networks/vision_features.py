@@ -29,11 +29,11 @@ class VisionFeatures(nn.Module):
     2306.04675).
 
     Args:
-        name_or_path: folder or Hub id.
-        image_normalization: as in `FoundationModel.from_pretrained`.
-        size: side in pixels that images are resized to; None leaves them as they are. With "patch_mean" bilinear, as
+        name_or_path: The folder or Hub id.
+        image_normalization: As in `FoundationModel.from_pretrained`.
+        size: The side in pixels to resize images to; None leaves them as they are. With "patch_mean" bilinear, as
             for the alignment of latents, and a multiple of the patch; else bicubic with anti-aliasing, as Pillow's.
-        pooling: one of `POOLINGS`. "patch_mean", the mean of the patch tokens of a vision transformer; "class_token",
+        pooling: One of `POOLINGS`. "patch_mean", the mean of the patch tokens of a vision transformer; "class_token",
             its class token; "pooler", the model's own `pooler_output`, which convolutional networks have as well.
 
     Raises:

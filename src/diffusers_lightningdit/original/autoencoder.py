@@ -32,10 +32,10 @@ class AutoencoderParts:
     """An original autoencoder checkpoint, translated.
 
     Attributes:
-        config: arguments of `AutoencoderVAVAE`.
-        state_dict: its weights.
-        training: what only training needs (`TRAINING_KEYS`), under the original's names.
-        left_out: the keys that were left out (`FOREIGN_KEYS`).
+        config: The arguments of `AutoencoderVAVAE`.
+        state_dict: The weights of the autoencoder.
+        training: The weights that only training needs (`TRAINING_KEYS`), under the original's names.
+        left_out: The keys that were left out (`FOREIGN_KEYS`).
     """
 
     config: dict
@@ -258,7 +258,7 @@ def read_autoencoder(
     Args:
         checkpoint: a file in any published layout (or `user/repo:file` of the Hub), a folder, or what `read_checkpoint`
             returned.
-        config: the original's YAML of the autoencoder; it must not contradict the weights.
+        config: The original's YAML of the autoencoder; it must not contradict the weights.
 
     Raises:
         ValueError: if it is not a complete autoencoder.
@@ -306,10 +306,11 @@ def load_autoencoder(
     """An original VA-VAE, LDM or MAR-VAE checkpoint, or a folder of diffusers, as a model in evaluation mode.
 
     Args:
-        checkpoint: as in `read_autoencoder`.
-        latents_stats: the original's latents_stats.pt, or its dictionary.
-        latent_multiplier: the original's, our `scaling_factor`; None keeps that of a folder, and 1 for a checkpoint.
-        config: as in `read_autoencoder`.
+        checkpoint: As in `read_autoencoder`.
+        latents_stats: The original's latents_stats.pt, or its dictionary.
+        latent_multiplier: The original's factor, our `scaling_factor`; None keeps that of a folder, and is 1 for a
+            checkpoint.
+        config: As in `read_autoencoder`.
 
     Raises:
         ValueError: if it is not a complete autoencoder.

@@ -25,8 +25,8 @@ class OriginalConfig:
     """Typed access to the values of an original YAML, by dotted names such as "sample.cfg_scale".
 
     Args:
-        values: the file's content.
-        name: how errors call it.
+        values: The content of the file.
+        name: The name of the file, for messages.
     """
 
     def __init__(self, values: dict, name: str = "config"):

@@ -18,10 +18,10 @@ VAE_CLASSES = ("AutoencoderVAVAE", "AutoencoderKL")
 
 
 def original_files(folder: str | Path) -> tuple[dict[str, dict], list[str]]:
-    """What the original needs in place of a transformer, autoencoder or pipeline folder.
+    """The files that the original needs in place of a transformer, autoencoder or pipeline folder.
 
     Args:
-        folder: as `save_pretrained` writes it.
+        folder: The folder, as `save_pretrained` writes it.
 
     Returns:
         The contents of lightningdit.pt, vavae.ckpt (marvae.ckpt), latents_stats.pt and config.yaml by file name, those

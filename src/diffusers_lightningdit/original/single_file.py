@@ -23,10 +23,10 @@ def transformer_arguments(
     """Arguments of `LightningDiTTransformer2DModel`, read off the weights; they must not contradict the YAML.
 
     Args:
-        original_config: content of the original's YAML; empty for none.
-        checkpoint: in any published layout.
-        num_attention_heads: where neither YAML nor shapes nor the published sizes tell.
-        weights: "ema" or "model"; None takes `ema` where the file has it.
+        original_config: The content of the original's YAML; empty for none.
+        checkpoint: The checkpoint, in any published layout.
+        num_attention_heads: The number of heads, where neither YAML nor shapes nor the published sizes tell.
+        weights: The weights to take, "ema" or "model"; None takes `ema` where the file has it.
     """
     yaml = OriginalConfig(original_config, "original_config") if original_config else embedded_config(checkpoint)
     return translate_transformer(select_transformer_weights(checkpoint, weights), num_attention_heads, yaml)[0]

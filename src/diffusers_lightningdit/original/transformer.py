@@ -42,8 +42,8 @@ def select_transformer_weights(checkpoint: dict, weights: str | None = None) -> 
     """The state dict in a checkpoint of any published layout: {"ema"}, {"model", "ema", "opt", ...}, {"model"}, flat.
 
     Args:
-        checkpoint: what `read_checkpoint` returned.
-        weights: "ema" or "model"; None takes `ema` where it exists.
+        checkpoint: The result of `read_checkpoint`.
+        weights: The weights to take, "ema" or "model"; None takes `ema` where it exists.
 
     Raises:
         ValueError: if these weights are not there.
@@ -66,8 +66,8 @@ def transformer_config(state_dict: dict[str, torch.Tensor], num_attention_heads:
     The number of heads is in the shapes only with RoPE or qk-norm; otherwise the published sizes are looked up.
 
     Args:
-        state_dict: weights under the original's keys.
-        num_attention_heads: for architectures that are not one of the published sizes.
+        state_dict: The weights under the original's keys.
+        num_attention_heads: The number of heads, for architectures that are not one of the published sizes.
 
     Returns:
         Arguments of `LightningDiTTransformer2DModel`.
@@ -208,7 +208,7 @@ def transformer_rows(model: LightningDiTTransformer2DModel) -> list[Row]:
 
 
 def rope_tables(model: LightningDiTTransformer2DModel) -> dict[str, torch.Tensor]:
-    """What the original stores and we compute: `feat_rope.freqs_cos` and `_sin`, float32 [tokens, head width]."""
+    """The tables that only the original stores, `feat_rope.freqs_cos` and `_sin`: float32 [tokens, head width]."""
     if not model.config.use_rope:
         return {}
     grid_size = model.config.sample_size // model.config.patch_size
@@ -275,9 +275,9 @@ def transformer_from_original(
     """Original state dict -> (config, state dict) of `LightningDiTTransformer2DModel`; types are kept.
 
     Args:
-        state_dict: weights under the original's keys.
-        num_attention_heads: where neither the YAML nor the shapes nor the published sizes tell.
-        yaml: the original's configuration; it must not contradict the weights.
+        state_dict: The weights under the original's keys.
+        num_attention_heads: The number of heads, where neither YAML nor shapes nor the published sizes tell.
+        yaml: The original's configuration; it must not contradict the weights.
 
     Raises:
         ValueError: naming the first key that is missing, unknown, wrongly shaped or not finite.
@@ -332,10 +332,10 @@ def load_transformer(
     """An original LightningDiT checkpoint as a model, in evaluation mode and the weights' own type.
 
     Args:
-        checkpoint: a file in any published layout (or `user/repo:file` of the Hub), or what `read_checkpoint` returned.
-        weights: "ema" or "model"; None takes `ema` where the file has it.
-        config: the original's YAML; None takes the one that a training checkpoint carries.
-        num_attention_heads: where neither the YAML nor the shapes nor the published sizes tell.
+        checkpoint: A file in any published layout (or `user/repo:file` of the Hub), or the result of `read_checkpoint`.
+        weights: The weights to take, "ema" or "model"; None takes `ema` where the file has it.
+        config: The original's YAML; None takes the one that a training checkpoint carries.
+        num_attention_heads: The number of heads, where neither YAML nor shapes nor the published sizes tell.
 
     Raises:
         ValueError: if it is not a complete LightningDiT checkpoint, or contradicts the YAML.

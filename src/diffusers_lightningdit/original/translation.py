@@ -64,9 +64,9 @@ def translate_from_original(
     """Original state dict -> ours.
 
     Args:
-        rows: the table.
-        original: the state dict; it has to have exactly the rows' keys, with finite values of one floating-point type.
-        model_state: our model's state dict (on the meta device), for the shapes.
+        rows: The table of rows.
+        original: The state dict; it has to have exactly the rows' keys, with finite values of one floating-point type.
+        model_state: Our model's state dict (on the meta device), for the shapes.
 
     Raises:
         ValueError: naming the first key that is missing, unknown, wrongly shaped or not finite.

@@ -1,4 +1,4 @@
-"""What an original checkpoint holds for training on: the projection and the discriminator, as models of their own."""
+"""The projection and the discriminator in an original checkpoint, as models of their own, for training on."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ def training_models(
     """The models among the training weights of a checkpoint.
 
     Args:
-        training: `AutoencoderParts.training`, under the original's names.
+        training: The weights `AutoencoderParts.training`, under the original's names.
 
     Returns:
         (models, left over): `projection` and `discriminator`, those that are there and whole, in the type of their
