@@ -37,6 +37,8 @@ EXTRAS = {
         "optimum-quanto>=0.2.7",
         "torchao>=0.15.0",
         "gguf>=0.17.1",
+        # builds the wheel that tests/test_packaging.py looks into
+        "setuptools>=70.1",
     ],
     "quality": ["ruff==0.14.5"],
 }
