@@ -5,7 +5,6 @@ import torch
 from safetensors.torch import load_file
 
 from diffusers_lightningdit.flow_matching import (
-    drop_labels,
     flow_matching_losses,
     interpolate,
     logit_normal_times,
@@ -106,14 +105,6 @@ def test_uniform_range_is_that_of_the_originals_validation(losses):
 def test_logit_normal_refuses_a_std_that_is_not_positive():
     with pytest.raises(ValueError, match=r"`std` is 0; required: a positive number"):
         logit_normal_times(torch.rand(4), std=0)
-
-
-def test_dropped_labels(losses):
-    labels, after = losses["drop_y"], losses["drop_y_after"]
-    null_class = 10
-    uniform = torch.where(labels != after, 0.05, 0.5)
-    assert torch.equal(drop_labels(labels, uniform, 0.1, null_class), after)
-    assert torch.equal(drop_labels(labels, torch.zeros(len(labels)), 0.0, null_class), labels)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ r"""Train the transformer (second stage) on the latents of a frozen autoencoder.
         data=FOLDER_OR_HUB_ID vae=FOLDER_OR_HUB_ID output_dir=FOLDER key=value ...
 
 The result is a complete pipeline folder with EMA weights, which `DiffusionPipeline.from_pretrained` loads. The loss and
-the steps, which LoRA training shares, are in `diffusers_lightningdit/training/transformer/steps.py`. docs/training.md
+the steps, which LoRA training shares, are in `diffusers_lightningdit/training/transformer/loop.py`. docs/training.md
 tells more.
 """
 
@@ -32,7 +32,7 @@ from diffusers_lightningdit.training.run_state import RunState
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 from diffusers_lightningdit.training.transformer.config import LightningDiTTrainingConfig
 from diffusers_lightningdit.training.transformer.data import TransformerData, load_data
-from diffusers_lightningdit.training.transformer.steps import NAME, load_validation_data, make_transformer_run, train
+from diffusers_lightningdit.training.transformer.loop import NAME, load_validation_data, make_transformer_run, train
 from diffusers_lightningdit.training.transformer.weight_init import initialize_weights, load_initial_transformer
 
 ADVICE = "a lower `learning_rate` or `max_grad_norm`, `transformer.use_qk_norm`"  # against divergence

@@ -6,7 +6,7 @@ r"""Fine-tune a pipeline on own images by LoRA: its own classes, or new ones, wh
         pipeline=FOLDER_OR_HUB_ID data=FOLDER_OR_HUB_ID output_dir=FOLDER key=value ...
 
 The result, averaged weights in `pytorch_lora_weights.safetensors`, is for `pipe.load_lora_weights`. The loss and the
-steps, which full training shares, are in `diffusers_lightningdit/training/transformer/steps.py`. docs/training.md tells
+steps, which full training shares, are in `diffusers_lightningdit/training/transformer/loop.py`. docs/training.md tells
 more.
 """
 
@@ -25,6 +25,7 @@ from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_samp
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
 from diffusers_lightningdit.training.run_state import RunState
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
+from diffusers_lightningdit.training.transformer.loop import NAME, load_validation_data, make_transformer_run, train
 from diffusers_lightningdit.training.transformer.lora import (
     Classes,
     add_lora,
@@ -33,7 +34,6 @@ from diffusers_lightningdit.training.transformer.lora import (
     lora_file_content,
 )
 from diffusers_lightningdit.training.transformer.lora_config import LoraTrainingConfig
-from diffusers_lightningdit.training.transformer.steps import NAME, load_validation_data, make_transformer_run, train
 
 FILE = "pytorch_lora_weights.safetensors"
 NUM_PASSES = 2  # a forward pass, and back for the activations alone

@@ -25,8 +25,8 @@ from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
 from diffusers_lightningdit.training.batches import DATA_ERRORS, RandomlyFlipped, make_batch_sampler, train_steps
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
-from diffusers_lightningdit.training.loop import accumulating, due, finish_step
 from diffusers_lightningdit.training.moving_averages import MovingAverages
+from diffusers_lightningdit.training.optimizer_step import accumulating, due, finish_step
 from diffusers_lightningdit.training.progress import TrainingProgress
 from diffusers_lightningdit.training.run_state import RunState, make_run_state
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged

@@ -1,7 +1,8 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """The flow that LightningDiT is trained on: straight lines from noise to data (arXiv 2501.01423, section 4).
 
-Time convention, here and everywhere in the project: t in [0, 1], 0 = noise, 1 = data.
+Time convention, here and everywhere in the project: t in [0, 1], 0 = noise, 1 = data. The schedulers of diffusers count
+sigma = 1 - t; `pipelines/lightningdit_sampling.py` translates.
 
 Letters in the shape comments: B batch, C latent channels.
 """
@@ -13,7 +14,7 @@ COSINE_EPS = 1e-8  # smallest product of norms in the cosine loss: torch's defau
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Times and labels
+# Times
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -49,21 +50,6 @@ def logit_normal_times(
     first, last = torch.special.ndtr((range_ends.logit() - mean) / std)  # F(start), F(end)
     normal = torch.special.ndtri(first + (last - first) * uniform.double())
     return torch.sigmoid(mean + std * normal).float()
-
-
-def drop_labels(
-    class_labels: torch.Tensor, uniform: torch.Tensor, dropout_prob: float, null_class: int
-) -> torch.Tensor:
-    """Replace each label by the null class with a probability (classifier-free guidance, arXiv 2207.12598).
-
-    Args:
-        class_labels: [B].
-        uniform: numbers u ~ U[0, 1), float32 [B]; those below `dropout_prob` drop their label.
-
-    Returns:
-        [B].
-    """
-    return torch.where(uniform < dropout_prob, null_class, class_labels)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

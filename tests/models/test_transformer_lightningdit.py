@@ -12,7 +12,11 @@ from safetensors.torch import load_file
 
 from diffusers_lightningdit import LightningDiTTransformer2DModel
 from diffusers_lightningdit.files import read_checkpoint
-from diffusers_lightningdit.models.transformer_lightningdit import LightningDiTRotaryEmbedding, sincos_position_table
+from diffusers_lightningdit.models.transformer_lightningdit import (
+    LightningDiTClassEmbedding,
+    LightningDiTRotaryEmbedding,
+    sincos_position_table,
+)
 from diffusers_lightningdit.original import load_transformer, transformer_to_original
 from diffusers_lightningdit.original.transformer import empty_transformer, rope_tables, transformer_rows
 
@@ -99,6 +103,14 @@ def test_intermediates(case):
     close_where_recorded(first.ff(tensors["attn_probe_in"]), tensors["ema_block0_mlp_probe_out"])
     table = sincos_position_table(model.inner_dim, grid_size, grid_size)
     close(table, tensors["pos_embed_sincos"].reshape(table.shape), 1e-6)
+
+
+def test_dropped_labels_are_the_originals(golden):
+    losses = load_file(golden("train/losses.safetensors"))
+    labels, after = losses["drop_y"], losses["drop_y_after"]
+    uniform = torch.where(labels != after, 0.05, 0.5)
+    assert torch.equal(LightningDiTClassEmbedding(10, 4, 0.1).drop_labels(labels, uniform), after)
+    assert torch.equal(LightningDiTClassEmbedding(10, 4, 0.0).drop_labels(labels, torch.zeros(len(labels))), labels)
 
 
 def test_stored_position_table_counts(golden):

@@ -15,7 +15,7 @@ import train_vavae
 from accelerate.utils import is_torch_version
 from safetensors.torch import load_file
 
-from diffusers_lightningdit.training.transformer import steps
+from diffusers_lightningdit.training.transformer import loop
 
 STEPS = ["max_train_steps=5", "checkpointing_steps=2", "extra_ema_decays=[0.9]"]
 
@@ -202,14 +202,14 @@ def test_bad_steps_are_skipped_and_a_series_of_them_rolled_back(
 ):
     """Batches 3 to 5 have NaN: two bad steps in a row lead back to the checkpoint of step 2, the third is skipped."""
     positions = []
-    training_loss = steps.training_loss
+    training_loss = loop.training_loss
 
     def sometimes_nan(config, model, latents, class_labels, draws, *others):
         positions.append(draws.batch_index)
         loss = training_loss(config, model, latents, class_labels, draws, *others)
         return loss * float("nan") if draws.batch_index in (3, 4, 5) else loss
 
-    monkeypatch.setattr(steps, "training_loss", sometimes_nan)
+    monkeypatch.setattr(loop, "training_loss", sometimes_nan)
     run(transformer_recipe, data, trained_vae, tmp_path / "run", "spike_patience=2")
     output = capsys.readouterr().out
     assert "step 4 skipped: loss is nan (1 skipped in all)" in output

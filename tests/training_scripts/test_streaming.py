@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from diffusers_lightningdit import AutoencoderVAVAE
 from diffusers_lightningdit.training import run_state
-from diffusers_lightningdit.training.transformer import steps
+from diffusers_lightningdit.training.transformer import loop
 
 ORDER = ["streaming=true", "shuffle_block_size=4", "num_open_files=2"]
 STEPS = ["max_train_steps=5", "checkpointing_steps=2"]
@@ -146,14 +146,14 @@ def test_a_roll_back_does_not_rewind_the_stream(
 ):
     """Batches 3 and 4 have NaN, which leads back to the checkpoint of step 2; batches 5 to 7 follow."""
     seen = []
-    training_loss = steps.training_loss
+    training_loss = loop.training_loss
 
     def sometimes_nan(config, model, latents, class_labels, draws, *others):
         seen.append((draws.batch_index, latents))
         loss = training_loss(config, model, latents, class_labels, draws, *others)
         return loss * float("nan") if draws.batch_index in (3, 4) and config.spike_patience == 2 else loss
 
-    monkeypatch.setattr(steps, "training_loss", sometimes_nan)
+    monkeypatch.setattr(loop, "training_loss", sometimes_nan)
     settings = [f"vae={trained_vae}", FLIPPED]
     bad = [*settings, "spike_patience=2"]
     train_lightningdit.main(arguments(transformer_recipe, files, tmp_path / "bad", *bad))
@@ -170,13 +170,13 @@ def test_a_roll_back_does_not_rewind_the_stream(
 def test_lora_from_a_stream(uninterrupted, tmp_path, monkeypatch):
     """The labels become those of the pipeline: dog is its second class, and a new class follows."""
     labels = set()
-    training_loss = steps.training_loss
+    training_loss = loop.training_loss
 
     def training_loss_seen(config, model, latents, class_labels, *others):
         labels.update(class_labels.tolist())
         return training_loss(config, model, latents, class_labels, *others)
 
-    monkeypatch.setattr(steps, "training_loss", training_loss_seen)
+    monkeypatch.setattr(loop, "training_loss", training_loss_seen)
     data, run, resumed = tmp_path / "data", tmp_path / "run", tmp_path / "resumed"
     images = [Image.effect_noise((20, 16), 40 + number).convert("RGB") for number in range(6)]
     write_images(data / "train.parquet", images, [0, 1] * 3, names=("dog", "ox"))

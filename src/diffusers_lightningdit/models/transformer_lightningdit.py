@@ -101,9 +101,13 @@ class LightningDiTClassEmbedding(nn.Module):
 
     def forward(self, class_labels: torch.LongTensor) -> torch.Tensor:
         if self.training and self.dropout_prob > 0:
-            drop = torch.rand(class_labels.shape[0], device=class_labels.device) < self.dropout_prob
-            class_labels = torch.where(drop, self.num_classes, class_labels)
+            uniform = torch.rand(class_labels.shape[0], device=class_labels.device)
+            class_labels = self.drop_labels(class_labels, uniform)
         return self.embedding_table(class_labels)  # [B, D]
+
+    def drop_labels(self, class_labels: torch.LongTensor, uniform: torch.Tensor) -> torch.LongTensor:
+        """Replace the labels [B] whose u ~ U[0, 1), float32 [B], is below `dropout_prob` by the null class."""
+        return torch.where(uniform < self.dropout_prob, self.num_classes, class_labels)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -128,15 +132,12 @@ class LightningDiTAttnProcessor:
         else:
             query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
 
-        query = query.unflatten(-1, (attn.heads, -1))  # [B, N, H, d]
-        key = key.unflatten(-1, (attn.heads, -1))
-        value = value.unflatten(-1, (attn.heads, -1))
+        query, key, value = [x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value)]  # [B, N, H, d] each
 
         if attn.norm_q is not None:
             query, key = attn.norm_q(query).to(value.dtype), attn.norm_k(key).to(value.dtype)
         if image_rotary_emb is not None:
-            query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
-            key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
+            query, key = [apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in (query, key)]
 
         hidden_states = dispatch_attention_fn(
             query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
@@ -292,8 +293,7 @@ class LightningDiTTransformer2DModel(
     ):
         super().__init__()
         self._check_config()
-        dim = num_attention_heads * attention_head_dim
-        self.inner_dim = dim
+        dim = self.inner_dim = num_attention_heads * attention_head_dim
         self.out_channels = 2 * in_channels if learn_sigma else in_channels
         feed_forward_dim = int(mlp_ratio * dim)
         if activation_fn == "swiglu":

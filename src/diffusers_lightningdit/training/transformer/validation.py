@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Subset
 from ...flow_matching import flow_matching_losses
 from ...keyed_random import KeyedRandom
 from ...models import AutoencoderVAVAE
-from ..loop import global_mean
+from ..optimizer_step import global_mean
 from ..validation_samples import own_share
 from .data import TransformerData, normalized_latents
 

@@ -7,8 +7,8 @@ from accelerate.state import AcceleratorState
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusers_lightningdit.training.loop import clip_gradients, due, finish_step, step_optimizers
 from diffusers_lightningdit.training.moving_averages import MovingAverages
+from diffusers_lightningdit.training.optimizer_step import clip_gradients, due, finish_step, step_optimizers
 from diffusers_lightningdit.training.run_state import RunState
 from diffusers_lightningdit.training.spike_guard import SpikeGuard
 

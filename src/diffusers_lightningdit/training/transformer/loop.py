@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""The training steps by which a transformer learns the velocity, for full training and LoRA."""
+"""The training loop of the transformer, and its loss, for full training and LoRA."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,13 +10,13 @@ from diffusers import DiffusionPipeline
 
 from ...data.global_batches import GlobalBatchSampler
 from ...data.row_stream import RowStream
-from ...flow_matching import drop_labels, flow_matching_losses, logit_normal_times, uniform_times
+from ...flow_matching import flow_matching_losses, logit_normal_times, uniform_times
 from ...grids import draw_grid
 from ...keyed_random import KeyedRandom
 from ...models import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from ..batches import train_steps
-from ..loop import accumulating, due, finish_step
 from ..moving_averages import MovingAverages
+from ..optimizer_step import accumulating, due, finish_step
 from ..optimizers import make_adamw
 from ..progress import TrainingProgress, forward_flops
 from ..run_state import RunState, make_run_state
@@ -41,9 +41,9 @@ def training_loss(
     class_labels: torch.Tensor,
     draws: KeyedRandom,
     step: int,
-    architecture: dict,
+    transformer: LightningDiTTransformer2DModel,
 ) -> torch.Tensor:
-    """Mean loss of a batch: normalised latents [B, C, height, width], class_labels [B]."""
+    """Mean loss of a batch: normalised latents [B, C, height, width], class_labels [B]. `model` wraps `transformer`."""
     noise = draws.normal("noise", latents.shape[1:])
     uniform = draws.uniform("times")
     uniform_from = math.inf if config.uniform_times_from_step is None else config.uniform_times_from_step
@@ -51,9 +51,7 @@ def training_loss(
         times = uniform_times(uniform, config.time_range)
     else:
         times = logit_normal_times(uniform, config.logit_normal_mean, config.logit_normal_std, config.time_range)
-    labels = drop_labels(
-        class_labels, draws.uniform("labels"), architecture["class_dropout_prob"], architecture["num_classes"]
-    )
+    labels = transformer.class_embedder.drop_labels(class_labels, draws.uniform("labels"))
     mse, cosine = flow_matching_losses(model, noise, latents, times, labels)
     return mse.mean() + cosine.mean() if config.use_cosine_loss else mse.mean()
 
@@ -154,10 +152,10 @@ def train(
         num_passes: The forward passes that a step costs as much as; a backward pass for all weights costs two.
         sample_class_ids: The classes to draw; all by default.
     """
-    model, architecture = state.models[NAME], state.architectures[NAME]
+    model, transformer = state.models[NAME], accelerator.unwrap_model(state.models[NAME])
     micro_batch_size = config.global_batch_size // accelerator.num_processes // config.gradient_accumulation_steps
     dataset = dataset_to_train_on(config, data, vae, show_progress=accelerator.is_main_process)
-    progress = TrainingProgress(config, accelerator, state.step, image_flops(architecture, num_passes))
+    progress = TrainingProgress(config, accelerator, state.step, image_flops(state.architectures[NAME], num_passes))
     state.report = progress.report
     steps = train_steps(config, dataset, sampler, state.batch_index, accelerator)
 
@@ -170,7 +168,7 @@ def train(
                 with accumulating(accelerator, model, is_last=number == len(micro_batches)):
                     with accelerator.autocast():
                         loss = training_loss(
-                            config, model, latents, batch["class_labels"], draws, state.step, architecture
+                            config, model, latents, batch["class_labels"], draws, state.step, transformer
                         )
                     accelerator.backward(loss / len(micro_batches))
                 losses.append(loss.detach())
