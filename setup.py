@@ -17,6 +17,7 @@ INSTALL_REQUIRES = [
     "safetensors>=0.8",
     "huggingface_hub>=1.32",
     "pyyaml>=6.0.1",
+    "filelock>=3.18",
 ]
 
 EXTRAS = {

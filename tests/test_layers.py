@@ -11,8 +11,11 @@ PACKAGE = "diffusers_lightningdit"
 
 # From the ground up. A layer may import those below it; parts of one layer do not import each other.
 LAYERS = (
-    ("files", "processes", "keyed_random", "flow_matching", "pixels", "metrics", "models", "schedulers", "pipelines"),
-    ("settings",),
+    (
+        *("files", "processes", "interruption", "keyed_random", "flow_matching", "pixels", "metrics"),
+        *("models", "schedulers", "pipelines"),
+    ),
+    ("settings", "locks"),
     ("networks", "losses", "grids"),
     ("original",),
     ("data",),

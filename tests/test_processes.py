@@ -64,4 +64,4 @@ def test_results_and_errors_of_the_main_process_are_everybodys(tmp_path):
     command = [*launch, str(tmp_path / "fail.py")]
     finished = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.splitlines().count("process 0 found an error") == 2
+    assert finished.stdout.count("process 0 found an error") == 2  # sometimes in one line

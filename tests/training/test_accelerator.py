@@ -16,6 +16,7 @@ def example_config(tmp_path, **settings) -> TrainingConfig:
 @pytest.fixture(autouse=True)
 def fresh_accelerate_state():
     """Accelerate keeps the mixed precision for the life of a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -1,0 +1,60 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Ctrl-C and SIGTERM, answered between two steps of the work."""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAME_REQUEST = 2.0  # seconds; a launcher passes on the signal that a terminal has sent to all processes already
+
+
+class Interruption:
+    """While the context lasts, the first SIGINT or SIGTERM is only noted; a second one ends the process at once.
+
+    Signals within two seconds of the first are the same request. Outside the main thread nothing changes, since only
+    the main thread can handle signals.
+
+    Attributes:
+        requested: The signal, or None.
+    """
+
+    def __init__(self):
+        self.requested: signal.Signals | None = None
+        self._pid, self._time, self._handlers = os.getpid(), 0.0, {}
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            return  # a data loader's worker, which the main process ends
+        if self.requested is None:
+            self.requested, self._time = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - self._time > SAME_REQUEST:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(self._pid, number)
+
+    def of_any_process(self, accelerator: Accelerator) -> signal.Signals | None:
+        """The signal that any process of the run was sent, the same on all of them; every process has to call this."""
+        if accelerator.num_processes == 1:
+            return self.requested
+        number = torch.tensor([self.requested or 0], device=accelerator.device)
+        number = int(accelerator.gather(number).max())
+        return signal.Signals(number) if number else None
+
+
+def exit_status(number: signal.Signals) -> int:
+    """The exit status of a process that a signal has ended: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + number

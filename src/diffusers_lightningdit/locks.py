@@ -1,0 +1,99 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Folders that one run at a time writes into."""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .files import write_json
+
+LOCK_FILE, HOLDER_FILE = ".lock", ".lock.json"
+ORPHAN_PATIENCE = 30.0  # seconds; torch's data loader workers end within 5 seconds of the process they work for
+
+
+class FolderInUse(ValueError):
+    """Another run writes into the folder; the message is one line."""
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Make a folder where there is none, and keep other runs from writing into it.
+
+    The lock is the operating system's (`flock`), so that it ends with the process, however that ends; on NFS it holds
+    on all machines. A killed process's data loader workers may outlive it by some seconds: they are waited for. Only
+    the main process of a run takes the lock.
+
+    Args:
+        folder: The folder. While it is locked, it holds the files `.lock` and `.lock.json`.
+
+    Raises:
+        FolderInUse: naming the process that holds the lock, its machine, and since when.
+        OSError: if the folder cannot be made or written into.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(folder / LOCK_FILE), folder / HOLDER_FILE
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not _has_ended(_read(holder)):
+                raise
+            lock.acquire(timeout=ORPHAN_PATIENCE)
+    except Timeout as error:
+        raise FolderInUse(
+            f"{folder} is being written by {_description(_read(holder))}; required: a folder of its own for each run, "
+            "or to wait until that one has ended."
+        ) from error
+    try:
+        write_json(
+            holder,
+            {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+                "command": sys.argv,
+            },
+        )
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            (folder / LOCK_FILE).unlink()
+        lock.release()
+
+
+def _read(holder: Path) -> dict:
+    """The description of the process that holds a lock, empty where it has written none yet."""
+    try:
+        content = json.loads(holder.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _has_ended(holder: dict) -> bool:
+    """Whether the process is known to have ended: only its own machine can tell."""
+    pid = holder.get("pid")
+    if os.name != "posix" or holder.get("host") != socket.gethostname() or not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)  # sends nothing
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass  # it belongs to somebody else
+    return False
+
+
+def _description(holder: dict) -> str:
+    if not holder:
+        return "another process"
+    return f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}"
