@@ -51,7 +51,7 @@ def assert_one_line_or_done(ended: Ended, about: str, *names: str) -> bool:
     assert ended.status == 2, f"{about}: status {ended.status}\n{ended.output}"
     assert len(ended.errors) == 1, f"{about}\n{ended.output}"
     assert any(name in ended.errors[0] for name in names), f"{about}: no {names} in {ended.errors[0]}"
-    assert len(ended.errors[0]) < 1000, ended.errors[0]
+    assert len(ended.errors[0]) < 2500, ended.errors[0]
     return False
 
 
@@ -167,7 +167,9 @@ def test_an_image_in_a_folder(seed, trained_vae, tmp_path):
         words = [f"data={tmp_path / 'images'}", f"vae={trained_vae}", "resolution=8", "output_dir=out"]
         ended = run(lambda: reconstruction.main(words), tmp_path / "work")
     if assert_one_line_or_done(ended, way.__name__, "1.png", "images"):
-        assert way in (damage.removed, damage.dangling_link, damage.link_to_itself, damage.folder), way.__name__
+        assert way in (damage.cut, damage.removed, damage.dangling_link, damage.link_to_itself, damage.folder), (
+            way.__name__
+        )
 
 
 @seeds(24)
@@ -272,7 +274,7 @@ def test_arguments_of_a_pipeline(pipeline_class, seed, pipeline_folder, tmp_path
     names = [name for name in inspect.signature(pipeline_class.__call__).parameters if name != "self"]
     image = Image.effect_noise((8, 8), 40).convert("RGB")
     good = {"class_labels": [0, 1] if "num_images" in names else 0, "image": image, "num_inference_steps": 1}
-    good |= {"num_images": 2, "output_type": "np", "generator": torch.Generator().manual_seed(0)}
+    good |= {"num_images": 2, "strength": 1.0, "output_type": "np", "generator": torch.Generator().manual_seed(0)}
     good = {name: value for name, value in good.items() if name in names}
     for _ in range(8):
         name, value = rng.choice(names), rng.choice(WRONG)
