@@ -9,6 +9,7 @@ the data is a stream, whose place is saved.
 """
 
 import dataclasses
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +18,23 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..data.global_batches import GlobalBatchSampler
 from ..data.row_stream import RowStream
 from ..files import json_values, write_json
+from ..interruption import Interrupted
 from ..processes import on_main_process
-from .checkpoints import STATE_FILE, latest_checkpoint, new_checkpoint, read_state, remove_old_checkpoints
+from .checkpoints import (
+    STATE_FILE,
+    latest_checkpoint,
+    list_checkpoints,
+    new_checkpoint,
+    read_state,
+    remove_old_checkpoints,
+)
 from .config import TrainingConfig
 from .moving_averages import MovingAverages
 from .optimizers import make_lr_scheduler, set_schedule
@@ -297,26 +307,61 @@ class RunState:
             set_schedule(scheduler, scheduler.last_epoch + 1)
         self.step, self.batch_index = self.step + 1, self.batch_index + 1
 
-    def secure(self, checkpointing_steps: int | None, last_step: int) -> bool:
+    def secure(self, checkpointing_steps: int | None, last_step: int, stop: signal.Signals | None = None) -> bool:
         """After each step: save a checkpoint where one is due, or return to one after too many bad steps.
 
         No checkpoint is saved while steps are bad, because the weights may be: it is saved after the next good step.
+
+        Args:
+            checkpointing_steps: The steps between two checkpoints; None for none at all.
+            last_step: The last step of the run.
+            stop: The signal that asks the run to end, after a checkpoint.
 
         Returns:
             Whether the run went back to an earlier step.
 
         Raises:
             CheckpointWriteError, TrainingDiverged: as `save` and `roll_back` raise them.
+            Interrupted: if there was a signal.
         """
         if self.spike_guard.must_roll_back:
             self.roll_back()
             return True
         if checkpointing_steps is not None:
-            self._checkpoint_is_due |= self.step % checkpointing_steps == 0 or self.step == last_step
+            is_due = self.step % checkpointing_steps == 0 or self.step == last_step or stop is not None
+            self._checkpoint_is_due |= is_due
         if self._checkpoint_is_due and self.spike_guard.num_bad_in_a_row == 0:
             self.save()
             self._checkpoint_is_due = False
+        if stop is not None:
+            steps = on_main_process(self.accelerator, lambda: list_checkpoints(self.output_dir))
+            then = (
+                f"`resume_from_checkpoint=latest` goes on from step {steps[-1]}" if steps else "no checkpoint is kept"
+            )
+            raise Interrupted(f"interrupted by {stop.name} after step {self.step}; {then}.", stop)
         return False
+
+    def check_result(self) -> None:
+        """Refuse to make a result of a run that has not learnt anything, or whose weights are not finite.
+
+        Raises:
+            TrainingDiverged: on every process.
+        """
+        if self.step and self.spike_guard.num_skipped >= self.step:
+            raise TrainingDiverged(
+                f"all {self.step} steps were bad and skipped; required: finite data and weights, or "
+                f"{self.spike_guard.advice}. No result is written."
+            )
+        for name in self.models:
+            states = [self.averaged_state(name, decay) for decay in self._shadows(name)]
+            tensors = [value for state in states or [trained_state(self.model(name))] for value in state.values()]
+            shards = [value.to_local() if isinstance(value, DTensor) else value for value in tensors]
+            num_bad = torch.stack([(~shard.isfinite().all()).float() for shard in shards]).sum()
+            if self.accelerator.reduce(num_bad) > 0:
+                raise TrainingDiverged(
+                    f"weights of the {name} are not finite after step {self.step}; required: {self.spike_guard.advice}, "
+                    "or an earlier checkpoint in `resume_from_checkpoint`. No result is written."
+                )
 
     def roll_back(self) -> None:
         """Return to the newest checkpoint that is whole, and go on with the data after the current batch.
