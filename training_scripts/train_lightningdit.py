@@ -99,8 +99,8 @@ def main(argv: list[str] | None = None) -> None:
             data = load_data(config, vae, config.data, config.split, for_training=True)
             if (config.guidance_channels or 0) > vae.config.latent_channels:
                 raise ValueError(
-                    f"`guidance_channels` is {config.guidance_channels}; required: at most the VAE's `latent_channels`, "
-                    f"{vae.config.latent_channels}."
+                    f"`guidance_channels` is {config.guidance_channels}; required: at most the VAE's "
+                    f"`latent_channels`, {vae.config.latent_channels}."
                 )
             sampler = make_batch_sampler(config, data.dataset, accelerator)
             load_validation = partial(load_data, config, vae, for_training=False)

@@ -335,9 +335,9 @@ class RunState:
             self._checkpoint_is_due = False
         if stop is not None:
             steps = on_main_process(self.accelerator, lambda: list_checkpoints(self.output_dir))
-            then = (
-                f"`resume_from_checkpoint=latest` goes on from step {steps[-1]}" if steps else "no checkpoint is kept"
-            )
+            then = "there is no checkpoint"
+            if steps:
+                then = f"`resume_from_checkpoint=latest` goes on from step {steps[-1]}"
             raise Interrupted(f"interrupted by {stop.name} after step {self.step}; {then}.", stop)
         return False
 
@@ -359,8 +359,8 @@ class RunState:
             num_bad = torch.stack([(~shard.isfinite().all()).float() for shard in shards]).sum()
             if self.accelerator.reduce(num_bad) > 0:
                 raise TrainingDiverged(
-                    f"weights of the {name} are not finite after step {self.step}; required: {self.spike_guard.advice}, "
-                    "or an earlier checkpoint in `resume_from_checkpoint`. No result is written."
+                    f"weights of the {name} are not finite after step {self.step}; required: an earlier checkpoint in "
+                    f"`resume_from_checkpoint`, and {self.spike_guard.advice}. No result is written."
                 )
 
     def roll_back(self) -> None:
