@@ -23,10 +23,10 @@ from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, Light
 from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
 from diffusers_lightningdit.data.latent_encoding import load_frozen_vae
 from diffusers_lightningdit.data.row_stream import RowStream
-from diffusers_lightningdit.files import write_result
+from diffusers_lightningdit.files import weights_sha256, write_result
 from diffusers_lightningdit.locks import locked_by_run
 from diffusers_lightningdit.original import read_training_checkpoint
-from diffusers_lightningdit.settings import one_line_errors, parse_config
+from diffusers_lightningdit.settings import call_all, one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
 from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_sampler
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
@@ -82,7 +82,10 @@ def make_run(
         )
     begins_anew = original is None and checkpoint is None
     transformer = make_transformer(config, vae, data, accelerator, begins_anew)
-    state = make_transformer_run(config, accelerator, transformer, sampler, advice=ADVICE)
+    classes = None if data.id2label is None else list(data.id2label.values())
+    state = make_transformer_run(
+        config, accelerator, transformer, sampler, advice=ADVICE, classes=classes, vae_sha256=weights_sha256(vae)
+    )
     if original is not None:
         state.adopt(NAME, original.weights, original.average, original.moments, original.num_steps)
     elif checkpoint is not None:
@@ -102,9 +105,11 @@ def main(argv: list[str] | None = None) -> None:
                     f"`guidance_channels` is {config.guidance_channels}; required: at most the VAE's "
                     f"`latent_channels`, {vae.config.latent_channels}."
                 )
-            sampler = make_batch_sampler(config, data.dataset, accelerator)
             load_validation = partial(load_data, config, vae, for_training=False)
-            validation = load_validation_data(config, load_validation, accelerator.num_processes)
+            sampler, validation = call_all(
+                partial(make_batch_sampler, config, data.dataset, accelerator),
+                partial(load_validation_data, config, load_validation, accelerator.num_processes),
+            )
             vae.to(accelerator.device)
             until_the_end.enter_context(locked_by_run(accelerator, config.output_dir))
             state = make_run(config, accelerator, vae, data, sampler)

@@ -21,12 +21,13 @@ from huggingface_hub import create_repo, upload_folder
 from diffusers_lightningdit import LightningDiTPipeline
 from diffusers_lightningdit.files import weights_sha256, write_result
 from diffusers_lightningdit.locks import locked_by_run
-from diffusers_lightningdit.settings import one_line_errors, parse_config
+from diffusers_lightningdit.settings import call_all, one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
 from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_sampler
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
 from diffusers_lightningdit.training.run_state import RunState
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
+from diffusers_lightningdit.training.transformer.data import TransformerData
 from diffusers_lightningdit.training.transformer.loop import NAME, load_validation_data, make_transformer_run, train
 from diffusers_lightningdit.training.transformer.lora import (
     Classes,
@@ -70,11 +71,13 @@ def main(argv: list[str] | None = None) -> None:
             pipeline = load_pipeline(config.pipeline)
             transformer, vae = pipeline.transformer, pipeline.vae
             data, classes = load_lora_data(config, pipeline, config.data, config.split, for_training=True)
-            sampler = make_batch_sampler(config, data.dataset, accelerator)
-            validation = load_validation_data(
-                config,
-                lambda name, split: load_lora_data(config, pipeline, name, split, for_training=False)[0],
-                accelerator.num_processes,
+
+            def load_validation(name: str, split: str) -> TransformerData:
+                return load_lora_data(config, pipeline, name, split, for_training=False)[0]
+
+            sampler, validation = call_all(
+                partial(make_batch_sampler, config, data.dataset, accelerator),
+                partial(load_validation_data, config, load_validation, accelerator.num_processes),
             )
             must_match = {
                 "pipeline_sha256": weights_sha256(transformer),  # before the LoRA: the weights that no checkpoint holds

@@ -24,7 +24,7 @@ from diffusers_lightningdit.files import write_result
 from diffusers_lightningdit.interruption import Interruption
 from diffusers_lightningdit.locks import locked_by_run
 from diffusers_lightningdit.losses import VAELossSettings, autoencoder_losses, discriminator_losses
-from diffusers_lightningdit.settings import one_line_errors, parse_config
+from diffusers_lightningdit.settings import call_all, one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
 from diffusers_lightningdit.training.batches import DATA_ERRORS, RandomlyFlipped, make_batch_sampler, train_steps
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
@@ -100,8 +100,10 @@ def main(argv: list[str] | None = None) -> None:
                     "the autoencoder's weights cannot be sharded (FSDP2); required: data-parallel training."
                 )
             dataset = load_training_images(config)
-            sampler = make_batch_sampler(config, dataset, accelerator)
-            validation = load_validation_images(config, accelerator.num_processes)
+            sampler, validation = call_all(
+                partial(make_batch_sampler, config, dataset, accelerator),
+                partial(load_validation_images, config, accelerator.num_processes),
+            )
             torch.manual_seed(config.seed)  # the same first weights on every process
             teachers = Teachers(config, accelerator.device)
             networks = initial_networks(config, teachers.foundation, accelerator.print)

@@ -221,10 +221,9 @@ class RunState:
                 f"{path}."
             )
         for key, value in self.must_match.items():
-            if state["identity"].get(key) != value:
-                raise ValueError(
-                    f"`{key}` is {value!r}; required: {state['identity'].get(key)!r}, as in the checkpoint {path}."
-                )
+            difference = first_difference(key, value, state["identity"].get(key))
+            if difference is not None:
+                raise ValueError("`{}` is {!r}; required: {!r}, as in the checkpoint {}.".format(*difference, path))
         for name in self.models:
             self._check_tensors(path, name)
         for key, value in self.settings.items():
@@ -382,6 +381,17 @@ class RunState:
         self.report(
             f"{num_bad} steps in a row were bad at step {step}: back to {path}, step {self.step}, with later data"
         )
+
+
+def first_difference(key: str, value: Any, saved: Any) -> tuple[str, Any, Any] | None:
+    """None if two values are the same, or (key, value, saved): of long lists the first items that differ."""
+    if value == saved:
+        return None
+    if not isinstance(value, list) or not isinstance(saved, list):
+        return key, value, saved
+    if len(value) != len(saved):
+        return f"number of {key}", len(value), len(saved)
+    return next((f"{key}[{n}]", *pair) for n, pair in enumerate(zip(value, saved, strict=True)) if pair[0] != pair[1])
 
 
 def make_run_state(
