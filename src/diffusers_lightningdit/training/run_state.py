@@ -29,6 +29,7 @@ from ..interruption import Interrupted
 from ..processes import on_main_process
 from .checkpoints import (
     STATE_FILE,
+    DamagedCheckpoint,
     latest_checkpoint,
     list_checkpoints,
     new_checkpoint,
@@ -226,6 +227,7 @@ class RunState:
                 raise ValueError("`{}` is {!r}; required: {!r}, as in the checkpoint {}.".format(*difference, path))
         for name in self.models:
             self._check_tensors(path, name)
+        self._check_entries(path / STATE_FILE, state)
         for key, value in self.settings.items():
             if key not in MAY_DIFFER and key in state["settings"] and state["settings"][key] != value:
                 self.report(f"`{key}` is now {value!r}; the checkpoint was trained with {state['settings'][key]!r}")
@@ -247,7 +249,7 @@ class RunState:
                         "same architecture (`weight_init` begins a new run with another one)."
                     )
         for name, optimizer in self._optimizer_classes().items():
-            saved_optimizer = state.get("optimizers", {}).get(name, optimizer)  # earlier versions did not record it
+            saved_optimizer = state["optimizers"].get(name)
             if saved_optimizer != optimizer:
                 raise ValueError(
                     f"the optimiser of `{name}` is {optimizer}; required: {saved_optimizer}, whose state is in the "
@@ -263,6 +265,22 @@ class RunState:
             if not file.is_file():
                 raise ValueError(f"the EMA decay {decay:g} is not in the checkpoint {path}; required: one that is.")
             check_shapes(TensorFile(file).shapes(), shadows, str(file))
+        file, parameters = path / f"{name}.optimizer.safetensors", trained_parameters(model)
+        for key, shape in TensorFile(file).shapes().items():
+            parameter = parameters.get(key.rpartition("|")[0])
+            if parameter is None or shape not in ([], [1], list(parameter.shape)):
+                raise ValueError(f"{file} has `{key}` of shape {shape}; required: the state of this run's optimiser.")
+
+    def _check_entries(self, file: Path, state: dict) -> None:
+        """Raise `DamagedCheckpoint` for entries of `state.json` that cannot be restored."""
+        try:
+            for name in self.models:
+                dict(state["optimizer_values"][name]), int(state["lr_schedulers"][name])
+            for name in self.averages:
+                int(state["averages"][name])
+            SpikeGuard().load_state_dict(state["guard"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedCheckpoint(f"{file} is damaged ({error!r}); required: as it was written.") from error
 
     def adopt(
         self,
