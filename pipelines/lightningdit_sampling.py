@@ -14,18 +14,24 @@ Letters in the shape comments: B batch, C latent channels. `height` and `width` 
 divided by the downsampling factor of the autoencoder.
 """
 
+import contextlib
+import copy
 import difflib
 import inspect
 import math
 import os
 import re
 import sys
-from collections.abc import Callable
+import threading
+import unicodedata
+import weakref
+from collections.abc import Callable, Iterator
 from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
 from diffusers import (
     AutoencoderRAE,
@@ -40,6 +46,7 @@ from diffusers import (
     PyramidAttentionBroadcastConfig,
     UniPCMultistepScheduler,
 )
+from diffusers.guiders import BaseGuidance
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import SanaLoraLoaderMixin
 from diffusers.utils.torch_utils import randn_tensor
@@ -130,7 +137,8 @@ def predict_velocity(
         Velocity, float32 [k B, C, height, width].
     """
     repeats = len(class_ids) // len(latents)
-    with transformer.cache_context(cache_context or ("cond" if repeats == 1 else "cond_uncond")):
+    cache_context = cache_context or ("cond" if repeats == 1 else "cond_uncond")
+    with exclusive(transformer), transformer.cache_context(cache_context):
         velocity = transformer(
             hidden_states=latents.repeat(repeats, 1, 1, 1).to(transformer.dtype),
             timestep=torch.full((len(class_ids),), t, dtype=torch.float32, device=latents.device),
@@ -156,6 +164,23 @@ def guide(
     if num_channels is None:
         return guided
     return torch.cat([guided[:, :num_channels], conditional[:, num_channels:]], dim=1)
+
+
+def solve_ode(derivative: Callable, state, times: torch.Tensor, method: str, atol: float, rtol: float):
+    """Solve d state / dt = derivative(t, state) with torchdiffeq and return the states at `times`.
+
+    Raises:
+        ValueError: If the steps of "dopri5" became smaller than float32 can tell apart.
+    """
+    from torchdiffeq import odeint
+
+    try:
+        return odeint(derivative, state, times, method=method, atol=atol, rtol=rtol)
+    except AssertionError as error:
+        raise ValueError(
+            f"`ode_atol` is {atol} and `ode_rtol` is {rtol}, for which no step is small enough ({shown(error)}); "
+            "required: greater ones, and a transformer of finite weights."
+        ) from error
 
 
 def in_interval(t: float, interval: tuple[float, float] | None) -> bool:
@@ -219,9 +244,33 @@ def denormalize_latents(vae, latents: torch.Tensor) -> torch.Tensor:
     return latents * std / scaling_factor + mean
 
 
+# One lock for each model: what a call changes on a model for a while must not meet another thread's call.
+LOCKS: weakref.WeakKeyDictionary[torch.nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+
+
+def exclusive(model: torch.nn.Module) -> threading.RLock:
+    """Return the lock to be held while a model is evaluated."""
+    return LOCKS.setdefault(model, threading.RLock())
+
+
+@contextlib.contextmanager
+def upcast(vae) -> Iterator[None]:
+    """Hold a VAE in float32 if it is in float16 and its config has `force_upcast`: it would overflow (as SDXL's)."""
+    with exclusive(vae):
+        is_cast = vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
+        if is_cast:
+            vae.to(torch.float32)
+        try:
+            yield
+        finally:
+            if is_cast:
+                vae.to(torch.float16)
+
+
 def encode(vae, images: torch.Tensor) -> torch.Tensor:
     """Encode images [B, 3, height, width] in [-1, 1] as the normalised mode of the posterior, float32."""
-    encoded = vae.encode(images.to(vae.dtype))
+    with upcast(vae):
+        encoded = vae.encode(images.to(vae.dtype))
     latents = encoded.latent if isinstance(vae, AutoencoderRAE) else encoded.latent_dist.mode()
     return normalize_latents(vae, latents.float())
 
@@ -229,12 +278,37 @@ def encode(vae, images: torch.Tensor) -> torch.Tensor:
 def decode(vae, latents: torch.Tensor) -> torch.Tensor:
     """Decode normalised latents to images [B, 3, height, width], within about [-1, 1], float32."""
     latents = denormalize_latents(vae, latents)
-    return vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
+    with upcast(vae):
+        return vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
+
+
+def require_finite(component: str, model: torch.nn.Module, values: torch.Tensor) -> None:
+    """Raise ValueError if a component of a pipeline has computed numbers that are not finite.
+
+    Args:
+        component: The name of the component.
+        model: The component.
+        values: What it has computed, [B, ...].
+    """
+    is_finite = values.isfinite().flatten(1).all(1)  # [B]
+    if is_finite.all():
+        return
+    weights = next((name for name, weight in model.named_parameters() if not weight.float().isfinite().all()), None)
+    reason = "its weights are finite" if weights is None else f"its weight `{weights}` is not finite, either"
+    raise ValueError(
+        f"`{component}` computed NaN or infinity for {int((~is_finite).sum())} of {len(values)} images; {reason}. "
+        "Required: finite weights, and a type, LoRAs, `guidance_scale`, `attention_kwargs` and `latents` that keep "
+        "numbers finite, or `check_finite=False`, which goes on."
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Images
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+# The modes of Pillow with at most 8 bits a channel; it would clip the others to white.
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 def list_images(image, name: str = "image", is_mask: bool = False) -> list:
@@ -255,12 +329,24 @@ def list_images(image, name: str = "image", is_mask: bool = False) -> list:
 
     def problem(one) -> str | None:
         if isinstance(one, PIL.Image.Image):
+            if one.mode not in EIGHT_BIT_MODES:
+                return f"an image of mode {one.mode!r}"
+            if max(one.size) > MAX_SIDE:
+                return f"an image of {one.width}x{one.height} pixels"
+            try:
+                one.load()
+            except (OSError, SyntaxError) as error:
+                return f"an image that cannot be read ({shown(error)})"
             return None
         if not isinstance(one, (np.ndarray, torch.Tensor)):
             return f"a {type(one).__name__}"
         channel_axis = 2 if isinstance(one, np.ndarray) else 0
         if one.ndim != ndim or not (is_mask or one.shape[channel_axis] == 3):
             return f"the shape {tuple(one.shape)}"
+        if 0 in one.shape or max(one.shape) > MAX_SIDE:
+            return f"the shape {tuple(one.shape)}"
+        if one.is_complex() if isinstance(one, torch.Tensor) else one.dtype.kind not in "fiub":
+            return f"the type {one.dtype}"
         if not (one.min() >= 0 and one.max() <= 1):
             return f"values from {float(one.min()):g} to {float(one.max()):g}"
         return None
@@ -271,9 +357,11 @@ def list_images(image, name: str = "image", is_mask: bool = False) -> list:
     for found in [problem(one) for one in images] or ["nothing"]:
         if found is not None:
             raise ValueError(
-                f"`{name}` holds {found}; required: PIL images, or {kinds} with values within [0, 1], or several."
+                f"`{name}` holds {found}; required: PIL images of 8 bits a channel, or {kinds} with values within "
+                f"[0, 1], or several; no side above {MAX_SIDE}."
             )
-    return images
+    # a photo that was taken upright says so in its EXIF part
+    return [PIL.ImageOps.exif_transpose(one) if isinstance(one, PIL.Image.Image) else one for one in images]
 
 
 def preprocess(images: list, height: int, width: int, factor: int, is_mask: bool = False) -> torch.Tensor:
@@ -319,12 +407,15 @@ def initial_noise(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+MAX_COUNT, MAX_SIDE, MAX_SCALE = 100_000, 16_384, 1e6
+
+
 def is_integer(value) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def is_real(value) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
+def is_real(value, low: float = -MAX_SCALE, high: float = MAX_SCALE) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(low <= value <= high)
 
 
 def is_interval(value) -> bool:
@@ -332,17 +423,50 @@ def is_interval(value) -> bool:
     return is_pair and 0 <= value[0] <= value[1] <= 1
 
 
+def is_latents(value) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and bool(value.isfinite().all())
+
+
+def is_generator(value, number: int) -> bool:
+    several = value if isinstance(value, list) else [value] * number
+    return len(several) == number and all(isinstance(one, torch.Generator) for one in several)
+
+
+def is_callback(value) -> bool:
+    """Return whether a callback can be called with (pipe, step, timestep, tensors)."""
+    try:
+        inspect.signature(value).bind(None, 0, None, {})
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def is_attention_kwargs(value) -> bool:
+    return isinstance(value, dict) and set(value) <= {"scale"} and all(map(is_real, value.values()))
+
+
+def any_of(names: str) -> tuple:
+    return lambda v, s: isinstance(v, str) and v in s[names], f"one of {{{names}}}"
+
+
+def count_from(low: int) -> tuple:
+    return lambda v, s: is_integer(v) and low <= v <= MAX_COUNT, f"an integer of at least {low} and at most {MAX_COUNT}"
+
+
 # For each argument: the condition on its value v, and the requirement in words. Both may use the sizes s, the keyword
 # arguments of `check_arguments`, which follow from the components and from other arguments.
-COUNT = (lambda v, s: is_integer(v) and v >= 1, "an integer of at least 1")
-TOLERANCE = (lambda v, s: is_real(v) and v > 0, "a positive number")
-SIDE = (lambda v, s: is_integer(v) and v > 0 and v % s["multiple"] == 0, "a positive multiple of {multiple} pixels")
+FLAG = (lambda v, s: isinstance(v, bool), "True or False")
+TOLERANCE = (lambda v, s: is_real(v, high=1) and v > 0, "a positive number, at most 1")
+SIDE = (
+    lambda v, s: is_integer(v) and 0 < v <= MAX_SIDE and v % s["multiple"] == 0,
+    f"a positive multiple of {{multiple}} pixels, at most {MAX_SIDE}",
+)
 REQUIREMENTS: dict[str, tuple[Callable[..., bool], str]] = {
-    "num_inference_steps": COUNT,
-    "num_images_per_prompt": COUNT,
-    "num_images": (lambda v, s: is_integer(v) and v >= 2, "an integer of at least 2"),
-    "num_probes": COUNT,
-    "guidance_scale": (lambda v, s: is_real(v) and v >= 0, "a finite number of at least 0"),
+    "num_inference_steps": count_from(1),
+    "num_images_per_prompt": count_from(1),
+    "num_images": count_from(2),
+    "num_probes": count_from(1),
+    "guidance_scale": (lambda v, s: is_real(v, low=0), f"a finite number of at least 0 and at most {MAX_SCALE:g}"),
     "guidance_interval": (
         lambda v, s: v is None or is_interval(v),
         "(start, end) with 0 <= start <= end <= 1, or None for all times",
@@ -351,21 +475,51 @@ REQUIREMENTS: dict[str, tuple[Callable[..., bool], str]] = {
         lambda v, s: v is None or (is_integer(v) and 1 <= v <= s["in_channels"]),
         "an integer from 1 to {in_channels}, or None for all",
     ),
-    "strength": (lambda v, s: is_real(v) and 0 < v <= 1, "a number above 0 and at most 1"),
-    "divergence": (lambda v, s: v in s["divergences"], "one of {divergences}"),
-    "ode_method": (lambda v, s: v is None or v in s["ode_methods"], "None or one of {ode_methods}"),
+    "guider": (lambda v, s: v is None or isinstance(v, BaseGuidance), "a guider of diffusers.guiders or None"),
+    "strength": (lambda v, s: is_real(v, high=1) and v > 0, "a number above 0 and at most 1"),
+    "divergence": any_of("divergences"),
+    "ode_method": (
+        lambda v, s: v is None or (isinstance(v, str) and v in s["ode_methods"]),
+        "None or one of {ode_methods}",
+    ),
     "ode_atol": TOLERANCE,
     "ode_rtol": TOLERANCE,
     "height": SIDE,
     "width": SIDE,
-    "latents": (lambda v, s: v is None or (isinstance(v, torch.Tensor) and tuple(v.shape) == s["shape"]), "{shape}"),
-    "generator": (lambda v, s: not isinstance(v, list) or len(v) == s["number"], "{number}, one for each image"),
-    "output_type": (lambda v, s: v in s["output_types"], "one of {output_types}"),
+    "latents": (
+        lambda v, s: v is None or (is_latents(v) and tuple(v.shape) == s["shape"]),
+        "{shape}, finite floating-point numbers",
+    ),
+    "generator": (
+        lambda v, s: v is None or is_generator(v, s["number"]),
+        "{number}, one for each image, or a torch.Generator or None",
+    ),
+    "output_type": any_of("output_types"),
+    "callback_on_step_end": (
+        lambda v, s: v is None or is_callback(v),
+        "a function of (pipe, step, timestep, tensors) or None",
+    ),
     "callback_on_step_end_tensor_inputs": (
-        lambda v, s: isinstance(v, (list, tuple)) and all(name in s["tensor_inputs"] for name in v),
+        lambda v, s: isinstance(v, (list, tuple)) and all(isinstance(n, str) and n in s["tensor_inputs"] for n in v),
         "any of {tensor_inputs}",
     ),
+    "attention_kwargs": (
+        lambda v, s: v is None or is_attention_kwargs(v),
+        '{{"scale": a finite number}}, the scale of LoRAs, or None',
+    ),
+    "sample_posterior": FLAG,
+    "check_finite": FLAG,
+    "return_dict": FLAG,
 }
+
+
+def shown(value) -> str:
+    """Return a value as it stands in a message: one line of at most 100 characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of more than 4,300 digits
+        return f"a {type(value).__name__} of great length"
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def require(condition: bool, name: str, value, requirement: str) -> None:
@@ -374,10 +528,14 @@ def require(condition: bool, name: str, value, requirement: str) -> None:
         return
     if isinstance(value, torch.Tensor):
         found = f"has the shape {tuple(value.shape)}"
+        if not value.is_floating_point():
+            found += f" and the type {value.dtype}"
+        elif not value.isfinite().all():
+            found += " and numbers that are not finite"
     elif isinstance(value, list) and value and isinstance(value[0], torch.Generator):
         found = f"is a list of {len(value)}"
     else:
-        found = f"is {value!r}"
+        found = f"is {shown(value)}"
     raise ValueError(f"`{name}` {found}; required: {requirement}.")
 
 
@@ -510,12 +668,22 @@ class HubMixin:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def normal_name(name: str) -> str:
+    return unicodedata.normalize("NFC", name.strip())
+
+
 class ClassLabelsMixin:
     """Lets a pipeline with a transformer accept the names of classes in place of their ids."""
 
     def _register_id2label(self, id2label: dict | None) -> None:
-        # After loading, JSON has made the key 207 the string "207".
-        self._id2label = {int(key): name for key, name in (id2label or {}).items()}
+        require(id2label is None or isinstance(id2label, dict), "id2label", id2label, "{class id: name} or None")
+        self._id2label = {}
+        for key, name in (id2label or {}).items():
+            # After loading, JSON has made the key 207 the string "207".
+            is_id = is_integer(key) or (isinstance(key, str) and key.isdecimal() and len(key) < 10)
+            if not is_id or not isinstance(name, str):
+                raise ValueError(f"`id2label` has {shown(key)}: {shown(name)}; required: {{class id: name}}.")
+            self._id2label[int(key)] = name
         num_classes = self.transformer.config.num_classes if self.transformer is not None else math.inf
         for class_id in self._id2label:
             if not 0 <= class_id < num_classes:
@@ -538,23 +706,32 @@ class ClassLabelsMixin:
 
     @property
     def labels(self) -> dict[str, list[int]]:
-        """The ids of each name and synonym. A name may have several ids: ImageNet has two classes called "crane"."""
-        labels: dict[str, list[int]] = {}
-        for class_id, names in self.id2label.items():
-            # the whole entry is a name, too
-            for name in dict.fromkeys([names.strip(), *map(str.strip, names.split(","))]):
-                labels.setdefault(name, []).append(class_id)
-        return labels
+        """The ids of each name and synonym, in Unicode's form NFC.
 
-    def get_label_ids(self, class_labels: int | str | list[int | str] | torch.Tensor) -> list[int]:
-        """Return the ids of classes that are given by id or name.
+        A whole entry goes before a synonym: beside "cat, black", "cat" is the class of that name. A name may have
+        several ids: ImageNet has two classes called "crane".
+        """
+        entries: dict[str, list[int]] = {}
+        synonyms: dict[str, list[int]] = {}
+        for class_id, entry in self.id2label.items():
+            entry = normal_name(entry)
+            entries.setdefault(entry, []).append(class_id)
+            for name in dict.fromkeys(map(str.strip, entry.split(","))):
+                synonyms.setdefault(name, []).append(class_id)
+        return {**synonyms, **entries}
 
-        A name is looked up as it is written and, if it is not found, regardless of upper and lower case.
+    def get_label_ids(self, class_labels: int | str | list[int | str] | torch.Tensor | None) -> list[int]:
+        """Return the ids of classes that are given by id or name; None alone is the null class.
+
+        A name is looked up as it is written and, if it is not found, regardless of upper and lower case. Different
+        ways to write an accented letter in Unicode are the same.
 
         Raises:
             ValueError: For an unknown name (the error lists the nearest ones), a name of several classes, or an id out
                 of range.
         """
+        if class_labels is None:
+            return [self.transformer.config.num_classes]
         if hasattr(class_labels, "tolist"):  # a tensor or an array of ids
             class_labels = class_labels.tolist()
         if not isinstance(class_labels, (list, tuple)):
@@ -564,7 +741,7 @@ class ClassLabelsMixin:
         labels = self.labels
         ids = []
         for label in class_labels:  # nested lists, for instance from a tensor [B, 1], are flattened
-            if isinstance(label, (list, tuple)):
+            if isinstance(label, (list, tuple)) or hasattr(label, "tolist"):
                 ids += self.get_label_ids(label)
             elif isinstance(label, str):
                 ids.append(self._id_of_name(label, labels))
@@ -575,27 +752,27 @@ class ClassLabelsMixin:
     def _id_of_name(self, name: str, labels: dict[str, list[int]]) -> int:
         if not labels:
             raise ValueError(f"`class_labels` has the name {name!r}; this pipeline has no `id2label`, use ids.")
-        ids = labels.get(name.strip())
+        ids = labels.get(normal_name(name))
         if ids is None:
-            wanted = name.strip().lower()
+            wanted = normal_name(name).lower()
             ids = sorted({i for known, known_ids in labels.items() if known.lower() == wanted for i in known_ids})
         if not ids:
             by_lower_case = {known.lower(): known for known in labels}
-            nearest = difflib.get_close_matches(name.lower(), by_lower_case, n=3, cutoff=0.5)
+            nearest = difflib.get_close_matches(wanted, by_lower_case, n=3, cutoff=0.5)
             hint = "`pipe.labels` lists the names"
             if nearest:
                 hint = f"nearest: {', '.join(repr(by_lower_case[match]) for match in nearest)}"
-            raise ValueError(f"`class_labels` has the unknown name {name!r}; {hint}.")
+            raise ValueError(f"`class_labels` has the unknown name {shown(name)}; {hint}.")
         if len(ids) > 1:
             raise ValueError(f"`class_labels` has the name {name!r} of several classes; use one of the ids {ids}.")
         return ids[0]
 
     def _checked_id(self, class_id: int) -> int:
         if not is_integer(class_id):
-            raise ValueError(f"`class_labels` has {class_id!r}; required: class ids (int) or names (str).")
+            raise ValueError(f"`class_labels` has {shown(class_id)}; required: class ids (int) or names (str).")
         num_classes = self.transformer.config.num_classes
         if not 0 <= class_id < num_classes:
-            raise ValueError(f"`class_labels` has the id {class_id}; required: 0 to {num_classes - 1}.")
+            raise ValueError(f"`class_labels` has the id {shown(class_id)}; required: 0 to {num_classes - 1}.")
         return int(class_id)
 
 
@@ -655,8 +832,49 @@ DEFAULT_RECIPE = {
     "ode_atol": 1e-6,
     "ode_rtol": 1e-3,
 }
+# The solvers of torchdiffeq that the original offers beside Euler: "dopri5" chooses its own steps, "heun2" visits every
+# point of the time grid.
+ODE_METHODS = ("dopri5", "heun2")
 # The default of arguments that the recipe replaces. It is not None, because None is a value of some of them.
 RECIPE = "recipe"
+
+
+# The transformers with a cache that a run uses at the moment.
+CACHES_IN_USE: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+
+
+@contextlib.contextmanager
+def one_run_of_a_cache(transformer: torch.nn.Module) -> Iterator[None]:
+    """Keep a cache of the transformer, whose states belong to one run, from a second run at the same time."""
+    if not transformer.is_cache_enabled:
+        yield
+        return
+    with exclusive(transformer):
+        if transformer in CACHES_IN_USE:
+            raise ValueError(
+                "`transformer` has a cache, whose states belong to one call; required: no other call before that one "
+                "has ended, or `transformer.disable_cache()`."
+            )
+        CACHES_IN_USE.add(transformer)
+    try:
+        yield
+    finally:
+        CACHES_IN_USE.discard(transformer)
+
+
+def replaced_latents(returned: dict | None, latents: torch.Tensor) -> torch.Tensor:
+    """Return the latents that a callback has returned, or those of the loop if it has returned none."""
+    required = 'a dictionary, whose "latents" replace those of the loop, or nothing'
+    if returned is not None and not isinstance(returned, dict):
+        raise ValueError(f"`callback_on_step_end` returned {shown(returned)}; required: {required}.")
+    replacement = (returned or {}).get("latents", latents)
+    if not isinstance(replacement, torch.Tensor) or replacement.shape != latents.shape:
+        found = tuple(replacement.shape) if isinstance(replacement, torch.Tensor) else shown(replacement)
+        raise ValueError(
+            f'`callback_on_step_end` returned the "latents" {found}; required: a tensor of the shape '
+            f"{tuple(latents.shape)}."
+        )
+    return replacement.to(latents)
 
 
 class SamplingMixin(ClassLabelsMixin, LoraMixin, HubMixin):
@@ -668,12 +886,16 @@ class SamplingMixin(ClassLabelsMixin, LoraMixin, HubMixin):
 
     model_cpu_offload_seq = "transformer->vae"
     _callback_tensor_inputs = ["latents"]
+    _guidance_scale = None
+    _num_timesteps = None
     _interrupt = False
     _current_timestep = None
 
     def __init__(self, transformer, vae, scheduler, id2label: dict | None = None, sampling_recipe: dict | None = None):
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
+        is_recipe = sampling_recipe is None or isinstance(sampling_recipe, dict)
+        require(is_recipe, "sampling_recipe", sampling_recipe, "a dictionary or None")
         for key in sampling_recipe or {}:
             if key not in DEFAULT_RECIPE:
                 raise ValueError(f"`sampling_recipe` has the key {key!r}; known are {', '.join(DEFAULT_RECIPE)}.")
@@ -683,13 +905,26 @@ class SamplingMixin(ClassLabelsMixin, LoraMixin, HubMixin):
 
     # -- state, which callbacks, guiders and caches read -----------------------------------------------------------
 
+    def _own_call(self, guidance_scale: float) -> "SamplingMixin":
+        """Return a copy of the pipeline for one call: it has its own state and scheduler, and the same models.
+
+        Calls of other threads, and a call from within a callback, then leave this one alone. Callbacks get the copy.
+        `_pipeline` shows the timestep, which some caches read there, and after a call its other state.
+        """
+        self._interrupt = False
+        call = copy.copy(self)
+        call._pipeline = self
+        call._guidance_scale = guidance_scale
+        vars(call)["scheduler"] = copy.deepcopy(self.scheduler)  # not registered anew
+        return call
+
     @property
-    def guidance_scale(self) -> float:
-        """The scale of the next step; a callback changes it by setting `pipe._guidance_scale`."""
+    def guidance_scale(self) -> float | None:
+        """The scale of the next step, or after a call of its last one; a callback sets `pipe._guidance_scale`."""
         return self._guidance_scale
 
     @property
-    def num_timesteps(self) -> int:
+    def num_timesteps(self) -> int | None:
         """The number of network evaluations along the time grid."""
         return self._num_timesteps
 
@@ -700,8 +935,8 @@ class SamplingMixin(ClassLabelsMixin, LoraMixin, HubMixin):
 
     @property
     def interrupt(self) -> bool:
-        """Whether the remaining steps are skipped; a callback sets `pipe._interrupt = True`."""
-        return self._interrupt
+        """Whether the remaining steps are skipped; a callback sets `pipe._interrupt = True`, or another thread does."""
+        return self._interrupt or getattr(self, "_pipeline", self)._interrupt
 
     # -- arguments -------------------------------------------------------------------------------------------------
 
@@ -732,6 +967,7 @@ class SamplingMixin(ClassLabelsMixin, LoraMixin, HubMixin):
             in_channels=in_channels,
             multiple=factor * self.transformer.config.patch_size,
             output_types=("pil", "np", "pt", "latent"),
+            ode_methods=ODE_METHODS,
             tensor_inputs=self._callback_tensor_inputs,
         )
         batch_size = num_labels * num_images_per_prompt
@@ -754,10 +990,11 @@ class SamplingMixin(ClassLabelsMixin, LoraMixin, HubMixin):
         """
         null_ids = torch.full_like(class_ids, self.transformer.config.num_classes)
         both_ids = torch.cat([null_ids, class_ids])
+        has_classes = not torch.equal(class_ids, null_ids)  # without, guidance would change nothing
         needs_both = self.guidance_scale > 1 and isinstance(self.transformer._cache_config, SINGLE_BATCH_CACHES)
 
         def velocity(latents: torch.Tensor, t: float, step: int) -> torch.Tensor:
-            is_guided = self.guidance_scale > 1 and in_interval(t, guidance_interval)
+            is_guided = has_classes and self.guidance_scale > 1 and in_interval(t, guidance_interval)
             if not (is_guided or needs_both):
                 return predict_velocity(self.transformer, latents, t, class_ids, attention_kwargs)
             both = predict_velocity(self.transformer, latents, t, both_ids, attention_kwargs)
@@ -796,32 +1033,43 @@ class SamplingMixin(ClassLabelsMixin, LoraMixin, HubMixin):
         step_kwargs = {"generator": generator} if takes_generator else {}
         times = [*times.tolist(), 1.0]
         self._num_timesteps = len(timesteps)
-        self._interrupt = False
 
-        with self.progress_bar(total=len(timesteps)) as progress_bar:
+        with one_run_of_a_cache(self.transformer), self.progress_bar(total=len(timesteps)) as progress_bar:
             for i, timestep in enumerate(timesteps):
                 if self.interrupt:
                     continue
-                self._current_timestep = timestep
+                self._current_timestep = self._pipeline._current_timestep = timestep
                 derivative = -velocity(latents, times[i], i)
                 latents = self.scheduler.step(derivative, timestep, latents, **step_kwargs, return_dict=False)[0]
                 if after_step is not None:
                     latents = after_step(latents, times[i + 1])
                 if callback_on_step_end is not None:
                     tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
-                    latents = callback_on_step_end(self, i, timestep, tensors).pop("latents", latents)
+                    latents = replaced_latents(callback_on_step_end(self, i, timestep, tensors), latents)
                 progress_bar.update()
-        self._current_timestep = None
+        self._current_timestep = self._pipeline._current_timestep = None
         return latents
 
-    def _to_images(self, latents: torch.Tensor, output_type: str):
+    def _decode(self, latents: torch.Tensor, check_finite: bool) -> torch.Tensor:
+        """Decode normalised latents [B, C, height, width] to images [B, 3, height, width]; see `require_finite`."""
+        images = decode(self.vae, latents)
+        if check_finite and not images.isfinite().all():
+            require_finite("transformer", self.transformer, latents)
+            require_finite("vae", self.vae, images)
+        return images
+
+    def _to_images(self, latents: torch.Tensor, output_type: str, check_finite: bool):
         """Decode normalised latents [B, C, height, width], unless the output type is "latent"."""
-        if output_type == "latent":
-            return latents
-        return postprocess(self.image_processor, decode(self.vae, latents), output_type)
+        if output_type != "latent":
+            return postprocess(self.image_processor, self._decode(latents, check_finite), output_type)
+        if check_finite:
+            require_finite("transformer", self.transformer, latents)
+        return latents
 
     def _output(self, images, return_dict: bool) -> ImagePipelineOutput | tuple:
-        self.maybe_free_model_hooks()
+        """End the call of `_own_call`."""
+        self._pipeline._guidance_scale, self._pipeline._num_timesteps = self._guidance_scale, self._num_timesteps
+        self._pipeline.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     # -- model card ------------------------------------------------------------------------------------------------

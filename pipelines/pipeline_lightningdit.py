@@ -5,6 +5,7 @@ The pipeline is loaded by its class, or as remote code from this file with `ligh
 `DiffusionPipeline.from_pretrained(..., custom_pipeline="pipelines/pipeline_lightningdit.py", trust_remote_code=True)`.
 """
 
+import copy
 import importlib.util
 from collections.abc import Callable
 
@@ -22,6 +23,7 @@ from .lightningdit_sampling import (
     RECIPE,
     SamplingMixin,
     check_arguments,
+    exclusive,
     guide,
     image_size,
     in_interval,
@@ -29,12 +31,9 @@ from .lightningdit_sampling import (
     predict_velocity,
     require,
     set_timesteps,
+    solve_ode,
     vae_geometry,
 )
-
-# The solvers of torchdiffeq that the original offers beside Euler: "dopri5" chooses its own steps, "heun2" visits every
-# point of the time grid.
-ODE_METHODS = ("dopri5", "heun2")
 
 
 class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
@@ -64,7 +63,7 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | str | list[int | str] | torch.Tensor,
+        class_labels: int | str | list[int | str] | torch.Tensor | None,
         guidance_scale: float | str = RECIPE,
         guidance_interval: tuple[float, float] | None | str = RECIPE,
         guidance_channels: int | None | str = RECIPE,
@@ -83,6 +82,7 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
         ode_atol: float | str = RECIPE,
         ode_rtol: float | str = RECIPE,
         guider: BaseGuidance | None = None,
+        check_finite: bool = True,
     ) -> ImagePipelineOutput | tuple:
         """Draw `num_images_per_prompt` images for each label.
 
@@ -90,7 +90,7 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
         (`pipe.config.sampling_recipe`), or else of 50 steps with guidance 4.0 at all times and on all channels.
 
         Args:
-            class_labels: A class id, a name of `id2label`, or a list of both.
+            class_labels: A class id, a name of `id2label`, or a list of both. None: without a class (the null class).
             guidance_scale: The strength of classifier-free guidance. A value of 1 or less turns it off.
             guidance_interval: (start, end) in t, 0 = noise and 1 = image. Guidance is applied at start <= t <= end;
                 elsewhere the unconditional half is not computed. None: at all times.
@@ -105,8 +105,9 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
             output_type: "pil" (8 bits as in the original, by truncation of 127.5 x + 128), "np" [B, height, width, 3]
                 or "pt" [B, 3, height, width] in [0, 1], or "latent": the normalised latents, float32.
             return_dict: Whether to return an `ImagePipelineOutput` instead of a tuple.
-            callback_on_step_end: Called as callback(pipe, step, timestep, {"latents": ...}) after each step. It
-                returns a dictionary, whose "latents", if it has them, replace those of the loop.
+            callback_on_step_end: Called as callback(pipe, step, timestep, {"latents": ...}) after each step, where
+                `pipe` has the state of this call alone. It returns nothing, or a dictionary whose "latents", if it has
+                them, replace those of the loop.
             callback_on_step_end_tensor_inputs: The names of the tensors that the callback gets.
             attention_kwargs: {"scale": s} scales the active LoRA adapters.
             ode_method: "dopri5" or "heun2" solves the flow with torchdiffeq in place of the scheduler, as the original
@@ -115,11 +116,14 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
             guider: A guider of `diffusers.guiders` (`ClassifierFreeGuidance`, `SkipLayerGuidance`, ...) in place of
                 `guidance_scale`, `guidance_interval` and `guidance_channels`, which must not be given beside it.
 
+            check_finite: Whether NaN or infinity in the result is an error. False: it is returned, or drawn as black.
+
         Returns:
             `images`: a list of PIL images, an array or a tensor.
 
         Raises:
-            ValueError: For an argument or a component that does not fit, before anything is computed.
+            ValueError: For an argument or a component that does not fit, before anything is computed; for a result
+                that is not finite.
             ImportError: If `ode_method` is given and torchdiffeq is not installed.
         """
         guidance = {
@@ -127,6 +131,7 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
             "guidance_interval": guidance_interval,
             "guidance_channels": guidance_channels,
         }
+        check_arguments({"guider": guider})
         if guider is not None:
             for name, value in guidance.items():
                 is_recipe = isinstance(value, str) and value == RECIPE
@@ -146,37 +151,43 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
             generator=generator,
             latents=latents,
             output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            attention_kwargs=attention_kwargs,
+            **ode,
+            check_finite=check_finite,
+            return_dict=return_dict,
         )
-        self.check_guider_and_ode(guider, guidance["guidance_scale"], callback_on_step_end, **ode)
+        self.check_guider_and_ode(guider, guidance["guidance_scale"], callback_on_step_end, ode["ode_method"])
 
         # 1. Labels, time grid and initial noise
         device = self._execution_device
-        self._guidance_scale = guidance["guidance_scale"] if guider is None else getattr(guider, "guidance_scale", 1.0)
+        guider = copy.deepcopy(guider)  # some keep a state, as momentum, from one step to the next
+        call = self._own_call(guidance["guidance_scale"] if guider is None else getattr(guider, "guidance_scale", 1.0))
         class_ids = torch.tensor(class_ids, device=device).repeat_interleave(num_images_per_prompt)
-        times = set_timesteps(self.scheduler, num_inference_steps, device)
+        times = set_timesteps(call.scheduler, num_inference_steps, device)
         factor = vae_geometry(self.vae)[1]
         shape = (len(class_ids), self.transformer.config.in_channels, height // factor, width // factor)
-        latents = initial_noise(latents, shape, generator, device) * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        latents = initial_noise(latents, shape, generator, device) * getattr(call.scheduler, "init_noise_sigma", 1.0)
 
         # 2. Solve the flow
         if ode["ode_method"] is not None:
-            latents = self._integrate(latents, times, class_ids, **guidance, **ode, attention_kwargs=attention_kwargs)
+            latents = call._integrate(latents, times, class_ids, **guidance, **ode, attention_kwargs=attention_kwargs)
         else:
             if guider is not None:
-                velocity = self._velocity_of_guider(guider, class_ids, attention_kwargs)
+                velocity = call._velocity_of_guider(guider, class_ids, attention_kwargs)
             else:
                 interval, channels = guidance["guidance_interval"], guidance["guidance_channels"]
-                velocity = self._guided_velocity(class_ids, interval, channels, attention_kwargs)
-            latents = self._denoise(
+                velocity = call._guided_velocity(class_ids, interval, channels, attention_kwargs)
+            latents = call._denoise(
                 latents, times, velocity, generator, callback_on_step_end, callback_on_step_end_tensor_inputs
             )
 
         # 3. Decode
-        return self._output(self._to_images(latents, output_type), return_dict)
+        return call._output(call._to_images(latents, output_type, check_finite), return_dict)
 
     def check_guider_and_ode(
-        self, guider, guidance_scale: float, callback_on_step_end, ode_method, ode_atol, ode_rtol
+        self, guider: BaseGuidance | None, guidance_scale: float, callback_on_step_end, ode_method: str | None
     ) -> None:
         """Raise ValueError for a guider, a cache and a solver that do not go together."""
         cache = self.transformer._cache_config
@@ -187,8 +198,6 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
                 guidance_scale if guider is None else "replaced by `guider`",
                 "more than 1 with FasterCache, which replaces unconditional halves",
             )
-        is_guider = guider is None or isinstance(guider, BaseGuidance)
-        require(is_guider, "guider", guider, "a guider of diffusers.guiders or None")
         require(
             guider is None or not isinstance(cache, PyramidAttentionBroadcastConfig),
             "guider",
@@ -205,7 +214,6 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
             ode_method,
             f"None with {type(cache).__name__}, since caches count the scheduler's steps",
         )
-        check_arguments({"ode_method": ode_method, "ode_atol": ode_atol, "ode_rtol": ode_rtol}, ode_methods=ODE_METHODS)
         require(
             isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler),
             "scheduler",
@@ -234,12 +242,13 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
             guider.set_state(step, num_inference_steps=self.num_timesteps, timestep=self.current_timestep)
             calls = guider.prepare_inputs({"class_ids": (class_ids, null_ids)})
             for call in calls:
-                guider.prepare_models(self.transformer)
                 context = getattr(call, guider._identifier_key)
-                call.noise_pred = predict_velocity(
-                    self.transformer, latents, t, call.class_ids, attention_kwargs, context
-                )
-                guider.cleanup_models(self.transformer)
+                with exclusive(self.transformer):
+                    guider.prepare_models(self.transformer)
+                    call.noise_pred = predict_velocity(
+                        self.transformer, latents, t, call.class_ids, attention_kwargs, context
+                    )
+                    guider.cleanup_models(self.transformer)
             return guider(calls)[0]
 
         return velocity
@@ -262,8 +271,6 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
         With guidance, the state of the original is doubled. The second half moves with the unconditional velocity in
         the unguided channels and is dropped at the end, but it takes part in the error norm that sets the step size.
         """
-        from torchdiffeq import odeint
-
         batch_size = len(latents)
         both_ids = torch.cat([torch.full_like(class_ids, self.transformer.config.num_classes), class_ids])
         is_guided = guidance_scale > 1
@@ -287,4 +294,4 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
         if ode_method == "dopri5":
             times = times[[0, -1]]
         state = torch.cat([latents, latents]) if is_guided else latents
-        return odeint(derivative, state, times, method=ode_method, atol=ode_atol, rtol=ode_rtol)[-1][:batch_size]
+        return solve_ode(derivative, state, times, ode_method, ode_atol, ode_rtol)[-1][:batch_size]

@@ -19,13 +19,13 @@ from .lightningdit_sampling import (
     RECIPE,
     TIME_TOLERANCE,
     SamplingMixin,
-    decode,
     encode,
     image_size,
     initial_noise,
     list_images,
     postprocess,
     preprocess,
+    require_finite,
     set_timesteps,
     vae_geometry,
 )
@@ -88,6 +88,7 @@ class LightningDiTImg2ImgPipeline(SamplingMixin, DiffusionPipeline):
         callback_on_step_end: Callable[["LightningDiTImg2ImgPipeline", int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
         attention_kwargs: dict | None = None,
+        check_finite: bool = True,
     ) -> ImagePipelineOutput | tuple:
         """Draw images of the classes that start from given images, only within a mask if there is one.
 
@@ -111,7 +112,8 @@ class LightningDiTImg2ImgPipeline(SamplingMixin, DiffusionPipeline):
             `images`: a list of PIL images, an array or a tensor, with `num_images_per_prompt` images for each label.
 
         Raises:
-            ValueError: For an argument or a component that does not fit, before anything is computed.
+            ValueError: For an argument or a component that does not fit, before anything is computed; for a result
+                that is not finite.
         """
         recipe = self._from_recipe(
             num_inference_steps=num_inference_steps,
@@ -133,7 +135,11 @@ class LightningDiTImg2ImgPipeline(SamplingMixin, DiffusionPipeline):
             generator=generator,
             latents=latents,
             output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            attention_kwargs=attention_kwargs,
+            check_finite=check_finite,
+            return_dict=return_dict,
         )
         for name, values in (("image", images), ("mask_image", masks)):
             if values is not None and len(values) not in (1, len(class_ids)):
@@ -143,15 +149,17 @@ class LightningDiTImg2ImgPipeline(SamplingMixin, DiffusionPipeline):
 
         # 1. Labels and time grid
         device = self._execution_device
-        self._guidance_scale = recipe["guidance_scale"]
+        call = self._own_call(recipe["guidance_scale"])
         class_ids = torch.tensor(class_ids, device=device).repeat_interleave(num_images_per_prompt)
         batch_size = len(class_ids)
-        times = self._set_timesteps_from(strength, recipe["num_inference_steps"], device)
+        times = call._set_timesteps_from(strength, recipe["num_inference_steps"], device)
 
         # 2. Images, masks and noise
         factor = vae_geometry(self.vae)[1]
         pixels = preprocess(images, height, width, factor).to(device)  # [1 or labels, 3, height, width]
         data = encode(self.vae, pixels)
+        if check_finite:
+            require_finite("vae", self.vae, data)
         data = data.repeat_interleave(batch_size // len(data), dim=0)  # [B, C, height / factor, width / factor]
         noise = initial_noise(latents, data.shape, generator, device)
 
@@ -167,10 +175,11 @@ class LightningDiTImg2ImgPipeline(SamplingMixin, DiffusionPipeline):
                 return latent_masks * latents + (1 - latent_masks) * noised(t)
 
         # 3. Solve the flow
-        latents = self._denoise(
-            noised(float(times[0])),
+        latents = call._denoise(
+            # DPM-Solver's first sigma is 0.999, also for noise alone
+            noise if strength == 1 else noised(float(times[0])),
             times,
-            self._guided_velocity(
+            call._guided_velocity(
                 class_ids, recipe["guidance_interval"], recipe["guidance_channels"], attention_kwargs
             ),
             generator,
@@ -181,11 +190,11 @@ class LightningDiTImg2ImgPipeline(SamplingMixin, DiffusionPipeline):
 
         # 4. Decode; outside the masks the pixels stay what they were
         if masks is None or output_type == "latent":
-            return self._output(self._to_images(latents, output_type), return_dict)
+            return call._output(call._to_images(latents, output_type, check_finite), return_dict)
         masks = masks.repeat_interleave(batch_size // len(masks), dim=0)
         pixels = pixels.repeat_interleave(batch_size // len(pixels), dim=0)
-        images = masks * decode(self.vae, latents) + (1 - masks) * pixels
-        return self._output(postprocess(self.image_processor, images, output_type), return_dict)
+        images = masks * call._decode(latents, check_finite) + (1 - masks) * pixels
+        return call._output(postprocess(self.image_processor, images, output_type), return_dict)
 
     def _set_timesteps_from(self, strength: float, num_inference_steps: int, device: torch.device) -> torch.Tensor:
         """Let the scheduler begin at the first point with t >= 1 - strength, and return t from there on.

@@ -15,9 +15,11 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from .lightningdit_sampling import (
     RECIPE,
     SamplingMixin,
+    exclusive,
     image_size,
     initial_noise,
     set_timesteps,
+    shown,
     vae_geometry,
 )
 
@@ -88,6 +90,7 @@ class LightningDiTInterpolationPipeline(SamplingMixin, DiffusionPipeline):
         | None = None,
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
         attention_kwargs: dict | None = None,
+        check_finite: bool = True,
     ) -> ImagePipelineOutput | tuple:
         """Draw images whose noise and label embedding move in equal angles from one end to the other.
 
@@ -106,7 +109,8 @@ class LightningDiTInterpolationPipeline(SamplingMixin, DiffusionPipeline):
             `LightningDiTPipeline` draws for the labels and the noise of the ends.
 
         Raises:
-            ValueError: For an argument or a component that does not fit, before anything is computed.
+            ValueError: For an argument or a component that does not fit, before anything is computed; for a result
+                that is not finite.
         """
         recipe = self._from_recipe(
             num_inference_steps=num_inference_steps,
@@ -116,7 +120,7 @@ class LightningDiTInterpolationPipeline(SamplingMixin, DiffusionPipeline):
         )
         class_ids = self.get_label_ids(class_labels)
         if len(class_ids) != 2:
-            raise ValueError(f"`class_labels` is {class_labels!r}; required: two classes, the first and the last.")
+            raise ValueError(f"`class_labels` is {shown(class_labels)}; required: two classes, the first and the last.")
         height, width = image_size(self.transformer, self.vae, height, width)
         self.check_inputs(
             **recipe,
@@ -127,7 +131,11 @@ class LightningDiTInterpolationPipeline(SamplingMixin, DiffusionPipeline):
             generator=generator,
             latents=latents,
             output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            attention_kwargs=attention_kwargs,
+            check_finite=check_finite,
+            return_dict=return_dict,
         )
         if hasattr(self.transformer, "_orig_mod") or self.transformer._compiled_call_impl is not None:
             raise ValueError(
@@ -137,30 +145,35 @@ class LightningDiTInterpolationPipeline(SamplingMixin, DiffusionPipeline):
 
         # 1. Time grid; labels and noise between the ends
         device = self._execution_device
-        self._guidance_scale = recipe["guidance_scale"]
-        times = set_timesteps(self.scheduler, recipe["num_inference_steps"], device)
+        call = self._own_call(recipe["guidance_scale"])
+        times = set_timesteps(call.scheduler, recipe["num_inference_steps"], device)
         weights = torch.linspace(0, 1, num_images, device=device)
         class_ids = torch.tensor([class_ids[0]] * (num_images - 1) + [class_ids[1]], device=device)
         factor = vae_geometry(self.vae)[1]
         shape = (2, self.transformer.config.in_channels, height // factor, width // factor)
         first, last = initial_noise(latents, shape, generator, device)
-        latents = slerp(first, last, weights) * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        latents = slerp(first, last, weights) * getattr(call.scheduler, "init_noise_sigma", 1.0)
 
         # 2. Solve the flow
-        with self._interpolated_labels(weights):
-            latents = self._denoise(
-                latents,
-                times,
-                self._guided_velocity(
-                    class_ids, recipe["guidance_interval"], recipe["guidance_channels"], attention_kwargs
-                ),
-                generator[0] if isinstance(generator, list) else generator,
-                callback_on_step_end,
-                callback_on_step_end_tensor_inputs,
-            )
+        velocity = call._guided_velocity(
+            class_ids, recipe["guidance_interval"], recipe["guidance_channels"], attention_kwargs
+        )
+
+        def velocity_between(latents: torch.Tensor, t: float, step: int) -> torch.Tensor:
+            with self._interpolated_labels(weights):
+                return velocity(latents, t, step)
+
+        latents = call._denoise(
+            latents,
+            times,
+            velocity_between,
+            generator[0] if isinstance(generator, list) else generator,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
 
         # 3. Decode
-        return self._output(self._to_images(latents, output_type), return_dict)
+        return call._output(call._to_images(latents, output_type, check_finite), return_dict)
 
     @contextlib.contextmanager
     def _interpolated_labels(self, weights: torch.Tensor):
@@ -170,8 +183,9 @@ class LightningDiTInterpolationPipeline(SamplingMixin, DiffusionPipeline):
             others, between = embeddings[: -len(weights)], embeddings[-len(weights) :]
             return torch.cat([others, slerp(between[0], between[-1], weights)])
 
-        handle = self.transformer.class_embedder.register_forward_hook(hook)
-        try:
-            yield
-        finally:
-            handle.remove()
+        with exclusive(self.transformer):
+            handle = self.transformer.class_embedder.register_forward_hook(hook)
+            try:
+                yield
+            finally:
+                handle.remove()

@@ -30,9 +30,13 @@ from .lightningdit_sampling import (
     check_components,
     encode,
     image_size,
+    is_latents,
     list_images,
     predict_velocity,
     preprocess,
+    require,
+    require_finite,
+    solve_ode,
     vae_geometry,
 )
 
@@ -145,6 +149,7 @@ class LightningDiTLikelihoodPipeline(ClassLabelsMixin, HubMixin, DiffusionPipeli
         ode_atol: float = 1e-5,
         ode_rtol: float = 1e-5,
         return_dict: bool = True,
+        check_finite: bool = True,
     ) -> LightningDiTLikelihoodOutput | tuple:
         """Compute the log-likelihood of each image, given its class.
 
@@ -167,17 +172,18 @@ class LightningDiTLikelihoodPipeline(ClassLabelsMixin, HubMixin, DiffusionPipeli
             generator: One generator of the probes, or a list with one for each result.
             ode_atol, ode_rtol: The tolerances of dopri5, whose steps are common to the batch.
             return_dict: Whether to return a `LightningDiTLikelihoodOutput` instead of a tuple.
+            check_finite: Whether NaN or infinity in the result is an error.
 
         Returns:
             `log_likelihood`, `bits_per_dim`, `noise`.
 
         Raises:
-            ValueError: For an argument or a component that does not fit, before anything is computed.
+            ValueError: For an argument or a component that does not fit, before anything is computed; for a result
+                that is not finite.
             ImportError: If torchdiffeq is not installed.
         """
         images = None if image is None else list_images(image)
-        null_ids = [self.transformer.config.num_classes]
-        class_ids = null_ids if class_labels is None else self.get_label_ids(class_labels)
+        class_ids = self.get_label_ids(class_labels)
         height, width = image_size(self.transformer, self.vae, height, width)
         self.check_inputs(
             images,
@@ -190,13 +196,16 @@ class LightningDiTLikelihoodPipeline(ClassLabelsMixin, HubMixin, DiffusionPipeli
             width=width,
             ode_atol=ode_atol,
             ode_rtol=ode_rtol,
+            check_finite=check_finite,
+            return_dict=return_dict,
         )
-        from torchdiffeq import odeint
 
         # 1. Latents, labels and probes, one for each result
         device = self._execution_device
         if latents is None:
             latents = encode(self.vae, preprocess(images, height, width, vae_geometry(self.vae)[1]).to(device))
+            if check_finite:
+                require_finite("vae", self.vae, latents)
         else:
             latents = latents.to(device, torch.float32)
         class_ids = torch.tensor(class_ids, device=device)
@@ -218,8 +227,10 @@ class LightningDiTLikelihoodPipeline(ClassLabelsMixin, HubMixin, DiffusionPipeli
 
         state = (latents, latents.new_zeros(batch_size))
         times = latents.new_tensor([1.0, 0.0])
-        noise, change = odeint(derivative, state, times, method="dopri5", atol=ode_atol, rtol=ode_rtol)
+        noise, change = solve_ode(derivative, state, times, "dopri5", ode_atol, ode_rtol)
         noise, change = noise[-1], change[-1]  # change = -integral of div v
+        if check_finite:
+            require_finite("transformer", self.transformer, torch.cat([noise.flatten(1), change[:, None]], dim=1))
 
         # 3. Likelihood
         num_dims = noise[0].numel()
@@ -239,12 +250,15 @@ class LightningDiTLikelihoodPipeline(ClassLabelsMixin, HubMixin, DiffusionPipeli
         check_components(self.transformer, self.vae)
         in_channels, patch_size = self.transformer.config.in_channels, self.transformer.config.patch_size
         if images is None:
-            shape = tuple(latents.shape)
-            if len(shape) != 4 or shape[1] != in_channels or shape[2] % patch_size or shape[3] % patch_size:
-                raise ValueError(
-                    f"`latents` has the shape {shape}; required: [B, {in_channels}, height, width], height and width "
-                    f"multiples of {patch_size}."
-                )
+            shape = tuple(latents.shape) if is_latents(latents) else ()
+            is_shape = len(shape) == 4 and 0 not in shape and shape[1] == in_channels
+            require(
+                is_shape and not shape[2] % patch_size and not shape[3] % patch_size,
+                "latents",
+                latents,
+                f"[B, {in_channels}, height, width], finite floating-point numbers, height and width multiples of "
+                f"{patch_size}",
+            )
         num_images, num_labels = len(latents if images is None else images), len(class_ids)
         if num_labels != num_images and 1 not in (num_labels, num_images):
             raise ValueError(

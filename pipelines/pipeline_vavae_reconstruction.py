@@ -14,7 +14,17 @@ from diffusers import AutoencoderRAE, DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 
-from .lightningdit_sampling import HubMixin, check_arguments, list_images, postprocess, preprocess, vae_geometry
+from .lightningdit_sampling import (
+    HubMixin,
+    check_arguments,
+    list_images,
+    postprocess,
+    preprocess,
+    require,
+    require_finite,
+    upcast,
+    vae_geometry,
+)
 
 
 @dataclass
@@ -88,6 +98,7 @@ class VAVAEReconstructionPipeline(HubMixin, DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        check_finite: bool = True,
     ) -> VAVAEReconstructionOutput | tuple:
         """Reconstruct images.
 
@@ -100,12 +111,13 @@ class VAVAEReconstructionPipeline(HubMixin, DiffusionPipeline):
             output_type: "pil" (8 bits as in the original, by truncation of 127.5 x + 128), "np" [B, height, width, 3]
                 or "pt" [B, 3, height, width] in [0, 1].
             return_dict: Whether to return a `VAVAEReconstructionOutput` instead of a tuple.
+            check_finite: Whether NaN or infinity in the images is an error. False: they are drawn as black.
 
         Returns:
             `images`, and `psnr` [B] against the images as they were encoded.
 
         Raises:
-            ValueError: For an argument that does not fit, before anything is computed.
+            ValueError: For an argument that does not fit, before anything is computed; for images that are not finite.
         """
         images = list_images(image)
         sizes = sorted({size_of(one) for one in images})
@@ -115,21 +127,35 @@ class VAVAEReconstructionPipeline(HubMixin, DiffusionPipeline):
         width = sizes[0][1] if width is None else width
         factor = vae_geometry(self.vae)[1]
         check_arguments(
-            {"height": height, "width": width, "generator": generator, "output_type": output_type},
+            {
+                "height": height,
+                "width": width,
+                "generator": generator,
+                "output_type": output_type,
+                "sample_posterior": sample_posterior,
+                "check_finite": check_finite,
+                "return_dict": return_dict,
+            },
             multiple=factor,
             number=len(images),
             output_types=("pil", "np", "pt"),
         )
 
+        is_posterior = not (sample_posterior and isinstance(self.vae, AutoencoderRAE))
+        require(is_posterior, "sample_posterior", sample_posterior, "False with AutoencoderRAE, which has no posterior")
+
         targets = preprocess(images, height, width, factor).to(self._execution_device)
-        encoded = self.vae.encode(targets.to(self.vae.dtype))
-        if isinstance(self.vae, AutoencoderRAE):  # has no posterior
-            latents = encoded.latent
-        elif sample_posterior:
-            latents = encoded.latent_dist.sample(generator)
-        else:
-            latents = encoded.latent_dist.mode()
-        images = self.vae.decode(latents, return_dict=False)[0].float()  # [B, 3, height, width]
+        with upcast(self.vae):
+            encoded = self.vae.encode(targets.to(self.vae.dtype))
+            if isinstance(self.vae, AutoencoderRAE):  # has no posterior
+                latents = encoded.latent
+            elif sample_posterior:
+                latents = encoded.latent_dist.sample(generator)
+            else:
+                latents = encoded.latent_dist.mode()
+            images = self.vae.decode(latents, return_dict=False)[0].float()  # [B, 3, height, width]
+        if check_finite:
+            require_finite("vae", self.vae, images)
         quality = psnr(images, targets)
         images = postprocess(self.image_processor, images, output_type)
         self.maybe_free_model_hooks()
