@@ -1,8 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """Images with class labels from Hugging Face `datasets`: the columns, decoding, cropping, and a data set for torch."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import datasets
 import numpy as np
@@ -52,25 +51,8 @@ def plain_center_crop(image: Image.Image, size: int) -> Image.Image:
 PREPROCESSINGS = {"original": center_crop, "plain": plain_center_crop}
 
 
-@contextlib.contextmanager
-def decoding() -> Iterator[None]:
-    """Turn whatever Pillow's decoders raise into an `UnusableImage`."""
-    try:
-        yield
-    except UnusableImage:
-        raise
-    except Exception as error:
-        raise UnusableImage(f"{type(error).__name__}: {one_line(error)}") from error
-
-
 def to_rgb(image: Image.Image, modes: Sequence[str] = EIGHT_BIT_MODES, name: str = "an image") -> Image.Image:
-    """Convert an image to RGB.
-
-    Args:
-        image: The image.
-        modes: The modes of Pillow that are accepted. The others have more than 8 bits a channel, which Pillow's
-            conversion would clip.
-        name: The name of the image, for the message.
+    """Convert an image of one of the `modes` to RGB; Pillow's conversion would clip more than 8 bits a channel.
 
     Raises:
         UnusableImage: for an image of another mode.
@@ -85,7 +67,6 @@ def image_to_pixels(image: Image.Image, size: int, preprocessing: str = "origina
 
     Args:
         image: An image of one of `EIGHT_BIT_MODES`.
-        size: The side of the square, in pixels.
         preprocessing: One of `PREPROCESSINGS`.
 
     Raises:
@@ -96,9 +77,8 @@ def image_to_pixels(image: Image.Image, size: int, preprocessing: str = "origina
             f"an image has {image.width}x{image.height} pixels; required: sides that differ by a factor of at most "
             f"{MAX_SIDES_RATIO}."
         )
-    square = PREPROCESSINGS[preprocessing](to_rgb(image), size)
-    pixels = torch.from_numpy(np.array(square))  # uint8 [size, size, 3]
-    return from_8_bits(pixels.permute(2, 0, 1))
+    square = np.array(PREPROCESSINGS[preprocessing](to_rgb(image), size))  # uint8 [size, size, 3]
+    return from_8_bits(torch.from_numpy(square).permute(2, 0, 1))
 
 
 def read_pixels(encoded: dict | None, size: int, preprocessing: str = "original") -> torch.Tensor:
@@ -107,8 +87,12 @@ def read_pixels(encoded: dict | None, size: int, preprocessing: str = "original"
     Raises:
         UnusableImage: if it is missing, damaged, or refused by `image_to_pixels`.
     """
-    with decoding():
+    try:
         return image_to_pixels(datasets.Image().decode_example(encoded), size, preprocessing)
+    except UnusableImage:
+        raise
+    except Exception as error:  # Pillow's decoders raise anything
+        raise UnusableImage(f"{type(error).__name__}: {one_line(error)}") from error
 
 
 def image_name(encoded: dict | None) -> str:
@@ -196,16 +180,12 @@ class ImageDataset(Dataset):
     Items are `{"pixel_values": float32 [3, resolution, resolution] in [-1, 1], "class_labels": int}`.
 
     Args:
-        data: The local folder or Hub id.
+        data, split, image_column, label_column: As for `load_image_rows`.
         resolution: The side of the square images, in pixels.
-        split: The name of the split.
-        image_column: The name of the column of images.
-        label_column: The name of a `ClassLabel` column, whose names become `id2label`; None for images without labels.
         preprocessing: One of `PREPROCESSINGS`.
 
     Raises:
-        ValueError: if the data cannot be read, or a column is missing or of another kind; when an item is taken,
-            `UnusableImage` naming the image.
+        ValueError: as `load_image_rows`; when an item is taken, `UnusableImage` naming the image.
     """
 
     def __init__(

@@ -72,7 +72,11 @@ class LatentsDataset(Dataset):
         self._check_labels(num_classes or (self.id2label and len(self.id2label)))
         self._memory = None
         if in_memory:
-            self._memory = {flip: self._read_all(flip) for flip in (False, True)[: 1 + random_flip]}
+            memory = {flip: torch.empty(len(self), *self.shape) for flip in (False, True)[: 1 + random_flip]}
+            for flip, latents in memory.items():
+                for index in range(len(self)):
+                    latents[index] = self.read(index, flip)
+            self._memory = memory
 
     def _check_labels(self, num_classes: int | None) -> None:
         limit = num_classes or int(self.labels.max()) + 1
@@ -82,12 +86,6 @@ class LatentsDataset(Dataset):
                 f"{self._source.place(wrong[0])} has label {int(self.labels[wrong[0]])} ({len(wrong)} such labels in "
                 f"all); required: 0 to {limit - 1}."
             )
-
-    def _read_all(self, flip: bool) -> torch.Tensor:
-        latents = torch.empty(len(self), *self.shape)
-        for index in range(len(self)):
-            latents[index] = self.read(index, flip)
-        return latents
 
     @property
     def num_classes(self) -> int:
@@ -116,7 +114,7 @@ class LatentsDataset(Dataset):
     # -- does it belong together? --
 
     def check_vae(self, vae: AutoencoderVAVAE) -> None:
-        """Raise ValueError if the latents were made by another VAE than this one; see `check_made_by`."""
+        """Raise ValueError if the latents were made by another VAE; see `check_made_by`."""
         check_made_by(vae, self.data, self.shape, self.info)
 
     def check_statistics(
@@ -124,10 +122,7 @@ class LatentsDataset(Dataset):
     ) -> None:
         """Raise ValueError if statistics per channel are not those of these latents; see `check_statistics`.
 
-        Args:
-            mean, std: The statistics, [C] each.
-            name: Where they come from, for the message.
-            num_images: The number of images to measure, spread evenly over the data.
+        `num_images` of them are measured, spread evenly over the data.
         """
         indices = np.linspace(0, len(self) - 1, min(num_images, len(self))).round().astype(int).tolist()
         sample = torch.stack([self.read(index, flip=False) for index in indices])
@@ -193,13 +188,7 @@ def check_made_by(vae: AutoencoderVAVAE, data: str, shape: tuple[int, int, int],
     """Raise ValueError if latents were made by another VAE, as far as the data tells.
 
     The channels always tell; data that this project made also knows its VAE's weights, in the type that they have in
-    the file, so check before casting.
-
-    Args:
-        vae: The VAE to be used with them.
-        data: The name of the data, for the message.
-        shape: The shape of the latents, (C, height, width).
-        info: The content of `latents_info.json`, if there is one.
+    the file, so check before casting. `info` is the content of `latents_info.json`, if there is one.
     """
     if vae.config.latent_channels != shape[0]:
         raise ValueError(

@@ -45,7 +45,7 @@ class StreamedRows(ABC):
     """Rows that are read in a stream, and the samples that they decode to.
 
     Args:
-        data, split: The arguments of `datasets.load_dataset`.
+        data, split: As for `load_rows`.
         random_flip: Whether samples are mirrored with probability 0.5 where they are taken in a random order.
 
     Attributes:
@@ -81,15 +81,10 @@ class StreamedRows(ABC):
         """The label of a row, if it has one, and the number that it has to be below."""
 
     def sample(self, row: Row, place: str, mirrored: bool = False) -> dict:
-        """Decode a row.
-
-        Args:
-            row: A row of `rows`.
-            place: The place of the row in the data, for messages.
-            mirrored: Whether to mirror the image.
+        """Decode a row of `rows`.
 
         Raises:
-            StreamError: naming the place, for an image or latents that cannot be used, and a label out of range.
+            StreamError: naming the row's `place`, for an image or latents that cannot be used, and a label out of range.
         """
         label, limit = self._label(row)
         if limit and (label is None or not 0 <= label < limit):
@@ -123,15 +118,7 @@ class FirstRows(Dataset):
 
 
 class StreamedImages(StreamedRows):
-    """Images: `{"pixel_values": float32 [3, resolution, resolution] in [-1, 1], "class_labels": int}`.
-
-    Args:
-        data, resolution, split, image_column, label_column: As for `ImageDataset`.
-        random_flip: As for `StreamedRows`.
-
-    Raises:
-        ValueError: as `StreamedRows`.
-    """
+    """Images, with the items and arguments of `ImageDataset`; `random_flip` as for `StreamedRows`."""
 
     def __init__(
         self,
@@ -166,8 +153,8 @@ class StreamedLatents(StreamedRows):
     """Raw latents: `{"latents": float32 [C, height, width], "class_labels": int}`.
 
     Args:
-        data, split: The arguments of `datasets.load_dataset` for data with the columns latents, latents_flip and
-            label, as `cache_latents.py --format parquet` writes it.
+        data, split: As for `load_rows`: data with the columns latents, latents_flip and label, as
+            `cache_latents.py --format parquet` writes it.
         random_flip: As for `StreamedRows`; without it, no column `latents_flip` is needed.
         num_classes: The number that labels have to be below; by default the number of names that came with the data.
 

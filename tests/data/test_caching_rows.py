@@ -7,7 +7,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from diffusers_lightningdit.data.image_rows import ImageRows
+from diffusers_lightningdit.data.latent_caching import ImageRows
 
 
 def read_all(rows, size=2, wanted=lambda shard: True):
@@ -48,7 +48,6 @@ def test_image_folder(folder, streaming):
     assert samples[2].name == f"{folder}/cat/2.png (row 2)"
     assert samples[2].error.startswith(("OSError: ", "SyntaxError: "))
     assert samples[3].error.startswith("an image has mode 'I;16'; required")
-    assert samples[3].report().keys() == {"index", "name", "error"}
 
 
 @pytest.mark.parametrize("streaming", [False, True])
