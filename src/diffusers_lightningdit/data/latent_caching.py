@@ -444,11 +444,9 @@ def cache_latents(config: CachingConfig, accelerator: Accelerator) -> None:
     with tqdm(desc="encoding", unit=" images", disable=not accelerator.is_main_process) as progress_bar:
         wanted = lambda shard: shard % world_size == rank and not files.has(shard)  # noqa: E731
         if images.num_images is not None:
-            mine = range(rank, -(-images.num_images // config.shard_size), world_size)
-            sizes = (
-                min(config.shard_size, images.num_images - s * config.shard_size) for s in mine if not files.has(s)
-            )
-            progress_bar.total = sum(sizes)
+            first_rows = range(0, images.num_images, config.shard_size)
+            mine = [row for shard, row in enumerate(first_rows) if wanted(shard)]
+            progress_bar.total = sum(min(config.shard_size, images.num_images - row) for row in mine)
         for shard, rows in images.shards(config.shard_size, wanted):
             tensors, skipped = encoder.encode(rows, progress_bar)
             files.write(shard, tensors, skipped)

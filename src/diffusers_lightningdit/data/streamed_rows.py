@@ -84,7 +84,7 @@ class StreamedRows(ABC):
         """Decode a row of `rows`.
 
         Raises:
-            StreamError: naming the row's `place`, for an image or latents that cannot be used, and a label out of range.
+            StreamError: naming the row's `place`, for an image or latents that cannot be used, or a label out of range.
         """
         label, limit = self._label(row)
         if limit and (label is None or not 0 <= label < limit):
