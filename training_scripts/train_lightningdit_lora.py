@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         pipeline = load_pipeline(config.pipeline)
         transformer, vae = pipeline.transformer, pipeline.vae
         data, classes = load_lora_data(config, pipeline, config.data, config.split, for_training=True)
+        accelerator.print(data.dataset.summary())
         sampler = make_batch_sampler(config, data.dataset, accelerator)
         validation = load_validation_data(
             config,

@@ -94,6 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         if accelerator.is_fsdp2:
             raise ValueError("the autoencoder's weights cannot be sharded (FSDP2); required: data-parallel training.")
         dataset = load_training_images(config)
+        accelerator.print(dataset.summary())
         sampler = make_batch_sampler(config, dataset, accelerator)
         validation = load_validation_images(config, accelerator.num_processes)
         torch.manual_seed(config.seed)  # the same first weights on every process

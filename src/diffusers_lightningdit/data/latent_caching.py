@@ -29,10 +29,11 @@ from ..files import atomic_write, check_output_dir, new_folder, one_line, read_j
 from ..keyed_random import posterior_noise
 from ..models import AutoencoderVAVAE
 from ..settings import check_settings, required, setting
-from .images import UnusableImage, image_name, load_image_rows, read_pixels
+from .images import UnusableImage, image_name, read_pixels
 from .latent_encoding import draw_latents, encode_moments, latents_size, load_frozen_vae
 from .latent_shards import DTYPES, INFO_FILE, shard_name, write_shard, write_statistics
 from .latent_statistics import LatentsStatistics
+from .rows import ImageRows
 
 PROGRESS_FOLDER = "progress"  # while it lasts: the settings, and a record of each whole shard
 SKIPPED_FILE = "skipped_images.json"
@@ -71,6 +72,7 @@ class CachingConfig:
     streaming: bool = setting(
         False, "Leave the data where it is; every process reads all of it, and decodes only its own part."
     )
+    allow_left_out: bool = setting(False, "Accept that files in a local folder of `data` are left out; they are named.")
     resolution: int = setting(256, "The side in pixels of the squares that images are cropped to.", minimum=1)
     on_error: str = setting(
         "fail",
@@ -132,29 +134,19 @@ class Sample:
     error: str | None = None
 
 
-class ImageRows:
-    """The rows of a data set of labelled images, in its order.
+class ShardedImages(ImageRows):
+    """The rows of a data set of labelled images, in its order, to read shard by shard.
 
     Args:
-        data, split, image_column, label_column, streaming: As for `load_image_rows`.
         resolution: The side of the square images, in pixels.
-
-    Attributes:
-        num_images: The number of rows; None of a stream, whose end is found by reading.
-        id2label: The names of the labels, or None.
+        arguments: As for `ImageRows`.
 
     Raises:
-        ValueError: as `load_image_rows`.
+        ValueError: as `ImageRows`.
     """
 
-    def __init__(
-        self, data: str, split: str, image_column: str, label_column: str, resolution: int, streaming: bool = False
-    ):
-        columns = (image_column, label_column)
-        self._rows, self.id2label = load_image_rows(data, split, *columns, streaming, numbers_as_labels=True)
-        self.num_images = None if streaming else len(self._rows)
-        self.image_column = image_column
-        self.label_column = label_column
+    def __init__(self, resolution: int, *arguments):
+        super().__init__(*arguments)
         self.resolution = resolution
 
     def shards(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[tuple[int, dict]]]]:
@@ -162,14 +154,14 @@ class ImageRows:
 
         A stream is read to its end even where the rest is not wanted.
         """
-        if self.num_images is None:
-            for shard, rows in itertools.groupby(enumerate(self._rows), key=lambda pair: pair[0] // size):
+        if isinstance(self.rows, datasets.IterableDataset):
+            for shard, rows in itertools.groupby(enumerate(self.rows), key=lambda pair: pair[0] // size):
                 if wanted(shard):
                     yield shard, rows
             return
         for shard in filter(wanted, range(-(-self.num_images // size))):
             indices = range(shard * size, min((shard + 1) * size, self.num_images))
-            yield shard, ((index, self._rows[index]) for index in indices)
+            yield shard, ((index, self.rows[index]) for index in indices)
 
     def read(self, index: int, row: dict) -> Sample:
         """Decode, crop and scale the image of a row; nothing is raised for an unusable one."""
@@ -194,7 +186,7 @@ class ImageRows:
 class ShardEncoder:
     """Encodes the images of a shard, and of their mirror images."""
 
-    def __init__(self, vae: AutoencoderVAVAE, images: ImageRows, config: CachingConfig):
+    def __init__(self, vae: AutoencoderVAVAE, images: ShardedImages, config: CachingConfig):
         self.vae = vae
         self.images = images
         self.config = config
@@ -419,7 +411,10 @@ def cache_latents(config: CachingConfig, accelerator: Accelerator) -> None:
     rank, world_size = accelerator.process_index, accelerator.num_processes
     vae = load_frozen_vae(config.vae, with_statistics=False)
     columns = (config.image_column, config.label_column)
-    images = ImageRows(config.data, config.split, *columns, config.resolution, config.streaming)
+    images = ShardedImages(
+        config.resolution, config.data, config.split, *columns, config.streaming, config.allow_left_out
+    )
+    accelerator.print(images.summary())
     encoder = ShardEncoder(vae, images, config)
     settings = {**config.identity(), "num_rows": images.num_images, "vae_sha256": weights_sha256(vae)}
     files = LatentFiles(config, settings, images.id2label)

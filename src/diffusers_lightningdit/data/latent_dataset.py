@@ -4,6 +4,7 @@
 Items are `{"latents": float32 [C, height, width], "class_labels": int}`. Latents are raw: the VAE normalises them.
 """
 
+import hashlib
 from pathlib import Path
 
 import datasets
@@ -14,9 +15,9 @@ from torch.utils.data import Dataset
 from ..files import weights_sha256
 from ..keyed_random import is_flipped
 from ..models import AutoencoderVAVAE
-from .images import load_rows
 from .latent_shards import LatentShards, read_info
 from .latent_statistics import check_statistics
+from .rows import describe_classes, known_num_classes, load_rows
 
 
 class UnusableLatents(ValueError):
@@ -69,6 +70,7 @@ class LatentsDataset(Dataset):
         self.shape = self._source.shape
         self.info = self._source.info
         self.id2label = self._source.id2label
+        self._num_classes = num_classes
         self._check_labels(num_classes or (self.id2label and len(self.id2label)))
         self._memory = None
         if in_memory:
@@ -89,8 +91,8 @@ class LatentsDataset(Dataset):
 
     @property
     def num_classes(self) -> int:
-        """Number of names of labels, or else the highest label plus 1."""
-        return len(self.id2label) if self.id2label else int(self.labels.max()) + 1
+        """The number of classes: of names of labels, or else as given; raises ValueError if nothing tells it."""
+        return known_num_classes(len(self.id2label) if self.id2label else self._num_classes, self.data)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -110,6 +112,21 @@ class LatentsDataset(Dataset):
         if self._memory is not None:
             return self._memory[flip][index]
         return require_finite(self._source.read(index, flip).float(), self._source.place(index))
+
+    def summary(self) -> str:
+        """One line: the number of images, the classes, and the images of each class."""
+        return f"{self.data}: latents of {len(self)} images, {describe_classes(self.labels.tolist(), self.id2label)}"
+
+    def identity(self) -> dict:
+        """Everything that the rows are known by, for a resumed run to compare.
+
+        Equal shapes make files of equal sizes: labels and the first latents and the last tell more than names do.
+        """
+        digest = hashlib.sha256(self.labels.numpy().tobytes())
+        for index in (0, len(self) - 1):
+            digest.update(self._source.read(index, flip=False).float().numpy().tobytes())
+        names = None if self.id2label is None else list(self.id2label.values())
+        return {"data_sha256": digest.hexdigest(), "class_names": names}
 
     # -- does it belong together? --
 

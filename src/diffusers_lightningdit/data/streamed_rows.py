@@ -18,9 +18,10 @@ from torch.utils.data import Dataset
 
 from ..files import one_line, read_json
 from ..models import AutoencoderVAVAE
-from .images import UnusableImage, image_name, load_image_rows, load_rows, read_pixels
+from .images import UnusableImage, image_name, read_pixels
 from .latent_dataset import check_latent_features, check_made_by, require_finite
 from .latent_shards import INFO_FILE
+from .rows import ImageRows, Source, describe_classes, known_num_classes, open_source
 
 Row = dict | pyarrow.Table  # one row, undecoded
 
@@ -50,6 +51,7 @@ class StreamedRows(ABC):
 
     Attributes:
         rows: The undecoded rows, with only the columns that are needed.
+        source: The files that they come from.
         id2label: The names of the labels, or None.
         id_of_label: Other numbers for the labels, by label; the label is None where the data has none.
 
@@ -58,6 +60,7 @@ class StreamedRows(ABC):
     """
 
     rows: datasets.IterableDataset
+    source: Source
     id2label: dict[int, str] | None
     id_of_label: dict[int | None, int] | None = None
 
@@ -71,6 +74,14 @@ class StreamedRows(ABC):
     @abstractmethod
     def _load(self, data: str, split: str) -> None:
         """Open the stream, check its columns, and set the attributes."""
+
+    def summary(self) -> str:
+        """One line: the files and the classes."""
+        return f"{self.data}: rows of {len(self.source.files)} files, {describe_classes(None, self.id2label)}"
+
+    def identity(self) -> dict:
+        """Everything that the rows are known by, for a resumed run to compare."""
+        return self.source.identity(self.id2label)
 
     @abstractmethod
     def _decode(self, row: Row, mirrored: bool) -> dict:
@@ -128,14 +139,23 @@ class StreamedImages(StreamedRows):
         image_column: str = "image",
         label_column: str | None = "label",
         random_flip: bool = False,
+        allow_left_out: bool = False,
     ):
+        self.allow_left_out = allow_left_out
         self.resolution = resolution
         self.image_column = image_column
         self.label_column = label_column
         super().__init__(data, split, random_flip)
 
     def _load(self, data: str, split: str) -> None:
-        self.rows, self.id2label = load_image_rows(data, split, self.image_column, self.label_column, streaming=True)
+        images = ImageRows(data, split, self.image_column, self.label_column, True, self.allow_left_out)
+        self.rows, self.id2label, self.source = images.rows, images.id2label, images.source
+        if self.label_column is not None and self.id2label is None:
+            raise ValueError(
+                f"`label_column` is {self.label_column!r}, whose labels have no names; required of a stream: a "
+                f"ClassLabel column among {', '.join(images.source.rows.features)}."
+            )
+        self.summary = images.summary
 
     def _label(self, row: Row) -> tuple[int | None, int]:
         return (None, 0) if self.label_column is None else (row[self.label_column], len(self.id2label))
@@ -176,14 +196,10 @@ class StreamedLatents(StreamedRows):
         super().__init__(data, split, random_flip)
 
     def _load(self, data: str, split: str) -> None:
-        rows = load_rows(data, split, streaming=True)
+        self.source = open_source(data, split, streaming=True)
+        rows = self.source.rows
         self.shape, self.id2label = check_latent_features(self.data, rows.features, self.random_flip)
-        self.num_classes = self.num_classes or len(self.id2label or ())
-        if not self.num_classes:
-            raise ValueError(
-                f"`num_classes` is not given, and the labels of {self.data} have no names; required: one of them (the "
-                "highest label of a stream is not known)."
-            )
+        self.num_classes = known_num_classes(self.num_classes or len(self.id2label or ()), self.data)
         needed = ["latents", "latents_flip", "label"] if self.random_flip else ["latents", "label"]
         self.rows = rows.select_columns(needed).with_format("arrow")  # numbers are made of a process's own rows only
 
