@@ -100,6 +100,7 @@ def main(argv: list[str] | None = None) -> None:
             accelerator = make_accelerator(config)
             vae = load_frozen_vae(config.vae)
             data = load_data(config, vae, config.data, config.split, for_training=True)
+            accelerator.print(data.dataset.summary())
             if (config.guidance_channels or 0) > vae.config.latent_channels:
                 raise ValueError(
                     f"`guidance_channels` is {config.guidance_channels}; required: at most the VAE's "

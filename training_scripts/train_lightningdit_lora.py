@@ -71,6 +71,7 @@ def main(argv: list[str] | None = None) -> None:
             pipeline = load_pipeline(config.pipeline)
             transformer, vae = pipeline.transformer, pipeline.vae
             data, classes = load_lora_data(config, pipeline, config.data, config.split, for_training=True)
+            accelerator.print(data.dataset.summary())
 
             def load_validation(name: str, split: str) -> TransformerData:
                 return load_lora_data(config, pipeline, name, split, for_training=False)[0]

@@ -100,6 +100,7 @@ def main(argv: list[str] | None = None) -> None:
                     "the autoencoder's weights cannot be sharded (FSDP2); required: data-parallel training."
                 )
             dataset = load_training_images(config)
+            accelerator.print(dataset.summary())
             sampler, validation = call_all(
                 partial(make_batch_sampler, config, dataset, accelerator),
                 partial(load_validation_images, config, accelerator.num_processes),

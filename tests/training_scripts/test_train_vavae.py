@@ -315,7 +315,10 @@ def test_kill_and_resume(run_and_be_killed, trained_vae, data, vae_recipe, tmp_p
         ("global_batch_size=9", "`global_batch_size` is 9; required: at most the 8 samples"),
         ("global_batch_size=0", "`global_batch_size` is 0; required: at least 1"),
         ("max_train_steps=0", "`max_train_steps` is 0; required: at least 1"),
-        ("label_column=kind", "`label_column` is 'kind'; required: a ClassLabel column among image, label"),
+        (
+            "label_column=kind",
+            "`label_column` is 'kind'; required: a column of class labels or whole numbers",
+        ),
         ("lr_scheduler=cosin", "`lr_scheduler` is 'cosin'; required: one of"),
         ("max_train_steps=1", "`disc_start` is 1; required: below the 1 steps"),
         ("foundation_model=/no/such/model", "`foundation_model` is '/no/such/model'"),

@@ -13,11 +13,7 @@ from ..models import AutoencoderVAVAE
 
 
 def load_frozen_vae(name: str, with_statistics: bool = True) -> AutoencoderVAVAE:
-    """Load an `AutoencoderVAVAE` for encoding only.
-
-    Args:
-        name: The folder or Hub id.
-        with_statistics: Require the statistics of its latents in the config, as normalising latents does.
+    """Load an `AutoencoderVAVAE` from a folder or Hub id, for encoding only.
 
     Raises:
         ValueError: if there is none, if it is another model, or if its config lacks required statistics.
@@ -68,12 +64,8 @@ def draw_latents(moments: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 class MomentsDataset(TensorDataset):
     """A data set of images and labels, encoded once and held in memory.
 
-    Items are `{"moments": float32 [2 C, height, width], "class_labels": int}`.
-
-    Args:
-        vae: The autoencoder.
-        images: Batches of `{"pixel_values": [B, 3, height, width], "class_labels": int64 [B]}`.
-        show_progress: Whether to show a progress bar.
+    Items are `{"moments": float32 [2 C, height, width], "class_labels": int}`, of batches of
+    `{"pixel_values": [B, 3, height, width], "class_labels": int64 [B]}`.
     """
 
     def __init__(self, vae: AutoencoderVAVAE, images: DataLoader, show_progress: bool = True):

@@ -15,7 +15,8 @@ import pyarrow.compute
 import torch
 from PIL import Image
 
-from ..data.images import center_crop, image_name, load_rows
+from ..data.images import center_crop, image_name
+from ..data.rows import load_rows
 from .image_archive import ImageArchive
 from .image_files import decode_rgb, numbered_name
 from .ordered_batches import read_ahead

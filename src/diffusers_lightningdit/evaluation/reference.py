@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ..data.images import load_rows
+from ..data.rows import load_rows
 from ..files import file_sha256, one_line
 from ..networks.inception import InceptionFeatures
 from .generation_config import GenerationConfig

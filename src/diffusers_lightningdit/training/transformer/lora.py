@@ -141,6 +141,7 @@ class Relabelled(Dataset):
 
     def __init__(self, dataset: Dataset, id_of_label: dict[int | None, int]):
         self.dataset = dataset
+        self.summary, self.identity = dataset.summary, dataset.identity
         self.id_of_label = id_of_label
 
     def __len__(self) -> int:
