@@ -6,8 +6,6 @@ import torch
 from ...models import LightningDiTTransformer2DModel
 from ...original.transformer import load_transformer
 
-INPUT_WEIGHT = "patch_embed.weight"  # [D, C, p, p]
-
 
 def load_initial_transformer(name: str) -> LightningDiTTransformer2DModel:
     """The transformer of a diffusers folder or Hub id, or of an original checkpoint file (`ema` where it has it).
@@ -56,7 +54,7 @@ def initialize_weights(model: LightningDiTTransformer2DModel, source: dict[str, 
         elif value.shape == target.shape:
             target.copy_(value)
             num_blocks += name.startswith("transformer_blocks.")
-        elif name == INPUT_WEIGHT and fits_input(value.shape, target.shape):
+        elif name == "patch_embed.weight" and _has_fewer_channels(value.shape, target.shape):
             target.zero_()
             target[:, : value.shape[1]] = value
             remarks.append(f"`{name}`: channels 0 to {value.shape[1] - 1} of `weight_init`, zeros for the others")
@@ -71,6 +69,5 @@ def initialize_weights(model: LightningDiTTransformer2DModel, source: dict[str, 
     return remarks
 
 
-def fits_input(source: torch.Size, target: torch.Size) -> bool:
-    """Whether the shapes [D, C, p, p] differ in more latent channels only."""
+def _has_fewer_channels(source: torch.Size, target: torch.Size) -> bool:  # [D, C, p, p] each
     return source[1] < target[1] and (source[0], *source[2:]) == (target[0], *target[2:])
