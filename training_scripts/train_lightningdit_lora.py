@@ -28,12 +28,12 @@ from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 from diffusers_lightningdit.training.transformer.loop import NAME, load_validation_data, make_transformer_run, train
 from diffusers_lightningdit.training.transformer.lora import (
     Classes,
+    LoraTrainingConfig,
     add_lora,
     load_lora_data,
     load_pipeline,
     lora_file_content,
 )
-from diffusers_lightningdit.training.transformer.lora_config import LoraTrainingConfig
 
 FILE = "pytorch_lora_weights.safetensors"
 NUM_PASSES = 2  # a forward pass, and back for the activations alone
