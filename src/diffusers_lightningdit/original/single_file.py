@@ -6,15 +6,14 @@ diffusers asks twice: for the arguments of the model (only without `config=`), t
 import torch
 
 from ..models import AutoencoderVAVAE, LightningDiTTransformer2DModel
-from ..original import OriginalConfig, embedded_config, select_transformer_weights
-from ..original import transformer_from_original as translate_transformer
 from .autoencoder import (
     autoencoder_from_original,
     check_autoencoder_yaml,
     empty_autoencoder,
     select_autoencoder_weights,
 )
-from .transformer import empty_transformer
+from .config import OriginalConfig
+from .transformer import embedded_config, empty_transformer, select_transformer_weights, transformer_from_original
 
 
 def transformer_arguments(
@@ -22,13 +21,13 @@ def transformer_arguments(
 ) -> dict:
     """Arguments of `LightningDiTTransformer2DModel`; see `load_transformer`, and an empty YAML stands for none."""
     yaml = OriginalConfig(original_config, "original_config") if original_config else embedded_config(checkpoint)
-    return translate_transformer(select_transformer_weights(checkpoint, weights), num_attention_heads, yaml)[0]
+    return transformer_from_original(select_transformer_weights(checkpoint, weights), num_attention_heads, yaml)[0]
 
 
 def transformer_weights(config: dict, checkpoint: dict, weights: str | None = None) -> dict[str, torch.Tensor]:
     """The state dict under our names, complete for a model of `config`."""
     model = empty_transformer(config)
-    found, state_dict = translate_transformer(
+    found, state_dict = transformer_from_original(
         select_transformer_weights(checkpoint, weights), model.config.num_attention_heads
     )
     # These leave no weights that could contradict them.

@@ -112,18 +112,11 @@ def load_pipeline(name: str) -> LightningDiTPipeline:
 
 @dataclass
 class Classes:
-    """The classes of a pipeline that the data has.
+    """The classes of a pipeline that the data has."""
 
-    Attributes:
-        id_of_label: The id, in the pipeline with the new classes, of each label of the data; of None if the data has no
-            labels.
-        new_names: The names of the new classes, whose ids follow the pipeline's.
-        first_rows: The pipeline's class whose row each of them begins with; None for the mean of all.
-    """
-
-    id_of_label: dict[int | None, int]
-    new_names: list[str]
-    first_rows: list[int | None]
+    id_of_label: dict[int | None, int]  # in the pipeline with the new classes; of None if the data has no labels
+    new_names: list[str]  # of the new classes, whose ids follow the pipeline's
+    first_rows: list[int | None]  # the pipeline's class whose row each of them begins with; None for the mean of all
 
     @property
     def ids(self) -> list[int]:
