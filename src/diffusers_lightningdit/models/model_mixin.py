@@ -8,9 +8,13 @@ into its own (`self_contained`). The files of several models then run in one mod
 import inspect
 import os
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from diffusers.loaders import SanaLoraLoaderMixin
+from diffusers.utils import get_adapter_name
 
 # The source code is read on import and not when a model is saved, since as remote code it may be overwritten by then.
 MODEL_MIXIN_CODE = __spec__.loader.get_source(__name__)
@@ -30,6 +34,8 @@ class LightningDiTModelMixin:
 
     _model_card: str | None = None
     _foreign_configs: tuple[str, ...] = ()
+
+    # -- Loading ---------------------------------------------------------------------------------------------------
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs):
@@ -91,6 +97,80 @@ class LightningDiTModelMixin:
             )
         return super().extract_init_dict(config_dict, **kwargs)
 
+    # -- Saving ----------------------------------------------------------------------------------------------------
+
+    def check_saving(self, save_directory: str | os.PathLike) -> None:
+        """Raise ValueError if the model cannot be saved to a folder and read back, before anything is written."""
+        if Path(save_directory).is_file():
+            raise ValueError(f"`save_directory` is {str(save_directory)!r}, a file; required: a folder.")
+        if any(".base_layer." in name for name, _ in self.named_parameters()):
+            loaded = ", ".join(map(repr, getattr(self, "peft_config", {})))
+            raise ValueError(
+                f"{type(self).__name__} has LoRAs loaded ({loaded}), which are no weights of the model; required: "
+                "unload them before saving, after `fuse_lora` if they are to stay."
+            )
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        save_function: Callable | None = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        push_to_hub: bool = False,
+        use_flashpack: bool = False,
+        **kwargs,
+    ) -> None:
+        """Save as diffusers does, but as the only weights of this variant in the folder.
+
+        All files are written before the first of them replaces another one.
+
+        Raises:
+            ValueError: If a LoRA is loaded, or the folder is a file.
+        """
+        self.check_saving(save_directory)
+        folder = Path(save_directory)
+        partial = folder / ".partial"
+        shutil.rmtree(partial, ignore_errors=True)  # a killed process may have left it
+        partial.mkdir(parents=True)
+        if push_to_hub:
+            kwargs.setdefault("repo_id", folder.name)
+        try:
+            super().save_pretrained(
+                partial,
+                is_main_process=is_main_process,
+                save_function=save_function,
+                safe_serialization=safe_serialization,
+                variant=variant,
+                max_shard_size=max_shard_size,
+                push_to_hub=push_to_hub,
+                use_flashpack=use_flashpack,
+                **kwargs,
+            )
+            if not safe_serialization and any(".index." in file.name for file in partial.iterdir()):
+                raise ValueError(
+                    f"`max_shard_size` is {max_shard_size!r}, less than the model, with `safe_serialization=False`; "
+                    "required: one file, since diffusers reads no pickled shards."
+                )
+            (partial / "mode").touch()
+            mode = (partial / "mode").stat().st_mode  # that of new files; safetensors makes its own private
+            (partial / "mode").unlink()
+            # The index comes last, and goes first: of several sets, diffusers reads the one with an index.
+            new = sorted(partial.iterdir(), key=lambda file: (".index." in file.name, file.name))
+            for file in new:
+                file.chmod(mode)
+                os.replace(file, folder / file.name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        if is_main_process and not use_flashpack:
+            of_variant = f"\\.{re.escape(variant)}" if variant else ""
+            weights = rf"{of_variant}(-\d+-of-\d+)?\.(safetensors|bin)|\.\w+\.index{of_variant}\.json"
+            old = [file for file in folder.iterdir() if re.fullmatch(f"diffusion_pytorch_model({weights})", file.name)]
+            for file in sorted(old, key=lambda file: ".index." not in file.name):
+                if file.name not in {file.name for file in new}:
+                    file.unlink()
+
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
         """Save the config, and after `register_for_auto_class()`, or loaded from such a folder, the code beside it."""
         cls = type(self)
@@ -110,6 +190,8 @@ class LightningDiTModelMixin:
             card.write_text(text, encoding="utf-8", newline="\n")
         return super()._upload_folder(working_dir, repo_id, **kwargs)
 
+    # -- Original checkpoints --------------------------------------------------------------------------------------
+
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path_or_dict: str | dict | None = None, **kwargs):
         """Load a file of the original implementation; this needs the package diffusers_lightningdit.
@@ -121,3 +203,113 @@ class LightningDiTModelMixin:
         if kwargs.get("config") is None and kwargs.get("original_config") is None:
             kwargs["original_config"] = {}
         return super().from_single_file(pretrained_model_link_or_path_or_dict, **kwargs)
+
+    # -- LoRA ------------------------------------------------------------------------------------------------------
+
+    def load_lora_adapter(
+        self, pretrained_model_name_or_path_or_dict, prefix: str | None = "transformer", hotswap: bool = False, **kwargs
+    ) -> None:
+        """Load a LoRA as diffusers does, but whole or not at all: after an error, the model is as it was before.
+
+        diffusers alone would drop weights without a place with a warning, and leave missing ones uninitialised.
+
+        Raises:
+            ValueError: For a LoRA without weights, and naming the first weight that has no place in the model, lacks
+                its other matrix or is not finite.
+        """
+        state_dict, metadata = self._read_lora(pretrained_model_name_or_path_or_dict, kwargs)
+        self._check_lora(state_dict, prefix)
+        adapter_name = kwargs.pop("adapter_name", None) or get_adapter_name(self)
+        before = list(getattr(self, "peft_config", {}))
+        try:
+            super().load_lora_adapter(
+                state_dict,
+                prefix=prefix,
+                hotswap=hotswap,
+                adapter_name=adapter_name,
+                metadata=metadata or None,
+                **kwargs,
+            )
+        except Exception as error:
+            if not before:
+                super().unload_lora()
+            elif adapter_name not in before:
+                super().delete_adapters(adapter_name)
+            if hotswap or isinstance(error, ValueError):
+                raise
+            text = " ".join(str(error.__cause__ or error).split())
+            raise ValueError(f"The LoRA {adapter_name!r} cannot be loaded by PEFT: {text}") from error
+
+    @staticmethod
+    def _read_lora(source: str | os.PathLike | dict, kwargs: dict) -> tuple[dict[str, torch.Tensor], dict]:
+        """Return (weights, metadata) of a LoRA; what names its file is taken out of `kwargs`."""
+        metadata = kwargs.pop("metadata", None)
+        of_file = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder",
+                   "weight_name", "use_safetensors")  # fmt: skip
+        settings = {name: kwargs.pop(name) for name in of_file if name in kwargs}
+        if not isinstance(source, dict):
+            source, found = SanaLoraLoaderMixin.lora_state_dict(source, return_lora_metadata=True, **settings)
+            metadata = metadata or found
+        return dict(source), dict(metadata or {})
+
+    def _check_lora(self, state_dict: dict[str, torch.Tensor], prefix: str | None) -> None:
+        start = f"{prefix}." if prefix is not None else ""
+        modules = {start + name: module for name, module in self.named_modules()}
+        model = type(self).__name__
+        matrices: dict[str, dict[str, torch.Tensor]] = {}
+
+        def refuse(key: str, problem: str) -> None:
+            raise ValueError(
+                f"LoRA weight `{key}`: {problem}; required: a LoRA trained for this architecture, with keys "
+                f"`{start}<module>.lora_A.weight` and `lora_B.weight`."
+            )
+
+        for key, weight in state_dict.items():
+            if not key.startswith(start) and key.startswith(("transformer.", "vae.")):
+                continue  # another component's
+            # PEFT's names, older ones, biases and magnitudes, and the factors of LoKr
+            match = re.fullmatch(
+                r"(.+)\.(?:lora(?:_linear_layer)?[._](A|B|down|up)(?:\.(weight|bias))?|"
+                r"(lora_magnitude_vector)(?:\.weight)?|lokr_(\w+)|(alpha))",
+                key,
+            )
+            if match is None or match[1] not in modules:
+                refuse(key, f"{model} has no module `{match[1] if match else key}`")
+            module, name, kind, *others = match.groups()
+            if not torch.isfinite(weight).all():
+                refuse(key, "it has values that are NaN or infinite")
+            parts = matrices.setdefault(module, {})
+            if name is None or kind != "weight":
+                parts |= {other: weight for other in others if other is not None}
+                continue
+            is_input = name in ("A", "down")
+            parts["input" if is_input else "output"] = weight
+            # A layer with an adapter returns the width of its own layer.
+            names = ("in_features", "in_channels") if is_input else ("out_features", "out_channels")
+            width = next((getattr(modules[module], name) for name in names if hasattr(modules[module], name)), None)
+            if weight.ndim < 2 or (width is not None and weight.shape[is_input] != width):
+                found = weight.shape[is_input] if weight.ndim > 1 else f"a tensor of shape {list(weight.shape)}"
+                refuse(key, f"{model} has {'in' if is_input else 'out'}put width {width} there, not {found}")
+        if not matrices:
+            raise ValueError(
+                f"The LoRA has no weights of {model}; required: keys `{start}<module>.lora_A.weight` and "
+                "`lora_B.weight`."
+            )
+        for module, parts in matrices.items():
+            if parts.keys() & {"w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b"}:
+                pairs = [{f"w{i}"} <= parts.keys() or {f"w{i}_a", f"w{i}_b"} <= parts.keys() for i in (1, 2)]
+                if not all(pairs):
+                    refuse(module, "one of its factors `lokr_w1` and `lokr_w2` is missing")
+            elif not {"input", "output"} <= parts.keys():
+                refuse(module, "one of its matrices `lora_A` and `lora_B` is missing")
+            elif parts["input"].shape[0] != parts["output"].shape[1]:
+                ranks = f"{parts['input'].shape[0]} and {parts['output'].shape[1]}"
+                refuse(module, f"its matrices have the ranks {ranks}, which differ")
+            elif "alpha" in parts:
+                refuse(f"{module}.alpha", "diffusers does not use it")
+
+    def delete_adapters(self, adapter_names: list[str] | str) -> None:
+        """Delete LoRAs as diffusers does; after the last of them, the model is as it was before the first."""
+        super().delete_adapters(adapter_names)
+        if not getattr(self, "peft_config", None):
+            super().unload_lora()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import FasterCacheConfig
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin, SanaLoraLoaderMixin
+from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -487,15 +487,8 @@ class LightningDiTTransformer2DModel(
         Raises:
             ValueError: For rows of another width than D, or another number of names.
         """
-        state_dict, metadata = pretrained_model_name_or_path_or_dict, kwargs.pop("metadata", None)
-        if not isinstance(state_dict, dict):
-            of_file = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder",
-                       "weight_name", "use_safetensors")  # fmt: skip
-            settings = {name: kwargs.pop(name) for name in of_file if name in kwargs}
-            state_dict, found = SanaLoraLoaderMixin.lora_state_dict(state_dict, return_lora_metadata=True, **settings)
-            metadata = metadata or found
+        state_dict, metadata = self._read_lora(pretrained_model_name_or_path_or_dict, kwargs)
         start = f"{prefix}." if prefix is not None else ""
-        state_dict, metadata = dict(state_dict), dict(metadata or {})
         rows = state_dict.pop(start + NEW_CLASSES_WEIGHT, None)
         names = metadata.pop(start + NEW_CLASSES_NAMES, None)
         if rows is not None:
@@ -512,12 +505,7 @@ class LightningDiTTransformer2DModel(
                 weight = torch.cat([weight[:-1], rows.to(weight), weight[-1:]])
                 self._set_class_table(weight, [*self._new_classes, (adapter_name, names or [None] * len(rows))])
             super().load_lora_adapter(
-                state_dict,
-                prefix=prefix,
-                hotswap=hotswap,
-                adapter_name=adapter_name,
-                metadata=metadata or None,
-                **kwargs,
+                state_dict, prefix=prefix, hotswap=hotswap, adapter_name=adapter_name, metadata=metadata, **kwargs
             )
         except Exception:
             self._set_class_table(*before)
@@ -554,6 +542,8 @@ class LightningDiTTransformer2DModel(
             problem = f"the width {self.inner_dim}, not rows of shape {list(rows.shape)}"
         elif names is not None and len(names) != len(rows):
             problem = f"{len(rows)} rows there for {len(names)} names"
+        elif not torch.isfinite(rows).all():
+            problem = "rows there that are NaN or infinite"
         elif self.class_embedder.embedding_table.weight.is_meta:
             problem = "offloaded its class table; load before `enable_sequential_cpu_offload`"
         if problem is not None:
