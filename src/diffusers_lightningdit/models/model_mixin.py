@@ -6,9 +6,12 @@ into its own (`self_contained`). The files of several models then run in one mod
 """
 
 import inspect
+import math
 import os
 import re
 import shutil
+import types
+import typing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +26,23 @@ MODEL_MIXIN_CODE = __spec__.loader.get_source(__name__)
 def self_contained(code: str) -> str:
     """Return the code of a model's file with this file in place of the import of it."""
     return re.sub(r"^from \.model_mixin import .*\n", lambda _: MODEL_MIXIN_CODE, code, flags=re.MULTILINE)
+
+
+LARGEST_NUMBER = 1_000_000  # in a config: of widths, layers, classes
+
+
+def _is_value_of(value: object, annotation: object) -> bool:
+    """Whether a value that was read from JSON is one of a type, such as `list[float] | None`."""
+    kinds = typing.get_args(annotation)
+    if isinstance(annotation, types.UnionType):
+        return any(_is_value_of(value, kind) for kind in kinds)
+    if typing.get_origin(annotation) in (tuple, list):
+        return isinstance(value, (tuple, list)) and all(_is_value_of(entry, kinds[0]) for entry in value)
+    if annotation is int:
+        return type(value) is int and 0 <= value <= LARGEST_NUMBER
+    if annotation is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return isinstance(value, annotation) if isinstance(annotation, type) else True
 
 
 class LightningDiTModelMixin:
@@ -81,10 +101,11 @@ class LightningDiTModelMixin:
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict, **kwargs) -> tuple[dict, dict, dict]:
-        """Read a config as diffusers does, but refuse unknown keys, which diffusers would ignore.
+        """Read a config as diffusers does, but refuse unknown keys, which diffusers would ignore, and wrong values.
 
         Raises:
-            ValueError: Naming the keys of a config.json that are not arguments of this class.
+            ValueError: Naming the keys of a config.json that are not arguments of this class, or a value of another
+                type than the argument's.
         """
         # diffusers' EMAModel adds its settings to the config.json that it saves.
         ema = {"decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"}
@@ -95,6 +116,13 @@ class LightningDiTModelMixin:
                 f"config.json of {cls.__name__} has the unknown key {', '.join(map(repr, unknown))}; required: only "
                 f"arguments of the class, {', '.join(inspect.signature(cls).parameters)}. A newer version may know it."
             )
+        for name, argument in inspect.signature(cls.__init__).parameters.items():
+            if name in config_dict and not _is_value_of(config_dict[name], argument.annotation):
+                kind = getattr(argument.annotation, "__name__", argument.annotation)
+                raise ValueError(
+                    f"config.json of {cls.__name__} has `{name}` {str(config_dict[name])[:100]!r}; required: {kind}, "
+                    f"finite, and whole numbers from 0 to {LARGEST_NUMBER}."
+                )
         return super().extract_init_dict(config_dict, **kwargs)
 
     # -- Saving ----------------------------------------------------------------------------------------------------

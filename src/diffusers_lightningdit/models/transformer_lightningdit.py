@@ -410,12 +410,16 @@ class LightningDiTTransformer2DModel(
     def _check_config(self) -> None:
         c = self.config
         dim = c.num_attention_heads * c.attention_head_dim
+        grid_size, rest = divmod(c.sample_size, max(c.patch_size, 1))
         for name, value, fits, required in (
+            *((name, c[name], c[name] >= 1, "at least 1") for name in
+              ("sample_size", "patch_size", "in_channels", "num_attention_heads", "attention_head_dim", "num_classes")),
+            ("num_layers", c.num_layers, 0 <= c.num_layers <= 1000, "from 0 to 1000"),
             ("activation_fn", c.activation_fn, c.activation_fn in ("swiglu", "gelu-approximate"),
              "'swiglu' or 'gelu-approximate'"),
             ("norm_type", c.norm_type, c.norm_type in ("rms_norm", "layer_norm"), "'rms_norm' or 'layer_norm'"),
-            ("sample_size", c.sample_size, c.sample_size >= c.patch_size and c.sample_size % c.patch_size == 0,
-             f"a multiple of `patch_size`, {c.patch_size}"),
+            ("sample_size", c.sample_size, 1 <= grid_size <= 1024 and rest == 0,
+             f"a multiple of `patch_size`, {c.patch_size}, up to 1024 times"),
             ("attention_head_dim", c.attention_head_dim, not (c.use_rope and c.attention_head_dim % 4),
              "a multiple of 4 for `use_rope=True`"),
             ("num_attention_heads * attention_head_dim", dim, dim % 4 == 0, "a multiple of 4 for the position table"),

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ...data.streamed_rows import StreamedRows
+from ...files import read_model
 from ...models import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from ...models.transformer_lightningdit import NEW_CLASSES_NAMES, NEW_CLASSES_WEIGHT
 from ...pipelines.pipeline_lightningdit import LightningDiTPipeline
@@ -89,18 +90,12 @@ def load_pipeline(name: str) -> LightningDiTPipeline:
     Raises:
         ValueError: in one line, if there is none, it is another kind, or its VAE has no statistics.
     """
-    needed = "required: folder or Hub id of a LightningDiTPipeline with an AutoencoderVAVAE"
-    try:
-        class_name = LightningDiTPipeline.load_config(name)["_class_name"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"`pipeline` is {name!r}; {needed}.") from error
-    if class_name != LightningDiTPipeline.__name__:
-        raise ValueError(f"`pipeline` is {name!r}, a {class_name}; {needed}.")
-    pipeline = LightningDiTPipeline.from_pretrained(name)
+    needed = "folder or Hub id of a LightningDiTPipeline with an AutoencoderVAVAE"
+    pipeline = read_model(LightningDiTPipeline, name, "pipeline", needed)
     if not isinstance(pipeline.vae, AutoencoderVAVAE):
-        raise ValueError(f"`pipeline` is {name!r}, with a {type(pipeline.vae).__name__}; {needed}.")
+        raise ValueError(f"`pipeline` is {name!r}, with a {type(pipeline.vae).__name__}; required: {needed}.")
     if pipeline.vae.config.latents_mean is None:
-        raise ValueError(f"`pipeline` is {name!r}, whose VAE has no `latents_mean` in its config; {needed}.")
+        raise ValueError(f"`pipeline` is {name!r}, whose VAE has no `latents_mean` in its config; required: {needed}.")
     pipeline.vae.requires_grad_(False).eval()
     return pipeline
 
