@@ -35,7 +35,12 @@ from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 from diffusers_lightningdit.training.transformer.config import LightningDiTTrainingConfig
 from diffusers_lightningdit.training.transformer.data import TransformerData, load_data
 from diffusers_lightningdit.training.transformer.loop import NAME, load_validation_data, make_transformer_run, train
-from diffusers_lightningdit.training.transformer.weight_init import initialize_weights, load_initial_transformer
+from diffusers_lightningdit.training.transformer.weight_init import (
+    SWITCHES,
+    check_switches,
+    initialize_weights,
+    load_initial_transformer,
+)
 
 ADVICE = "a lower `learning_rate` or `max_grad_norm`, `transformer.use_qk_norm`"  # against divergence
 
@@ -60,7 +65,9 @@ def make_transformer(
         **config.transformer,
     )
     if config.weight_init is not None and begins_anew:
-        for remark in initialize_weights(transformer, load_initial_transformer(config.weight_init).state_dict()):
+        initial, names = load_initial_transformer(config.weight_init)
+        check_switches(transformer, initial.config, f"`weight_init` is {config.weight_init!r}", SWITCHES)
+        for remark in initialize_weights(transformer, initial.state_dict(), data.id2label, names):
             accelerator.print(remark)
     return transformer
 
@@ -82,12 +89,17 @@ def make_run(
         )
     begins_anew = original is None and checkpoint is None
     transformer = make_transformer(config, vae, data, accelerator, begins_anew)
+    if original is not None:
+        place = f"`resume_from_checkpoint` is {config.resume_from_checkpoint!r}"
+        keys = tuple(key for key in original.config if key != "mlp_ratio")  # which the shapes tell
+        check_switches(transformer, original.config, place, keys)
     classes = None if data.id2label is None else list(data.id2label.values())
     state = make_transformer_run(
         config, accelerator, transformer, sampler, advice=ADVICE, classes=classes, vae_sha256=weights_sha256(vae)
     )
     if original is not None:
         state.adopt(NAME, original.weights, original.average, original.moments, original.num_steps)
+        accelerator.print(f"resumed from {config.resume_from_checkpoint}, step {original.num_steps}")
     elif checkpoint is not None:
         state.resume(checkpoint)
     return state

@@ -258,6 +258,48 @@ def read_json(path: str | Path, required: str = "a JSON file, as it was written"
     return content
 
 
+def read_model(
+    model_class: type,
+    name: str | Path,
+    argument: str,
+    required: str,
+    class_names: Sequence[str] = (),
+    subfolder: str | None = None,
+    **settings,
+) -> Any:
+    """Load a model or pipeline of diffusers from a folder or the Hub, whatever is wrong with its files.
+
+    Args:
+        model_class: The class, with `load_config` and `from_pretrained`.
+        name: The folder or Hub id.
+        argument: The name of the setting that gives it, for messages.
+        required: What the error asks for.
+        class_names: The classes whose config may be read so; by default that of `model_class`.
+        subfolder: The folder within the repository.
+        settings: Further arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: in one line, if there is none, it is of another class or damaged, or it has weights that are NaN or
+            infinite.
+    """
+    place = f"`{argument}` is {str(name)!r}"
+    try:
+        found = model_class.load_config(name, subfolder=subfolder).get("_class_name")
+        if found in (class_names or (model_class.__name__,)):
+            loaded = model_class.from_pretrained(name, **settings, **({"subfolder": subfolder} if subfolder else {}))
+    except Exception as error:  # damaged files raise nearly anything
+        raise ValueError(f"{place}; required: {required} ({first_line(error)[:300]}).") from error
+    if found not in (class_names or (model_class.__name__,)):
+        raise ValueError(f"{place}, a {str(found)[:100]}; required: {required}.")
+    for part in getattr(loaded, "components", {"": loaded}).values():
+        for key, value in part.state_dict().items() if isinstance(part, torch.nn.Module) else ():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise ValueError(
+                    f"{place}, whose weight `{key}` has values that are NaN or infinite; required: {required}."
+                )
+    return loaded
+
+
 def resolve_file(file: str | Path) -> Path:
     """A local path, or `user/repo:path/in/repo` on the Hugging Face Hub, as a local path.
 
@@ -308,4 +350,22 @@ def read_checkpoint(file: str | Path) -> dict:
         raise ValueError(f"{file}: is damaged or no checkpoint ({type(error).__name__}).") from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{file}: holds a {type(checkpoint).__name__}; required: a dictionary of weights.")
+    for key, value in _nested_items(checkpoint):
+        if isinstance(value, torch.Tensor) and not _has_own_values(value):
+            raise ValueError(f"{file}: `{key}` is a tensor without values of its own; required: plain tensors.")
     return checkpoint
+
+
+def _nested_items(values: dict) -> Iterator[tuple[Any, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _nested_items(value)
+        else:
+            yield key, value
+
+
+def _has_own_values(tensor: torch.Tensor) -> bool:
+    """Whether each value is stored; a few bytes of a file can stand for an expanded or a sparse tensor of any size."""
+    if tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

@@ -9,6 +9,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
+from ..files import read_model
 from ..models import AutoencoderVAVAE
 
 
@@ -18,13 +19,7 @@ def load_frozen_vae(name: str, with_statistics: bool = True) -> AutoencoderVAVAE
     Raises:
         ValueError: if there is none, if it is another model, or if its config lacks required statistics.
     """
-    try:
-        model_class = AutoencoderVAVAE.load_config(name).get("_class_name")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`vae` is {name!r}; required: a folder or Hub id with a VAE's config.json.") from error
-    if model_class != AutoencoderVAVAE.__name__:
-        raise ValueError(f"`vae` is {name!r}, a {model_class}; required: an {AutoencoderVAVAE.__name__}.")
-    loaded = AutoencoderVAVAE.from_pretrained(name)
+    loaded = read_model(AutoencoderVAVAE, name, "vae", "a folder or Hub id of an undamaged AutoencoderVAVAE")
     if with_statistics and loaded.config.latents_mean is None:
         raise ValueError(f"`vae` is {name!r}, without `latents_mean` in its config; required: a VAE with statistics.")
     # `_name_or_path`, a local folder perhaps, would be saved with every pipeline that is trained on this VAE
