@@ -137,8 +137,10 @@ def class_label(kind: str, index: int, num_classes: int, seed: int) -> int:
 
 
 @contextlib.contextmanager
-def checked_decoding(pipeline: DiffusionPipeline, block: range) -> Iterator[None]:
+def checked_decoding(pipeline: DiffusionPipeline, block: range | None = None) -> Iterator[None]:
     """Within the context, check the latents and the decoded pixels of a block for values that are not finite.
+
+    Without a block, all images are checked that the pipeline draws, and the message names none of them.
 
     Rounding to 8 bits would hide such values.
 
@@ -149,20 +151,23 @@ def checked_decoding(pipeline: DiffusionPipeline, block: range) -> Iterator[None
     decode = pipeline.vae.decode
 
     def first_not_finite(values: torch.Tensor) -> int | None:
-        is_finite = values[: len(block)].isfinite().flatten(1).all(1).tolist()  # [B]
+        is_finite = values[: len(values) if block is None else len(block)].isfinite().flatten(1).all(1).tolist()  # [B]
         return None if all(is_finite) else is_finite.index(False)
+
+    def name_of(row: int) -> str:
+        return "an image" if block is None else f"image {block[row]}"
 
     def decode_and_check(latents: torch.Tensor, *arguments, **keywords):
         if (row := first_not_finite(latents)) is not None:
             raise ValueError(
-                f"image {block[row]} has latents with NaN or infinity; required: a transformer of finite weights, and "
+                f"{name_of(row)} has latents with NaN or infinity; required: a transformer of finite weights, and "
                 "`sampling`, `scheduler` and `dtype` that keep numbers finite."
             )
         decoded = decode(latents, *arguments, **keywords)
         if (row := first_not_finite(decoded[0])) is not None:
             largest = latents[row].abs().max().item()
             raise ValueError(
-                f"image {block[row]} has pixels with NaN or infinity, decoded from latents of at most {largest:.2g}; "
+                f"{name_of(row)} has pixels with NaN or infinity, decoded from latents of at most {largest:.2g}; "
                 "required: a VAE of finite weights, and `sampling`, `scheduler` and `dtype` that keep numbers finite."
             )
         return decoded

@@ -72,15 +72,18 @@ def measurement_record(
 
     Args:
         command: The name of the command of `diffusers_lightningdit.evaluate`.
-        results: The results by name. Values that are not finite become None, since JSON has none.
+        results: The results by name. Infinity, the PSNR of equal images, becomes None, since JSON has none.
         config: The dataclass of the command's settings, which include the seeds.
         weights: The SHA-256 sum of the weights of each network that took part.
         accelerator: The accelerator, for the device and the number of processes.
+
+    Raises:
+        ValueError: If a result is NaN.
     """
     device = accelerator.device
     return {
         "command": command,
-        "results": _with_finite_floats(results),
+        "results": _without_infinity(results),
         "settings": dataclasses.asdict(config),
         "weights_sha256": weights,
         "num_processes": accelerator.num_processes,
@@ -99,12 +102,14 @@ def significant(value: Any) -> Any:
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if isinstance(value, float) else value
 
 
-def _with_finite_floats(value: Any) -> Any:
+def _without_infinity(value: Any, name: str = "results") -> Any:
     if isinstance(value, dict):
-        return {name: _with_finite_floats(inner) for name, inner in value.items()}
+        return {key: _without_infinity(inner, f"{name}.{key}") for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_with_finite_floats(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [_without_infinity(inner, name) for inner in value]
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"`{name}` is NaN; required: networks and images of which it is a number.")
+    return None if value == math.inf else value
 
 
 @contextlib.contextmanager

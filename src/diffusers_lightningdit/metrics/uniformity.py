@@ -13,6 +13,8 @@ import math
 
 import torch
 
+from .finite import check_finite
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Projections
 # ---------------------------------------------------------------------------------------------------------------------
@@ -26,12 +28,13 @@ def principal_plane(latents: torch.Tensor) -> torch.Tensor:
     each component is chosen so that its largest coordinate in absolute value is positive.
 
     Raises:
-        ValueError: If there are fewer than 3 latents, or fewer than 2 values in each.
+        ValueError: If there are fewer than 3 latents, fewer than 2 values in each, or a value is not finite.
     """
     values = latents.detach().double().flatten(1)
     num_latents, num_values = values.shape
     if min(num_latents - 1, num_values) < 2:
         raise ValueError(f"`latents` has shape {list(latents.shape)}; required: 3 latents of 2 values, at least.")
+    check_finite(latents=latents)
     values = values - values.mean(0)
     if num_latents <= num_values:
         eigenvalues, vectors = torch.linalg.eigh(values @ values.T)  # in ascending order
@@ -66,8 +69,7 @@ def tsne_plane(latents: torch.Tensor, perplexity: float = 30.0, seed: int = 0, n
     """
     if not 0 < perplexity < len(latents):
         raise ValueError(f"`perplexity` is {perplexity:g}; required: above 0 and below the {len(latents)} latents.")
-    if not latents.isfinite().all():
-        raise ValueError("`latents` holds NaN or infinity; required: finite values.")
+    check_finite(latents=latents)
     check_scikit_learn()
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits  # a dependency of scikit-learn
@@ -126,8 +128,7 @@ def point_density(points: torch.Tensor) -> torch.Tensor:
     """
     if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3:
         raise ValueError(f"`points` has shape {list(points.shape)}; required: [N, 2], N at least 3.")
-    if not points.isfinite().all():
-        raise ValueError("`points` holds NaN or infinity; required: finite values.")
+    check_finite(points=points)
     try:
         from scipy.stats import gaussian_kde
     except ImportError as error:
