@@ -84,17 +84,17 @@ def load_autoencoder(name: str, resolution: int) -> ModelMixin:
     """
     try:
         class_name = AutoencoderVAVAE.load_config(name).get("_class_name")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a damaged config, anything
         raise ValueError(f"`vae` is {name!r}; required: a folder or Hub id with a VAE's config.json.") from error
-    if class_name == AutoencoderVAVAE.__name__:
-        vae = load_frozen_vae(name, with_statistics=False)
+    is_own = class_name == AutoencoderVAVAE.__name__
+    try:
+        vae = load_frozen_vae(name, with_statistics=False) if is_own else AutoModel.from_pretrained(name)
+    except Exception as error:  # diffusers passes on whatever the components raise
+        required = f"required: a folder or Hub id with an undamaged {class_name}"
+        raise ValueError(f"`vae` is {name!r}; {required} ({first_line(error)}).") from error
+    vae.requires_grad_(False).eval()
+    if is_own:
         latents_size(resolution, vae)
-    else:
-        try:
-            vae = AutoModel.from_pretrained(name).requires_grad_(False).eval()
-        except Exception as error:  # diffusers passes on whatever the components raise
-            required = f"required: a folder or Hub id with an undamaged {class_name}"
-            raise ValueError(f"`vae` is {name!r}; {required} ({first_line(error)}).") from error
     size = (1, 3, resolution, resolution)
     try:
         with torch.no_grad():

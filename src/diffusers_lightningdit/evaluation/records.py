@@ -17,7 +17,7 @@ import datasets
 import torch
 from accelerate import Accelerator
 
-from ..files import one_line
+from ..files import one_line, read_json
 from ..processes import patient_accelerator
 from ..settings import one_line_errors, parse_config
 
@@ -35,6 +35,7 @@ PACKAGES = (
     "scikit-learn",
     "pillow",
 )
+SIZES = ("num_images", "height", "width")  # of the samples, in the record of `evaluate generation`
 SIGNIFICANT_DIGITS = 6  # the digits that reproduce on the same kind of device
 
 
@@ -91,6 +92,17 @@ def measurement_record(
         "num_threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), **_installed_versions()},
     }
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """Read the record of `evaluate generation`; raises ValueError, in one line, if it is damaged or another file."""
+    record = read_json(path, "the record that `evaluate generation` wrote, or that the file be removed")
+    sizes = [record["samples"].get(name) for name in SIZES] if isinstance(record.get("samples"), dict) else [None]
+    parts = [record.get(name) for name in ("results", "settings")]
+    parts += [record.get(name) or {} for name in ("reference", "features")]
+    if not (all(isinstance(part, dict) for part in parts) and all(isinstance(size, int) for size in sizes)):
+        raise ValueError(f"{path} is no record that `evaluate generation` wrote; required: one, or that it be removed.")
+    return record
 
 
 def significant(value: Any) -> Any:

@@ -11,9 +11,13 @@ Letters in the shape comments: N latents or points, D values of a latent.
 import importlib.util
 import math
 
+import numpy as np
 import torch
 
 from .finite import check_finite
+
+# The total variance of latents that scikit-learn's t-SNE computes with in float32: it crashes on equal latents.
+SMALLEST_VARIANCE, LARGEST_VARIANCE = 1e-30, 1e30
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Projections
@@ -64,7 +68,7 @@ def tsne_plane(latents: torch.Tensor, perplexity: float = 30.0, seed: int = 0, n
         num_threads: The number of threads. Another number may change the points.
 
     Raises:
-        ValueError: If the perplexity is out of range, or a value is not finite.
+        ValueError: If the perplexity is out of range, a value is not finite, or the latents are all the same.
         ImportError: If scikit-learn is not installed.
     """
     if not 0 < perplexity < len(latents):
@@ -75,6 +79,12 @@ def tsne_plane(latents: torch.Tensor, perplexity: float = 30.0, seed: int = 0, n
     from threadpoolctl import threadpool_limits  # a dependency of scikit-learn
 
     values = latents.detach().float().cpu().flatten(1).numpy()
+    variance = values.astype(np.float64).var(0).sum()
+    if not SMALLEST_VARIANCE < variance < LARGEST_VARIANCE:
+        raise ValueError(
+            f"`latents` have the variance {variance:.3g}; required: {SMALLEST_VARIANCE:g} to {LARGEST_VARIANCE:g}, "
+            "of an autoencoder that has not collapsed."
+        )
     with threadpool_limits(num_threads):
         plane = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(values)
     return torch.from_numpy(plane).double()
