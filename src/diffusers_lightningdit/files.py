@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 HUB_FILE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[^:]+)")
+LOCK_FILE, HOLDER_FILE = ".lock", ".lock.json"  # of a folder that is being written, or that a killed run wrote into
 # A folder that has one of these holds a finished result: a pipeline, a model, a LoRA.
 RESULT_FILES = ("model_index.json", "config.json", "pytorch_lora_weights.safetensors")
 
@@ -93,6 +94,15 @@ def write_json(path: str | Path, content: dict | list) -> None:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def append_json(path: str | Path, content: dict) -> None:
+    """Append a line of JSON to a file, in place of a last line that a full disk left without its end."""
+    with open(path, "ab+") as file:
+        file.seek(0)
+        whole = file.read().rpartition(b"\n")
+        file.truncate(len(whole[0] + whole[1]))
+        file.write((json.dumps(content) + "\n").encode())
+
+
 def json_values(content: Any) -> Any:
     """The content as it would be read back from a JSON file: tuples as lists, keys and unknown objects as text."""
     return json.loads(json.dumps(content, default=str))
@@ -112,6 +122,7 @@ def check_output_dir(output_dir: str | Path, resuming: bool = False, leftovers: 
         leftovers: The names of files that a killed run may have left half written.
     """
     path, name = Path(output_dir), f"`output_dir` is {str(output_dir)!r}"
+    leftovers = (*leftovers, LOCK_FILE, HOLDER_FILE)
     if resuming and (path.is_dir() or not path.exists()):
         if any((path / file).exists() for file in RESULT_FILES):
             raise ValueError(
@@ -119,7 +130,10 @@ def check_output_dir(output_dir: str | Path, resuming: bool = False, leftovers: 
                 f"of {output_dir}/checkpoint-*."
             )
     elif path.exists() and (not path.is_dir() or any(file.name not in leftovers for file in path.iterdir())):
-        raise ValueError(f"{name}, which exists; required: a new or an empty folder.")
+        remedy = ""
+        if path.is_dir() and any(path.glob("checkpoint-*")):
+            remedy = ", or `resume_from_checkpoint=latest` to go on with the run that began there"
+        raise ValueError(f"{name}, which exists; required: a new or an empty folder{remedy}.")
 
 
 @contextlib.contextmanager

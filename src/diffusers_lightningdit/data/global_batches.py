@@ -87,7 +87,7 @@ class GlobalBatchSampler(Sampler):
         if num_samples < global_batch_size:
             raise ValueError(
                 f"`global_batch_size` is {global_batch_size}; required: at most the {num_samples} samples of the data "
-                "set."
+                "set (training_scripts/recipes/small_*.yaml are for a few hundred images)."
             )
         self.num_samples = num_samples
         self.global_batch_size = global_batch_size
