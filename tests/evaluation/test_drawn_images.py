@@ -1,4 +1,6 @@
 import collections
+import json
+import shutil
 import types
 
 import numpy as np
@@ -18,6 +20,7 @@ from diffusers_lightningdit.evaluation.drawn_images import (
     set_scheduler,
     try_pipeline,
 )
+from diffusers_lightningdit.evaluation.image_files import write_png
 from diffusers_lightningdit.evaluation.image_sets import cut, numbered_name
 from diffusers_lightningdit.keyed_random import image_generator
 
@@ -82,7 +85,7 @@ def test_only_what_is_missing_is_drawn(pipeline, tmp_path):
     assert np.array_equal(drawn, [np.array(Image.open(tmp_path / numbered_name(index))) for index in range(11)])
     gray = np.full((32, 32, 3), 128, np.uint8)
     for index in (4, 9):
-        Image.fromarray(gray).save(tmp_path / numbered_name(index))
+        write_png(tmp_path / numbered_name(index), gray, images.mark(index, gray))
     for index in (5, 10):
         (tmp_path / numbered_name(index)).unlink()
     again = DrawnImages(pipeline, tmp_path, 11, (32, 32), "balanced", 3, TWO_STEPS, 4)
@@ -97,7 +100,7 @@ def test_only_what_is_missing_is_drawn(pipeline, tmp_path):
 def test_files_that_the_pipeline_cannot_have_drawn(pipeline, tmp_path):
     Image.new("RGB", (16, 32)).save(tmp_path / numbered_name(0))
     images = DrawnImages(pipeline, tmp_path, 2, (32, 32), "balanced", 3, TWO_STEPS, 4)
-    with pytest.raises(ValueError, match=r"000000\.png has 16x32 pixels; required: 32x32"):
+    with pytest.raises(ValueError, match=r"000000\.png is not the image that was drawn there; required: images as"):
         list(images.read_blocks([range(2)]))
 
 
@@ -151,3 +154,14 @@ def test_settings_that_the_pipeline_refuses(pipeline):
 def test_a_pipeline_that_cannot_be_loaded(tmp_path):
     with pytest.raises(ValueError, match=r"`pipeline` is .*; required: a folder or Hub id of a pipeline"):
         load_pipeline(str(tmp_path))
+
+
+@pytest.mark.parametrize("recipe", ["text", 3, [], {"guidance_interval": [{}, 1.0]}, {"num_inference_steps": "two"}])
+def test_a_pipeline_whose_recipe_is_damaged(digits_pipeline, recipe, tmp_path):
+    folder = tmp_path / "pipeline"
+    shutil.copytree(digits_pipeline, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"sampling_recipe": recipe}))
+    with pytest.raises(ValueError, match=r"`pipeline` is '.*pipeline'.*required: ") as error:
+        try_pipeline(load_pipeline(str(folder)), {})
+    assert "\n" not in str(error.value)

@@ -7,6 +7,7 @@ of the set. A smaller set is therefore the beginning of a larger one.
 """
 
 import contextlib
+import hashlib
 import inspect
 import itertools
 import time
@@ -19,12 +20,13 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 
-from ..files import first_line
+from ..files import first_line, one_line
 from ..keyed_random import image_generator, random_label
-from .image_files import ImageWriter, numbered_name
+from .image_files import MARK, ImageWriter, decode_rgb, numbered_name
 from .image_sets import NumberedImages
 
 LABELS = ("balanced", "random")
+MAX_REASON = 300  # characters of what a pipeline says
 # Arguments of the pipeline's call that are no settings, since this module passes them or they are objects.
 NO_SETTINGS = (
     "self",
@@ -60,6 +62,12 @@ def load_pipeline(name_or_path: str) -> DiffusionPipeline:
     transformer = getattr(pipeline, "transformer", None)
     if transformer is None or "num_classes" not in transformer.config or not hasattr(pipeline, "get_label_ids"):
         raise ValueError(f"`pipeline` is {name_or_path!r}, a {type(pipeline).__name__}; {required}.")
+    num_classes, recipe = transformer.config.num_classes, pipeline.config.get("sampling_recipe")
+    if not isinstance(num_classes, int) or num_classes < 1 or not isinstance(recipe, dict | None):
+        raise ValueError(
+            f"`pipeline` is {name_or_path!r}, with {num_classes} classes and the sampling recipe {recipe!r}; required: "
+            "a number of classes, and a dictionary or none."
+        )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -109,7 +117,11 @@ def check_sampling(pipeline: DiffusionPipeline, sampling: dict[str, Any]) -> Non
 
 
 def try_pipeline(pipeline: DiffusionPipeline, sampling: dict[str, Any]) -> tuple[int, int]:
-    """Draw an image with a single step, which checks all settings, and return its height and width."""
+    """Draw an image with a single step, which checks all settings, and return its height and width.
+
+    Raises:
+        ValueError: In one line, if the pipeline raises anything.
+    """
 
     def stop(pipeline: DiffusionPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
         pipeline._interrupt = True
@@ -117,7 +129,15 @@ def try_pipeline(pipeline: DiffusionPipeline, sampling: dict[str, Any]) -> tuple
 
     recipe = {**(pipeline.config.get("sampling_recipe") or {}), **sampling}
     callback = {} if recipe.get("ode_method") is not None else {"callback_on_step_end": stop}
-    (image,) = pipeline([0], **sampling, **callback, generator=[torch.Generator().manual_seed(0)]).images
+    try:
+        (image,) = pipeline([0], **sampling, **callback, generator=[torch.Generator().manual_seed(0)]).images
+    except Exception as error:  # of configs that fit no weights or no code, anything
+        if isinstance(error, ValueError) and any(f"`{name}`" in str(error) for name in sampling):
+            raise
+        raise ValueError(
+            f"`pipeline` is {pipeline.name_or_path!r}; required: one that draws images by its own recipe and "
+            f"`sampling`, `scheduler` and `dtype` ({one_line(error)[:MAX_REASON]})."
+        ) from error
     return image.height, image.width
 
 
@@ -137,8 +157,10 @@ def class_label(kind: str, index: int, num_classes: int, seed: int) -> int:
 
 
 @contextlib.contextmanager
-def checked_decoding(pipeline: DiffusionPipeline, block: range) -> Iterator[None]:
+def checked_decoding(pipeline: DiffusionPipeline, block: range | None = None) -> Iterator[None]:
     """Within the context, check the latents and the decoded pixels of a block for values that are not finite.
+
+    Without a block, all images are checked that the pipeline draws, and the message names none of them.
 
     Rounding to 8 bits would hide such values.
 
@@ -149,20 +171,23 @@ def checked_decoding(pipeline: DiffusionPipeline, block: range) -> Iterator[None
     decode = pipeline.vae.decode
 
     def first_not_finite(values: torch.Tensor) -> int | None:
-        is_finite = values[: len(block)].isfinite().flatten(1).all(1).tolist()  # [B]
+        is_finite = values[: len(values) if block is None else len(block)].isfinite().flatten(1).all(1).tolist()  # [B]
         return None if all(is_finite) else is_finite.index(False)
+
+    def name_of(row: int) -> str:
+        return "an image" if block is None else f"image {block[row]}"
 
     def decode_and_check(latents: torch.Tensor, *arguments, **keywords):
         if (row := first_not_finite(latents)) is not None:
             raise ValueError(
-                f"image {block[row]} has latents with NaN or infinity; required: a transformer of finite weights, and "
+                f"{name_of(row)} has latents with NaN or infinity; required: a transformer of finite weights, and "
                 "`sampling`, `scheduler` and `dtype` that keep numbers finite."
             )
         decoded = decode(latents, *arguments, **keywords)
         if (row := first_not_finite(decoded[0])) is not None:
             largest = latents[row].abs().max().item()
             raise ValueError(
-                f"image {block[row]} has pixels with NaN or infinity, decoded from latents of at most {largest:.2g}; "
+                f"{name_of(row)} has pixels with NaN or infinity, decoded from latents of at most {largest:.2g}; "
                 "required: a VAE of finite weights, and `sampling`, `scheduler` and `dtype` that keep numbers finite."
             )
         return decoded
@@ -204,8 +229,9 @@ def draw_block(
 class DrawnImages(NumberedImages):
     """The images of a pipeline as a set. Reading a block draws those of its images that are not in the folder yet.
 
-    Files that are in the folder are kept, and read instead of drawn. Several processes may share a folder if each of
-    them reads other blocks.
+    Files that are in the folder are kept, and read instead of drawn. Each carries a mark, a hash of its pixels, its
+    number and the identity of the set, so that a set that goes on or grows knows its own images. Several processes may share a
+    folder if each of them reads other blocks.
 
     Args:
         pipeline: The pipeline.
@@ -216,6 +242,7 @@ class DrawnImages(NumberedImages):
         block_size: The number of images that the networks take at a time.
         num_threads: The number of threads that write files, and of threads that read them.
         max_waiting: The largest number of images that are drawn and not yet written.
+        identity: Everything that the pixels depend on, as text.
 
     Attributes:
         num_drawn: The number of images drawn so far.
@@ -235,17 +262,32 @@ class DrawnImages(NumberedImages):
         block_size: int,
         num_threads: int = 4,
         max_waiting: int = 256,
+        identity: str = "",
     ):
         super().__init__(folder, num_images, num_threads, size)
         self.pipeline, self.labels, self.seed, self.sampling = pipeline, labels, seed, sampling
-        self.block_size, self.max_waiting = block_size, max_waiting
+        self.block_size, self.max_waiting, self.identity = block_size, max_waiting, identity
         self.num_drawn, self.seconds_drawing, self.seconds_held_up = 0, 0.0, 0.0
+
+    def mark(self, index: int, pixels: np.ndarray) -> str:
+        """The mark in the file of an image, uint8 [height, width, 3]: a hash in hexadecimal digits."""
+        return hashlib.sha256(f"{self.identity} {index} ".encode() + pixels.tobytes()).hexdigest()
+
+    def _read(self, index: int) -> np.ndarray:
+        image = decode_rgb(self.image_name(index), lambda: self.open_image(index))
+        pixels = np.array(image)
+        if image.info.get(MARK) != self.mark(index, pixels):
+            raise ValueError(
+                f"{self.image_name(index)} is not the image that was drawn there; required: images as they were drawn. "
+                "Those that are removed are drawn again."
+            )
+        return pixels
 
     def read_blocks(self, blocks: Sequence[range]) -> Iterator[np.ndarray]:
         """Yield the images of each block, as `ImageSet.read_blocks`. All files are complete when the iterator ends.
 
         Raises:
-            ValueError: If a file cannot be read; the message names it.
+            ValueError: If a file cannot be read or was not drawn for this set; the message names it.
             OSError: If a file cannot be written.
         """
         present = {path.name for path in self.folder.iterdir()}
@@ -259,7 +301,8 @@ class DrawnImages(NumberedImages):
                     missing = {index for index in block if numbered_name(index) not in present}
                     drawn = self._draw(block, len(missing))
                     for index in missing:
-                        writer.write(self.folder / numbered_name(index), drawn[index - block.start])
+                        pixels = drawn[index - block.start]
+                        writer.write(self.folder / numbered_name(index), pixels, self.mark(index, pixels))
                     self.seconds_held_up = writer.seconds_waited
                     yield np.stack([drawn[i - block.start] if i in missing else self[i] for i in block])
 

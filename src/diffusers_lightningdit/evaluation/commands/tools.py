@@ -17,8 +17,9 @@ from accelerate import Accelerator
 from ...files import atomic_write
 from ...grids import draw_labelled_grid
 from ...settings import check_settings, one_line_errors, parse_config, required, setting
-from ..drawn_images import check_sampling, load_pipeline, set_scheduler
+from ..drawn_images import check_sampling, checked_decoding, load_pipeline, set_scheduler
 from ..image_archive import check_new_file, pack_folder, unpack_archive
+from ..records import interruptible
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -84,9 +85,10 @@ def draw_class_grid(config: GridConfig) -> tuple[int, int]:
     chosen = list(range(min(10, num_classes)) if config.classes is None else config.classes)
     class_ids = pipeline.get_label_ids(chosen)
     pipeline.to(Accelerator().device)
-    grid = draw_labelled_grid(
-        pipeline, class_ids, config.num_columns, config.seed, config.batch_size, config.zoom, **config.sampling
-    )
+    with checked_decoding(pipeline):
+        grid = draw_labelled_grid(
+            pipeline, class_ids, config.num_columns, config.seed, config.batch_size, config.zoom, **config.sampling
+        )
     with atomic_write(config.output) as partial:
         grid.save(partial, format="PNG")
     return len(class_ids), config.num_columns
@@ -117,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__.strip())
         raise SystemExit(0)
-    with one_line_errors((ValueError, OSError)):
+    with one_line_errors((ValueError, ImportError, OSError)), interruptible("starts from the beginning"):
         if argv[0] not in TOOLS:
             raise ValueError(f"the tool is {argv[0]!r}; required: one of {', '.join(TOOLS)}.")
         config_class, tool = TOOLS[argv[0]]
