@@ -10,13 +10,9 @@ from threading import Semaphore
 
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from ..data.images import EIGHT_BIT_MODES, UnusableImage, to_rgb
 from ..files import atomic_write, one_line
-
-MARK = "drawn_as"
-NUMBERED = re.compile(r"\d{6,}\.png")  # what `numbered_name` gives
 
 
 def numbered_name(index: int) -> str:
@@ -109,8 +105,8 @@ class ImageWriter:
         self._room = Semaphore(max_waiting)
         self._error: BaseException | None = None
 
-    def write(self, path: Path, image: np.ndarray, mark: str | None = None) -> None:
-        """Start to write an image, uint8 [height, width, 3], as `write_png`.
+    def write(self, path: Path, image: np.ndarray) -> None:
+        """Start to write an image, uint8 [height, width, 3].
 
         Raises:
             OSError: If an earlier image could not be written.
@@ -121,7 +117,7 @@ class ImageWriter:
             start = time.perf_counter()
             self._room.acquire()
             self.seconds_waited += time.perf_counter() - start
-        self._threads.submit(write_png, path, image, mark).add_done_callback(self._done)
+        self._threads.submit(_write_png, path, image).add_done_callback(self._done)
 
     def _done(self, future: Future) -> None:
         self._error = self._error or future.exception()
@@ -136,17 +132,7 @@ class ImageWriter:
             raise self._error
 
 
-def write_png(path: Path, image: np.ndarray, mark: str | None = None) -> None:
-    """Write an image, uint8 [height, width, 3]; the file has its name only when it is complete.
-
-    Args:
-        path: The file.
-        image: The image.
-        mark: A text for the file's header, under the keyword `MARK`.
-    """
-    header = PngInfo()
-    if mark is not None:
-        header.add_text(MARK, mark)
+def _write_png(path: Path, image: np.ndarray) -> None:
     with atomic_write(path, sync=False) as partial:
         # The fastest compression level; photographs would be 7 to 12 % smaller at the default level.
-        Image.fromarray(image).save(partial, format="PNG", compress_level=1, pnginfo=header)
+        Image.fromarray(image).save(partial, format="PNG", compress_level=1)

@@ -6,13 +6,11 @@ import dataclasses
 import json
 import math
 import platform
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import datasets
@@ -20,7 +18,6 @@ import torch
 from accelerate import Accelerator
 
 from ..files import one_line, read_json
-from ..interruption import Interrupted, Interruption
 from ..processes import patient_accelerator
 from ..settings import one_line_errors, parse_config
 
@@ -48,7 +45,6 @@ def run_command(
     record_file: str,
     argv: Sequence[str] | None,
     description: str,
-    then: str = "starts from the beginning",
 ) -> None:
     """Run a command that writes a record, and print its results. An error becomes one line and the exit status 2.
 
@@ -58,9 +54,8 @@ def run_command(
         record_file: The name of the record's file in `output_dir`.
         argv: The words of the command line; by default those of this process.
         description: The text that --help prints above the settings.
-        then: A word about the command that is run again after a signal, as of `interruptible`.
     """
-    with one_line_errors((ValueError, ImportError, OSError)), interruptible(then):
+    with one_line_errors((ValueError, ImportError, OSError)):
         config = parse_config(config_class, argv, description)
         datasets.disable_progress_bars()
         accelerator = patient_accelerator()
@@ -69,37 +64,6 @@ def run_command(
             print(json.dumps(record["results"], indent=2))
             print(f"wrote {Path(config.output_dir) / record_file}")
     accelerator.end_training()
-
-
-class _StoppingSignals(Interruption):
-    """The first signal is noted and raises KeyboardInterrupt; a later one ends the process at once."""
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        was_requested = self.requested
-        super()._note(number, frame)
-        if was_requested is None and self.requested is not None:
-            raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def interruptible(then: str) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end a command: files that are being written are removed, and locks are given back.
-
-    Args:
-        then: The end of the message, about the command that is run again: "resumes" or "starts from the beginning".
-
-    Raises:
-        Interrupted: after such a signal.
-    """
-    with _StoppingSignals() as signals:
-        try:
-            yield
-        except BaseException as error:
-            if signals.requested is None and not isinstance(error, KeyboardInterrupt):
-                raise
-            # Whatever was raised: in another process's end, communication fails before the signal is answered here.
-            number = signals.requested or signal.SIGINT
-            raise Interrupted(f"interrupted; run again, the command {then}.", number) from error
 
 
 def measurement_record(

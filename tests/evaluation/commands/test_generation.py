@@ -282,37 +282,10 @@ def test_a_damaged_image_among_them(arguments, copy_of_first_run, capsys):
     assert "000007.png cannot be read" in error
 
 
-@pytest.mark.parametrize("state", ["finished", "interrupted", "growing", "becoming an archive"])
-@pytest.mark.parametrize("source", ["of the same set", "of another set", "saved again"])
-def test_an_image_that_was_replaced(arguments, copy_of_first_run, tmp_path, capsys, state, source):
-    """The other image can be read and has the right size and name."""
-    images = copy_of_first_run / "images"
-    if source == "of the same set":
-        shutil.copy(images / "000003.png", images / "000002.png")
-    elif source == "of another set":
-        run(
-            arguments[:2], tmp_path / "other", "--seed", "1", "--num_images", "3", "--sampling.num_inference_steps", "3"
-        )
-        AcceleratorState._reset_state(reset_partial_state=True)
-        shutil.copy(tmp_path / "other" / "images" / "000002.png", images / "000002.png")
-    else:
-        Image.open(images / "000002.png").rotate(90).save(images / "000002.png")
-    changes = {"growing": {"num_images": NUM_IMAGES + 2}, "becoming an archive": {"format": "npz"}}.get(state, {})
-    if state == "interrupted":
-        (copy_of_first_run / "generation.json").unlink()
-        (images / "000020.png").unlink()
-    error = error_of(arguments, copy_of_first_run, changes, capsys)
-    assert (
-        f"{images / '000002.png'} is not the image that was drawn there; required: images as they were drawn" in error
-    )
-
-
-def test_an_archive_that_was_replaced(arguments, tmp_path, capsys):
-    run(arguments, tmp_path / "out", "--format", "npz")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    capsys.readouterr()
-    np.savez(tmp_path / "out" / "images.npz", np.zeros((NUM_IMAGES, 32, 32, 3), np.uint8))
-    error = error_of(arguments, tmp_path / "out", {"format": "npz"}, capsys)
+def test_an_image_that_was_replaced(arguments, copy_of_first_run, capsys):
+    """The other image is of the same set and can be read, so only the pixels differ."""
+    shutil.copy(copy_of_first_run / "images" / "000003.png", copy_of_first_run / "images" / "000002.png")
+    error = error_of(arguments, copy_of_first_run, {}, capsys)
     assert "whose images are not those that generation.json tells of (pixels_sha256" in error
 
 
