@@ -349,8 +349,9 @@ def _read_recipe(file: str) -> dict[str, Any]:
         raise ValueError(f"`--config` is {file!r}; required: an existing YAML file.")
     try:
         recipe = yaml.load(Path(file).read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no YAML file: {one_line(error)}") from error
+        json.dumps(recipe, default=str, skipkeys=True)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the last two of values that hold themselves
+        raise ValueError(f"{file} is no YAML file that can be used: {one_line(error)}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{file} holds a {type(recipe).__name__}; required: keys with values.")
     for key in recipe:
@@ -395,7 +396,8 @@ def _read_value(name: str, text: str, kind: Any) -> Any:
         return text
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+        json.dumps(value, default=str, skipkeys=True)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the last two of values that hold themselves
         if str in kinds:
             return text
         raise ValueError(f"`{name}` is {text!r}; required: a YAML value.") from error

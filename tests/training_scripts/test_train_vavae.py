@@ -294,7 +294,12 @@ def test_kill_and_resume(run_and_be_killed, trained_vae, data, vae_recipe, tmp_p
     folder = tmp_path / "vae"
     arguments = ["--config", vae_recipe, f"data={data}", f"output_dir={folder}", "checkpointing_steps=1"]
     said = run_and_be_killed("vavae", "checkpoint-2", "discriminator.optimizer", *arguments)
-    assert sorted(path.name for path in folder.iterdir()) == [".checkpoint-2.partial", "checkpoint-1"], said
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".checkpoint-2.partial",
+        ".lock",
+        ".lock.json",
+        "checkpoint-1",
+    ], said
     run(vae_recipe, data, folder, "checkpointing_steps=1", "resume_from_checkpoint=latest")
     assert_identical(folder, trained_vae)
 

@@ -131,7 +131,7 @@ def _check_shard(path: Path, with_flips: bool) -> tuple[torch.Tensor, tuple[int,
             shapes = {name: tuple(part.get_shape()) for name, part in found.items()}
             dtypes = {name: part.get_dtype() for name, part in found.items()}
             labels = file.get_tensor("labels") if "labels" in found else None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated or no safetensors file ({error}); required: a whole shard.") from error
     for name in ("latents", "labels") + ("latents_flip",) * with_flips:
         if name not in found:

@@ -276,7 +276,16 @@ class LightningDiTModelMixin:
                    "weight_name", "use_safetensors")  # fmt: skip
         settings = {name: kwargs.pop(name) for name in of_file if name in kwargs}
         if not isinstance(source, dict):
-            source, found = SanaLoraLoaderMixin.lora_state_dict(source, return_lora_metadata=True, **settings)
+            place = os.path.join(str(source), str(settings.get("weight_name") or ""))
+            try:
+                source, found = SanaLoraLoaderMixin.lora_state_dict(source, return_lora_metadata=True, **settings)
+            except ValueError:
+                raise
+            except Exception as error:  # a damaged file raises nearly anything
+                if not os.path.lexists(place):  # on the Hub, or missing, which diffusers says well
+                    raise
+                text = " ".join(str(error).split()) or type(error).__name__
+                raise ValueError(f"{place} cannot be read as a LoRA ({text}); required: a sound file.") from error
             metadata = metadata or found
         return dict(source), dict(metadata or {})
 

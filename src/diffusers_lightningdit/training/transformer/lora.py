@@ -183,8 +183,11 @@ class Relabelled(Dataset):
 
     def __init__(self, dataset: Dataset, id_of_label: dict[int | None, int]):
         self.dataset = dataset
-        self.summary, self.identity = dataset.summary, dataset.identity
         self.id_of_label = id_of_label
+
+    def summary(self) -> str:
+        """The summary of the data set, with the names of its own classes."""
+        return self.dataset.summary()
 
     def __len__(self) -> int:
         return len(self.dataset)
