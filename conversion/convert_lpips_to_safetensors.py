@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from diffusers_lightningdit.files import atomic_write, file_sha256, read_checkpoint
+from diffusers_lightningdit.files import atomic_write, check_sha256, read_checkpoint, resolve_file
 from diffusers_lightningdit.networks.lpips import ORIGIN, PUBLISHED_SHA256, STAGES
 from diffusers_lightningdit.original.translation import check_shape, check_values, naming
 from diffusers_lightningdit.settings import one_line_errors, parse_config, required, setting
@@ -36,18 +36,6 @@ class ConversionConfig:
     )
 
     output: str = required("The new .safetensors file, in an existing folder.", group="Output")
-
-
-def checked_sha256(file: str, digits: str) -> str:
-    """The file's sha256; raises ValueError if it does not begin with the required digits."""
-    if len(digits) < 8:
-        raise ValueError(f"{file}: its sha256 is to begin with {digits!r}; required: 8 digits at least.")
-    if not Path(file).is_file():
-        raise ValueError(f"{file}: no such file; required: the published weights.")
-    found = file_sha256(file)
-    if not found.startswith(digits.lower()):
-        raise ValueError(f"{file}: has the sha256 {found}; required: {digits}...")
-    return found
 
 
 def translate(vgg16: dict, linear: dict, names: tuple[str, str]) -> dict[str, torch.Tensor]:
@@ -82,8 +70,8 @@ def convert(config: ConversionConfig) -> None:
     if output.suffix != ".safetensors" or not output.parent.is_dir():
         raise ValueError(f"output is {output}; required: a .safetensors file in an existing folder.")
     origin = {
-        "vgg16": checked_sha256(config.vgg16, config.vgg16_sha256),
-        "linear": checked_sha256(config.linear, config.linear_sha256),
+        "vgg16": check_sha256(resolve_file(config.vgg16), config.vgg16_sha256, "vgg16_sha256"),
+        "linear": check_sha256(resolve_file(config.linear), config.linear_sha256, "linear_sha256"),
     }
     weights = translate(read_checkpoint(config.vgg16), read_checkpoint(config.linear), (config.vgg16, config.linear))
     content = save(weights, {ORIGIN: json.dumps(origin)})  # one entry: the order of several varies

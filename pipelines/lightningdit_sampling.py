@@ -20,7 +20,6 @@ import difflib
 import inspect
 import math
 import os
-import re
 import sys
 import threading
 import unicodedata
@@ -777,47 +776,6 @@ class ClassLabelsMixin:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# LoRA
-# ---------------------------------------------------------------------------------------------------------------------
-
-# The name of a LoRA weight, in the naming of PEFT or an older one: the module and which of its two matrices it is.
-LORA_WEIGHT = re.compile(r"(?P<module>.+)\.(?P<matrix>lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)\.weight")
-
-
-class LoraMixin(SanaLoraLoaderMixin):
-    """Loads LoRAs of the transformer, and refuses those of other architectures."""
-
-    @classmethod
-    def load_lora_into_transformer(cls, state_dict: dict[str, torch.Tensor], transformer, *args, **kwargs) -> None:
-        """Load a LoRA as diffusers does, after a check that each weight has a place in this transformer.
-
-        diffusers alone would drop the weights of another architecture with a warning, or fail inside PEFT.
-
-        Raises:
-            ValueError: Naming the first weight without a place.
-        """
-        modules = {f"{cls.transformer_name}.{name}": module for name, module in transformer.named_modules()}
-        for key, weight in state_dict.items():
-            match = LORA_WEIGHT.fullmatch(key)
-            if match is None:
-                continue  # an alpha, for instance, which diffusers handles
-            is_input = match["matrix"] in ("lora_A", "lora_down", "lora.down")
-            # A convolution has no such attribute; a layer with an adapter returns that of its linear layer.
-            width = getattr(modules.get(match["module"]), "in_features" if is_input else "out_features", None)
-            problem = None
-            if match["module"] not in modules:
-                problem = f"no module `{match['module']}`"
-            elif width is not None and weight.ndim == 2 and weight.shape[is_input] != width:
-                problem = f"{'in' if is_input else 'out'}put width {width} there, not {weight.shape[is_input]}"
-            if problem is not None:
-                raise ValueError(
-                    f"LoRA weight `{key}`: {type(transformer).__name__} has {problem}; required: a LoRA trained for "
-                    "this architecture, with keys `transformer.<module>.lora_A.weight`."
-                )
-        super().load_lora_into_transformer(state_dict, transformer, *args, **kwargs)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Sampling
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -877,7 +835,7 @@ def replaced_latents(returned: dict | None, latents: torch.Tensor) -> torch.Tens
     return replacement.to(latents)
 
 
-class SamplingMixin(ClassLabelsMixin, LoraMixin, HubMixin):
+class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
     """The part that the pipelines that draw images have in common; each adds its `__call__`.
 
     Attributes:

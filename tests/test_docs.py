@@ -48,7 +48,7 @@ def test_the_tables_of_settings_are_up_to_date(page):
 
 def test_docs_name_every_setting_of_training_and_evaluation():
     text = "".join(page.read_text(encoding="utf-8") for page in (REPOSITORY / "docs").glob("*.md"))
-    for name in ("training.transformer.lora_config.LoraTrainingConfig", "training.vavae.config.VAVAETrainingConfig"):
+    for name in ("training.transformer.lora.LoraTrainingConfig", "training.vavae.config.VAVAETrainingConfig"):
         module, _, config_class = name.rpartition(".")
         settings = settings_of(getattr(import_module(f"diffusers_lightningdit.{module}"), config_class))
         assert [name for name in settings if f"| `{name}` |" not in text] == []

@@ -34,7 +34,10 @@ def holder(tmp_path):
 def test_the_folder_is_made_and_left_without_traces(tmp_path):
     with locked(tmp_path / "new" / "run"):
         assert (tmp_path / "new" / "run" / ".lock").exists()
-    assert list((tmp_path / "new" / "run").iterdir()) == []
+    assert list((tmp_path / "new").iterdir()) == []
+    with locked(tmp_path / "new"):
+        (tmp_path / "new" / "result").touch()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["result"]
 
 
 def test_a_second_run_is_told_who_writes(tmp_path, holder):

@@ -10,6 +10,7 @@ the steps, which LoRA training shares, are in `diffusers_lightningdit/training/t
 tells more.
 """
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 
@@ -22,9 +23,10 @@ from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, Light
 from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
 from diffusers_lightningdit.data.latent_encoding import load_frozen_vae
 from diffusers_lightningdit.data.row_stream import RowStream
-from diffusers_lightningdit.files import write_result
+from diffusers_lightningdit.files import weights_sha256, write_result
+from diffusers_lightningdit.locks import locked_by_run
 from diffusers_lightningdit.original import read_training_checkpoint
-from diffusers_lightningdit.settings import one_line_errors, parse_config
+from diffusers_lightningdit.settings import call_all, one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
 from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_sampler
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
@@ -33,7 +35,12 @@ from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 from diffusers_lightningdit.training.transformer.config import LightningDiTTrainingConfig
 from diffusers_lightningdit.training.transformer.data import TransformerData, load_data
 from diffusers_lightningdit.training.transformer.loop import NAME, load_validation_data, make_transformer_run, train
-from diffusers_lightningdit.training.transformer.weight_init import initialize_weights, load_initial_transformer
+from diffusers_lightningdit.training.transformer.weight_init import (
+    SWITCHES,
+    check_switches,
+    initialize_weights,
+    load_initial_transformer,
+)
 
 ADVICE = "a lower `learning_rate` or `max_grad_norm`, `transformer.use_qk_norm`"  # against divergence
 
@@ -58,7 +65,9 @@ def make_transformer(
         **config.transformer,
     )
     if config.weight_init is not None and begins_anew:
-        for remark in initialize_weights(transformer, load_initial_transformer(config.weight_init).state_dict()):
+        initial, names = load_initial_transformer(config.weight_init)
+        check_switches(transformer, initial.config, f"`weight_init` is {config.weight_init!r}", SWITCHES)
+        for remark in initialize_weights(transformer, initial.state_dict(), data.id2label, names):
             accelerator.print(remark)
     return transformer
 
@@ -80,36 +89,49 @@ def make_run(
         )
     begins_anew = original is None and checkpoint is None
     transformer = make_transformer(config, vae, data, accelerator, begins_anew)
-    state = make_transformer_run(config, accelerator, transformer, sampler, advice=ADVICE)
+    if original is not None:
+        place = f"`resume_from_checkpoint` is {config.resume_from_checkpoint!r}"
+        keys = tuple(key for key in original.config if key != "mlp_ratio")  # which the shapes tell
+        check_switches(transformer, original.config, place, keys)
+    classes = None if data.id2label is None else list(data.id2label.values())
+    state = make_transformer_run(
+        config, accelerator, transformer, sampler, advice=ADVICE, classes=classes, vae_sha256=weights_sha256(vae)
+    )
     if original is not None:
         state.adopt(NAME, original.weights, original.average, original.moments, original.num_steps)
+        accelerator.print(f"resumed from {config.resume_from_checkpoint}, step {original.num_steps}")
     elif checkpoint is not None:
         state.resume(checkpoint)
     return state
 
 
 def main(argv: list[str] | None = None) -> None:
-    with one_line_errors():
-        config = parse_config(LightningDiTTrainingConfig, argv, __doc__)
-        accelerator = make_accelerator(config)
-        vae = load_frozen_vae(config.vae)
-        data = load_data(config, vae, config.data, config.split, for_training=True)
-        if (config.guidance_channels or 0) > vae.config.latent_channels:
-            raise ValueError(
-                f"`guidance_channels` is {config.guidance_channels}; required: at most the VAE's `latent_channels`, "
-                f"{vae.config.latent_channels}."
+    with contextlib.ExitStack() as until_the_end:
+        with one_line_errors():
+            config = parse_config(LightningDiTTrainingConfig, argv, __doc__)
+            accelerator = make_accelerator(config)
+            vae = load_frozen_vae(config.vae)
+            data = load_data(config, vae, config.data, config.split, for_training=True)
+            accelerator.print(data.dataset.summary())
+            if (config.guidance_channels or 0) > vae.config.latent_channels:
+                raise ValueError(
+                    f"`guidance_channels` is {config.guidance_channels}; required: at most the VAE's "
+                    f"`latent_channels`, {vae.config.latent_channels}."
+                )
+            load_validation = partial(load_data, config, vae, for_training=False)
+            sampler, validation = call_all(
+                partial(make_batch_sampler, config, data.dataset, accelerator),
+                partial(load_validation_data, config, load_validation, accelerator.num_processes),
             )
-        sampler = make_batch_sampler(config, data.dataset, accelerator)
-        load_validation = partial(load_data, config, vae, for_training=False)
-        validation = load_validation_data(config, load_validation, accelerator.num_processes)
-        vae.to(accelerator.device)
-        state = make_run(config, accelerator, vae, data, sampler)
-    with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
-        if config.push_to_hub and accelerator.is_main_process:
-            create_repo(config.hub_model_id, private=True, exist_ok=True)  # now, not after days of training
-        make = partial(make_pipeline, config, state, vae, data.id2label)
-        train(config, accelerator, vae, data, validation, sampler, state, make)
-        save(config, accelerator, make)
+            vae.to(accelerator.device)
+            until_the_end.enter_context(locked_by_run(accelerator, config.output_dir))
+            state = make_run(config, accelerator, vae, data, sampler)
+        with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
+            if config.push_to_hub and accelerator.is_main_process:
+                create_repo(config.hub_model_id, private=True, exist_ok=True)  # now, not after days of training
+            make = partial(make_pipeline, config, state, vae, data.id2label)
+            train(config, accelerator, vae, data, validation, sampler, state, make)
+            save(config, accelerator, make)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ steps, which full training shares, are in `diffusers_lightningdit/training/trans
 more.
 """
 
+import contextlib
 from functools import partial
 from pathlib import Path
 
@@ -19,21 +20,23 @@ from huggingface_hub import create_repo, upload_folder
 
 from diffusers_lightningdit import LightningDiTPipeline
 from diffusers_lightningdit.files import weights_sha256, write_result
-from diffusers_lightningdit.settings import one_line_errors, parse_config
+from diffusers_lightningdit.locks import locked_by_run
+from diffusers_lightningdit.settings import call_all, one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
 from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_sampler
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
 from diffusers_lightningdit.training.run_state import RunState
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
+from diffusers_lightningdit.training.transformer.data import TransformerData
 from diffusers_lightningdit.training.transformer.loop import NAME, load_validation_data, make_transformer_run, train
 from diffusers_lightningdit.training.transformer.lora import (
     Classes,
+    LoraTrainingConfig,
     add_lora,
     load_lora_data,
     load_pipeline,
     lora_file_content,
 )
-from diffusers_lightningdit.training.transformer.lora_config import LoraTrainingConfig
 
 FILE = "pytorch_lora_weights.safetensors"
 NUM_PASSES = 2  # a forward pass, and back for the activations alone
@@ -61,35 +64,40 @@ image = pipe({example!r}).images[0]
 
 
 def main(argv: list[str] | None = None) -> None:
-    with one_line_errors():
-        config = parse_config(LoraTrainingConfig, argv, __doc__)
-        accelerator = make_accelerator(config)
-        pipeline = load_pipeline(config.pipeline)
-        transformer, vae = pipeline.transformer, pipeline.vae
-        data, classes = load_lora_data(config, pipeline, config.data, config.split, for_training=True)
-        sampler = make_batch_sampler(config, data.dataset, accelerator)
-        validation = load_validation_data(
-            config,
-            lambda name, split: load_lora_data(config, pipeline, name, split, for_training=False)[0],
-            accelerator.num_processes,
-        )
-        must_match = {
-            "pipeline_sha256": weights_sha256(transformer),  # before the LoRA: the weights that no checkpoint holds
-            "new_classes": classes.new_names,
-            "alpha": config.alpha or config.rank,  # which no shape tells
-        }
-        vae.to(accelerator.device)
-        add_lora(transformer, config.rank, config.alpha, config.target_modules, classes, config.seed)
-        state = make_transformer_run(config, accelerator, transformer, sampler, **must_match)
-        checkpoint = find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint, state.report)
-        if checkpoint is not None:
-            state.resume(checkpoint)
-    with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
-        if config.push_to_hub and accelerator.is_main_process:
-            create_repo(config.hub_model_id, private=True, exist_ok=True)  # now, not after training
-        make = partial(make_pipeline, config, state, vae, classes)
-        train(config, accelerator, vae, data, validation, sampler, state, make, NUM_PASSES, classes.ids)
-        save(config, accelerator, state, classes, pipeline)
+    with contextlib.ExitStack() as until_the_end:
+        with one_line_errors():
+            config = parse_config(LoraTrainingConfig, argv, __doc__)
+            accelerator = make_accelerator(config)
+            pipeline = load_pipeline(config.pipeline)
+            transformer, vae = pipeline.transformer, pipeline.vae
+            data, classes = load_lora_data(config, pipeline, config.data, config.split, for_training=True)
+            accelerator.print(data.dataset.summary())
+
+            def load_validation(name: str, split: str) -> TransformerData:
+                return load_lora_data(config, pipeline, name, split, for_training=False)[0]
+
+            sampler, validation = call_all(
+                partial(make_batch_sampler, config, data.dataset, accelerator),
+                partial(load_validation_data, config, load_validation, accelerator.num_processes),
+            )
+            must_match = {
+                "pipeline_sha256": weights_sha256(transformer),  # before the LoRA: the weights that no checkpoint holds
+                "new_classes": classes.new_names,
+                "alpha": config.alpha or config.rank,  # which no shape tells
+            }
+            vae.to(accelerator.device)
+            add_lora(transformer, config.rank, config.alpha, config.target_modules, classes, config.seed)
+            until_the_end.enter_context(locked_by_run(accelerator, config.output_dir))
+            state = make_transformer_run(config, accelerator, transformer, sampler, **must_match)
+            checkpoint = find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint, state.report)
+            if checkpoint is not None:
+                state.resume(checkpoint)
+        with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
+            if config.push_to_hub and accelerator.is_main_process:
+                create_repo(config.hub_model_id, private=True, exist_ok=True)  # now, not after training
+            make = partial(make_pipeline, config, state, vae, classes)
+            train(config, accelerator, vae, data, validation, sampler, state, make, NUM_PASSES, classes.ids)
+            save(config, accelerator, state, classes, pipeline)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ The result is a diffusers folder of an `AutoencoderVAVAE` whose config holds the
 data; `training/` in it has projection and discriminator, for training on. docs/vavae.md tells more.
 """
 
+import contextlib
 from functools import partial
 
 import torch
@@ -20,8 +21,10 @@ from diffusers_lightningdit.data.latent_encoding import latents_size
 from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.data.streamed_rows import FirstRows, StreamedImages
 from diffusers_lightningdit.files import write_result
+from diffusers_lightningdit.interruption import Interruption
+from diffusers_lightningdit.locks import locked_by_run
 from diffusers_lightningdit.losses import VAELossSettings, autoencoder_losses, discriminator_losses
-from diffusers_lightningdit.settings import one_line_errors, parse_config
+from diffusers_lightningdit.settings import call_all, one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
 from diffusers_lightningdit.training.batches import DATA_ERRORS, RandomlyFlipped, make_batch_sampler, train_steps
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
@@ -88,21 +91,28 @@ def make_run(
 
 
 def main(argv: list[str] | None = None) -> None:
-    with one_line_errors():
-        config = parse_config(VAVAETrainingConfig, argv, __doc__)
-        accelerator = make_accelerator(config)
-        if accelerator.is_fsdp2:
-            raise ValueError("the autoencoder's weights cannot be sharded (FSDP2); required: data-parallel training.")
-        dataset = load_training_images(config)
-        sampler = make_batch_sampler(config, dataset, accelerator)
-        validation = load_validation_images(config, accelerator.num_processes)
-        torch.manual_seed(config.seed)  # the same first weights on every process
-        teachers = Teachers(config, accelerator.device)
-        networks = initial_networks(config, teachers.foundation, accelerator.print)
-        state = make_run(config, accelerator, networks, sampler)
-    with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
-        train(config, accelerator, dataset, validation, sampler, teachers, state)
-        save(config, accelerator, dataset, sampler, state)
+    with contextlib.ExitStack() as until_the_end:
+        with one_line_errors():
+            config = parse_config(VAVAETrainingConfig, argv, __doc__)
+            accelerator = make_accelerator(config)
+            if accelerator.is_fsdp2:
+                raise ValueError(
+                    "the autoencoder's weights cannot be sharded (FSDP2); required: data-parallel training."
+                )
+            dataset = load_training_images(config)
+            accelerator.print(dataset.summary())
+            sampler, validation = call_all(
+                partial(make_batch_sampler, config, dataset, accelerator),
+                partial(load_validation_images, config, accelerator.num_processes),
+            )
+            torch.manual_seed(config.seed)  # the same first weights on every process
+            teachers = Teachers(config, accelerator.device)
+            networks = initial_networks(config, teachers.foundation, accelerator.print)
+            until_the_end.enter_context(locked_by_run(accelerator, config.output_dir))
+            state = make_run(config, accelerator, networks, sampler)
+        with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
+            train(config, accelerator, dataset, validation, sampler, teachers, state)
+            save(config, accelerator, dataset, sampler, state)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -131,9 +141,19 @@ def train(
     steps = train_steps(config, images, sampler, state.batch_index, accelerator)
     measure = validation and AutoencoderValidation(config, validation, teachers, accelerator, progress.report)
 
-    with progress:
-        if measure and state.step == 0:
-            progress.record(0, measure(trained_networks(config, state).vae))
+    def observe(only_missing: bool = False) -> None:
+        """Measure and draw after this step what is due, or only what a run that was killed after it did not come to."""
+        step, last = state.step, config.max_train_steps
+        if due(step, config.validation_steps, last) and not (only_missing and progress.has_validation(step)):
+            progress.record(step, measure(trained_networks(config, state).vae))
+        if step and due(step, config.sample_steps, last) and not (only_missing and progress.has_image(step)):
+            if accelerator.is_main_process:
+                vae = trained_networks(config, state).vae.to(accelerator.device)
+                progress.record_image(step, reconstructions_grid(vae, shown, config.num_samples))
+            accelerator.wait_for_everyone()
+
+    with progress, Interruption() as interruption:
+        observe(only_missing=True)
         while state.step < config.max_train_steps:
             stage = config.stage_at(state.step)
             if stage.local_step(state.step) == 0:
@@ -157,15 +177,11 @@ def train(
             metrics = finish_step(state, scalars, loss_of, config.max_grad_norm, taking_part)
             progress.update(state.step, metrics)
 
-            if state.secure(config.checkpointing_steps, config.max_train_steps):
+            stop = interruption.of_any_process(accelerator)
+            if state.secure(config.checkpointing_steps, config.max_train_steps, stop):
                 continue  # back at an earlier step
-            if due(state.step, config.validation_steps, config.max_train_steps):
-                progress.record(state.step, measure(trained_networks(config, state).vae))
-            if due(state.step, config.sample_steps, config.max_train_steps):
-                if accelerator.is_main_process:
-                    vae = trained_networks(config, state).vae.to(accelerator.device)
-                    progress.record_image(state.step, reconstructions_grid(vae, shown, config.num_samples))
-                accelerator.wait_for_everyone()
+            observe()
+    state.check_result()
 
 
 def autoencoder_step(

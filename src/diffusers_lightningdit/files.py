@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 HUB_FILE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[^:]+)")
+LOCK_FILE, HOLDER_FILE = ".lock", ".lock.json"  # of a folder that is being written, or that a killed run wrote into
 # A folder that has one of these holds a finished result: a pipeline, a model, a LoRA.
 RESULT_FILES = ("model_index.json", "config.json", "pytorch_lora_weights.safetensors")
 
@@ -93,6 +94,15 @@ def write_json(path: str | Path, content: dict | list) -> None:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def append_json(path: str | Path, content: dict) -> None:
+    """Append a line of JSON to a file, in place of a last line that a full disk left without its end."""
+    with open(path, "ab+") as file:
+        file.seek(0)
+        whole = file.read().rpartition(b"\n")
+        file.truncate(len(whole[0] + whole[1]))
+        file.write((json.dumps(content) + "\n").encode())
+
+
 def json_values(content: Any) -> Any:
     """The content as it would be read back from a JSON file: tuples as lists, keys and unknown objects as text."""
     return json.loads(json.dumps(content, default=str))
@@ -112,6 +122,7 @@ def check_output_dir(output_dir: str | Path, resuming: bool = False, leftovers: 
         leftovers: The names of files that a killed run may have left half written.
     """
     path, name = Path(output_dir), f"`output_dir` is {str(output_dir)!r}"
+    leftovers = (*leftovers, LOCK_FILE, HOLDER_FILE)
     if resuming and (path.is_dir() or not path.exists()):
         if any((path / file).exists() for file in RESULT_FILES):
             raise ValueError(
@@ -119,7 +130,10 @@ def check_output_dir(output_dir: str | Path, resuming: bool = False, leftovers: 
                 f"of {output_dir}/checkpoint-*."
             )
     elif path.exists() and (not path.is_dir() or any(file.name not in leftovers for file in path.iterdir())):
-        raise ValueError(f"{name}, which exists; required: a new or an empty folder.")
+        remedy = ""
+        if path.is_dir() and any(path.glob("checkpoint-*")):
+            remedy = ", or `resume_from_checkpoint=latest` to go on with the run that began there"
+        raise ValueError(f"{name}, which exists; required: a new or an empty folder{remedy}.")
 
 
 @contextlib.contextmanager
@@ -244,6 +258,48 @@ def read_json(path: str | Path, required: str = "a JSON file, as it was written"
     return content
 
 
+def read_model(
+    model_class: type,
+    name: str | Path,
+    argument: str,
+    required: str,
+    class_names: Sequence[str] = (),
+    subfolder: str | None = None,
+    **settings,
+) -> Any:
+    """Load a model or pipeline of diffusers from a folder or the Hub, whatever is wrong with its files.
+
+    Args:
+        model_class: The class, with `load_config` and `from_pretrained`.
+        name: The folder or Hub id.
+        argument: The name of the setting that gives it, for messages.
+        required: What the error asks for.
+        class_names: The classes whose config may be read so; by default that of `model_class`.
+        subfolder: The folder within the repository.
+        settings: Further arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: in one line, if there is none, it is of another class or damaged, or it has weights that are NaN or
+            infinite.
+    """
+    place = f"`{argument}` is {str(name)!r}"
+    try:
+        found = model_class.load_config(name, subfolder=subfolder).get("_class_name")
+        if found in (class_names or (model_class.__name__,)):
+            loaded = model_class.from_pretrained(name, **settings, **({"subfolder": subfolder} if subfolder else {}))
+    except Exception as error:  # damaged files raise nearly anything
+        raise ValueError(f"{place}; required: {required} ({first_line(error)[:300]}).") from error
+    if found not in (class_names or (model_class.__name__,)):
+        raise ValueError(f"{place}, a {str(found)[:100]}; required: {required}.")
+    for part in getattr(loaded, "components", {"": loaded}).values():
+        for key, value in part.state_dict().items() if isinstance(part, torch.nn.Module) else ():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise ValueError(
+                    f"{place}, whose weight `{key}` has values that are NaN or infinite; required: {required}."
+                )
+    return loaded
+
+
 def resolve_file(file: str | Path) -> Path:
     """A local path, or `user/repo:path/in/repo` on the Hugging Face Hub, as a local path.
 
@@ -294,4 +350,22 @@ def read_checkpoint(file: str | Path) -> dict:
         raise ValueError(f"{file}: is damaged or no checkpoint ({type(error).__name__}).") from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{file}: holds a {type(checkpoint).__name__}; required: a dictionary of weights.")
+    for key, value in _nested_items(checkpoint):
+        if isinstance(value, torch.Tensor) and not _has_own_values(value):
+            raise ValueError(f"{file}: `{key}` is a tensor without values of its own; required: plain tensors.")
     return checkpoint
+
+
+def _nested_items(values: dict) -> Iterator[tuple[Any, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _nested_items(value)
+        else:
+            yield key, value
+
+
+def _has_own_values(tensor: torch.Tensor) -> bool:
+    """Whether each value is stored; a few bytes of a file can stand for an expanded or a sparse tensor of any size."""
+    if tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

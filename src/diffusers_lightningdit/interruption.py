@@ -14,6 +14,18 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAME_REQUEST = 2.0  # seconds; a launcher passes on the signal that a terminal has sent to all processes already
 
 
+class Interrupted(Exception):
+    """The work ends early because a signal asked for it; the message is one line.
+
+    Attributes:
+        number: The signal.
+    """
+
+    def __init__(self, message: str, number: signal.Signals):
+        super().__init__(message)
+        self.number = number
+
+
 class Interruption:
     """While the context lasts, the first SIGINT or SIGTERM is only noted; a second one ends the process at once.
 

@@ -14,6 +14,7 @@ Letters in the shape comments: B samples of this process's batch, C latent chann
 """
 
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class KeyedRandom:
     Args:
         seed: The seed of the training run.
         batch_index: The number of global batches before this one.
-        samples: The indices of the batch's samples in the global batch, B in all.
+        samples: The B indices of the batch's samples in the global batch.
         device: The device on which `normal` draws.
     """
 
@@ -54,21 +55,22 @@ class KeyedRandom:
 
     def normal(self, purpose: str, shape: torch.Size | tuple[int, ...]) -> torch.Tensor:
         """Draw N(0, 1) for each sample: float32 [B, *shape]."""
-        generator = torch.Generator(self.device)
         values = torch.empty(len(self.samples), *shape, device=self.device)
-        for value, sample in zip(values, self.samples, strict=True):
-            generator.manual_seed(random_key(self.seed, self.batch_index, sample, purpose))
+        for value, generator in zip(values, self._generators(purpose, self.device), strict=True):
             value.normal_(generator=generator)
         return values
 
     def uniform(self, purpose: str) -> torch.Tensor:
         """Draw U[0, 1), one number for each sample, on the CPU: float32 [B]."""
-        generator = torch.Generator()
         values = torch.empty(len(self.samples))
-        for value, sample in zip(values, self.samples, strict=True):
-            generator.manual_seed(random_key(self.seed, self.batch_index, sample, purpose))
+        for value, generator in zip(values, self._generators(purpose, "cpu"), strict=True):
             value.uniform_(generator=generator)
         return values.to(self.device)
+
+    def _generators(self, purpose: str, device: torch.device | str) -> Iterator[torch.Generator]:
+        generator = torch.Generator(device)
+        for sample in self.samples:
+            yield generator.manual_seed(random_key(self.seed, self.batch_index, sample, purpose))
 
 
 def seed_process(seed: int, batch_index: int, rank: int) -> None:
@@ -109,10 +111,6 @@ def image_generator(seed: int, index: int) -> torch.Generator:
 
     Neighbouring images have neighbouring seeds, since torch's CPU generator uses only 32 bits of a seed: of 50,000
     hashes of (seed, index), two would probably agree in these.
-
-    Args:
-        seed: The seed of the set.
-        index: The index of the image in the set.
     """
     return torch.Generator().manual_seed((random_key(seed, "noise") + index) % 2**63)
 

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
-from .files import write_json
+from .files import HOLDER_FILE, LOCK_FILE, write_json
+from .processes import on_main_process
 
-LOCK_FILE, HOLDER_FILE = ".lock", ".lock.json"
 ORPHAN_PATIENCE = 30.0  # seconds; torch's data loader workers end within 5 seconds of the process they work for
 
 
@@ -25,6 +26,8 @@ class FolderInUse(ValueError):
 @contextlib.contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
     """Make a folder where there is none, and keep other runs from writing into it.
+
+    A folder that was made and is empty in the end goes again.
 
     The lock is the operating system's (`flock`), so that it ends with the process, however that ends; on NFS it holds
     on all machines. A killed process's data loader workers may outlive it by some seconds: they are waited for. Only
@@ -38,6 +41,7 @@ def locked(folder: str | Path) -> Iterator[None]:
         OSError: if the folder cannot be made or written into.
     """
     folder = Path(folder)
+    was_there = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock, holder = FileLock(folder / LOCK_FILE), folder / HOLDER_FILE
     try:
@@ -68,6 +72,21 @@ def locked(folder: str | Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # Windows removes no open file
             (folder / LOCK_FILE).unlink()
         lock.release()
+        if not was_there:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def locked_by_run(accelerator: Accelerator, folder: str | Path) -> Iterator[None]:
+    """As `locked`, for a run of several processes, all of which call this and raise its error."""
+    with contextlib.ExitStack() as stack:
+
+        def lock() -> None:
+            stack.enter_context(locked(folder))
+
+        on_main_process(accelerator, lock)
+        yield
 
 
 def _read(holder: Path) -> dict:

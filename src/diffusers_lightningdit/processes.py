@@ -25,8 +25,7 @@ def patient_accelerator(
     """An accelerator whose processes wait for the slowest of them, or for what the main process does alone.
 
     Args:
-        patience: The time after which a process that waits for another one fails. torch's default is 10 minutes on
-            GPUs, 30 on CPUs.
+        patience: The time after which a process that waits for another one fails; torch's default is 10 or 30 minutes.
         handlers, arguments: Arguments of `Accelerator`.
 
     Raises:

@@ -25,12 +25,13 @@ import json
 import math
 import re
 import shutil
+import signal
 import sys
 import textwrap
 import types
 import typing
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +40,7 @@ import yaml
 from accelerate import PartialState
 
 from .files import one_line
+from .interruption import Interrupted, exit_status
 
 Config = TypeVar("Config")
 
@@ -347,8 +349,9 @@ def _read_recipe(file: str) -> dict[str, Any]:
         raise ValueError(f"`--config` is {file!r}; required: an existing YAML file.")
     try:
         recipe = yaml.load(Path(file).read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no YAML file: {one_line(error)}") from error
+        json.dumps(recipe, default=str, skipkeys=True)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the last two of values that hold themselves
+        raise ValueError(f"{file} is no YAML file that can be used: {one_line(error)}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{file} holds a {type(recipe).__name__}; required: keys with values.")
     for key in recipe:
@@ -393,7 +396,8 @@ def _read_value(name: str, text: str, kind: Any) -> Any:
         return text
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+        json.dumps(value, default=str, skipkeys=True)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the last two of values that hold themselves
         if str in kinds:
             return text
         raise ValueError(f"`{name}` is {text!r}; required: a YAML value.") from error
@@ -503,23 +507,46 @@ def check_above(name: str, value: float, bound: float) -> None:
         raise ValueError(f"`{name}` is {value}; required: {required}.")
 
 
+def call_all(*functions: Callable[[], Any]) -> list[Any]:
+    """Call all functions and return what they return; their ValueErrors become one, which says all at once."""
+    results, errors = [], []
+    for function in functions:
+        try:
+            results.append(function())
+        except ValueError as error:
+            errors.append(error)
+    if errors:
+        raise ValueError(" Also: ".join(map(str, errors))) from errors[0]
+    return results
+
+
 @contextlib.contextmanager
 def one_line_errors(
-    kinds: tuple[type[Exception], ...] = (ValueError,),
+    kinds: tuple[type[Exception], ...] = (ValueError, OSError),
     status: int = 2,
     of_one_process: tuple[type[Exception], ...] = (),
 ) -> Iterator[None]:
     """Exceptions of these `kinds` become one line on the main process, and the exit status.
 
     The defaults are for a script's checks of what the user gave. Those `of_one_process`, which only the process meets
-    whose part of the data it is, become a line on any process.
+    whose part of the data it is, become a line on any process. Ctrl-C and `Interrupted` become a line and the status
+    130 or 143.
     """
     try:
         yield
+    except (Interrupted, KeyboardInterrupt) as stop:
+        if _is_main_process():
+            print(stop if isinstance(stop, Interrupted) else "interrupted", file=sys.stderr)
+        number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
+        raise SystemExit(exit_status(number)) from stop
     except (*kinds, *of_one_process) as error:
-        is_main_process = PartialState._shared_state.get("process_index", 0) == 0  # without starting process groups
-        if is_main_process or isinstance(error, of_one_process):
+        if _is_main_process() or isinstance(error, of_one_process):
             # one that a data loader's worker raised comes with a traceback, and ends in "<module>.<class>: <message>"
             message = str(error).strip().splitlines()[-1].split(f"{type(error).__name__}: ", maxsplit=1)[-1]
             print(f"error: {message}", file=sys.stderr)
         raise SystemExit(status) from error
+
+
+def _is_main_process() -> bool:
+    """Whether this is the main process, without starting process groups."""
+    return PartialState._shared_state.get("process_index", 0) == 0

@@ -104,13 +104,16 @@ def test_the_published_files_are_asked_for(published, tmp_path, capsys, monkeypa
     files = [f"--vgg16={published[2]}", f"--linear={published[3]}", f"--output={tmp_path / 'lpips.safetensors'}"]
     with pytest.raises(SystemExit):
         CONVERT.main(files)
-    assert f"vgg16.pth: has the sha256 {sha256(published[2])}; required: 397923af..." in capsys.readouterr().err
+    assert (
+        f"vgg16.pth has the sha256 {sha256(published[2])}; required: the one that `vgg16_sha256`"
+        in capsys.readouterr().err
+    )
     with pytest.raises(SystemExit):
         CONVERT.main([*files, f"--vgg16_sha256={sha256(published[2])[:8]}"])
-    assert f"vgg.pth: has the sha256 {sha256(published[3])}; required: a78928a0" in capsys.readouterr().err
+    assert "required: the one that `linear_sha256` gives, 'a78928a0" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         CONVERT.main([*files, "--vgg16_sha256=ab"])
-    assert "its sha256 is to begin with 'ab'; required: 8 digits at least" in capsys.readouterr().err
+    assert "`vgg16_sha256` gives, 'ab' (at least 8 digits)" in capsys.readouterr().err
     # files of these hashes: what is written says so
     for name, file in (("vgg16", published[2]), ("linear", published[3])):
         monkeypatch.setitem(CONVERT.PUBLISHED_SHA256, name, sha256(file))

@@ -49,23 +49,6 @@ def test_a_position_is_enough_to_resume(start):
     assert global_batches(3, world_size=4, start=start) == global_batches(start + 3)[start:]
 
 
-def test_state_dict():
-    sampler = GlobalBatchSampler(23, 8, seed=3)
-    state = sampler.state_dict(num_steps=5)
-    assert sampler.position(5) == (2, 1)
-    resumed = GlobalBatchSampler(23, 8, seed=3, rank=1, world_size=2)
-    resumed.load_state_dict(state)
-    assert [int(index) for index in next(iter(resumed))] == [index for _, index in global_batches(6)[5]][4:]
-
-
-@pytest.mark.parametrize(("name", "value"), [("num_samples", 24), ("global_batch_size", 4), ("seed", 1)])
-def test_a_state_of_another_order_is_refused(name, value):
-    arguments = {"num_samples": 23, "global_batch_size": 8, "seed": 3}
-    state = GlobalBatchSampler(**arguments).state_dict(1)
-    with pytest.raises(ValueError, match=f"`{name}` is {value}; required: {arguments[name]}, as in the state"):
-        GlobalBatchSampler(**{**arguments, name: value}).load_state_dict(state)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

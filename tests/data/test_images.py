@@ -131,7 +131,7 @@ def test_images_without_labels(parquet_folder):
         ({"split": "test"}, "split 'test'; required"),
         ({"image_column": "picture"}, "`image_column` is 'picture'; required: a column of images among image, label"),
         ({"image_column": "label"}, "`image_column` is 'label'; required: a column of images"),
-        ({"label_column": "number"}, "`label_column` is 'number'; required: a ClassLabel column among image, label"),
+        ({"label_column": "image"}, "`label_column` is 'image'; required: a column of class labels or whole numbers"),
     ],
 )
 def test_errors_name_argument_value_and_requirement(parquet_folder, arguments, message):

@@ -169,15 +169,6 @@ def test_a_run_stopped_before_any_rename_goes_on_to_the_same_files(cache, monkey
     assert stop_at == 12  # settings, 3 shards with their records, report, statistics, VAE, information
 
 
-def test_a_folder_begun_by_another_version_is_refused(cache, tmp_path):
-    folder = tmp_path / "cached"
-    (folder / "progress").mkdir(parents=True)
-    (folder / "progress" / "settings.json").write_text("{}")
-    with pytest.raises(ValueError, match="was begun by a version of this project whose records"):
-        cache("cached")
-    assert [path.name for path in folder.iterdir()] == ["progress"]
-
-
 def test_whole_shards_are_not_encoded_again(cache, monkeypatch):
     encoded, encode_batch = [], latent_caching.ShardEncoder._encode_batch
 

@@ -60,7 +60,7 @@ def data(request):
 
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_items_are_raw_latents_flipped_by_seed_epoch_and_index(data, tensors, in_memory):
-    dataset = LatentsDataset(data, seed=5, in_memory=in_memory)
+    dataset = LatentsDataset(data, seed=5, in_memory=in_memory, num_classes=3)
     assert len(dataset) == NUM_IMAGES
     assert dataset.shape == SHAPE
     assert dataset.num_classes == 3
@@ -82,7 +82,10 @@ def test_without_flips(data, tensors):
 
 def test_names_of_labels(rows, shards):
     assert LatentsDataset(rows).id2label == {0: "a", 1: "b", 2: "c"}
-    assert LatentsDataset(shards).id2label is None
+    dataset = LatentsDataset(shards)
+    assert dataset.id2label is None
+    with pytest.raises(ValueError, match=r"`num_classes` is not given, and the labels of .* have no names; required"):
+        _ = dataset.num_classes  # the highest label need not be that of the last class
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

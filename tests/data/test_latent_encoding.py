@@ -48,7 +48,9 @@ def test_load_frozen_vae_refuses_what_is_none(tmp_path):
         sample_size=4, in_channels=4, num_layers=1, num_attention_heads=1, attention_head_dim=8
     )
     transformer.save_pretrained(tmp_path / "transformer")
-    with pytest.raises(ValueError, match="a LightningDiTTransformer2DModel; required: an AutoencoderVAVAE"):
+    with pytest.raises(
+        ValueError, match="a LightningDiTTransformer2DModel; required: a folder or Hub id of an undamaged Auto"
+    ):
         load_frozen_vae(str(tmp_path / "transformer"))
 
 

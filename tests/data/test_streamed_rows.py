@@ -114,7 +114,7 @@ def test_the_vae_that_made_them(tmp_path, latents):
     [
         ({"split": "test"}, "split 'test'; required: a folder or Hub id that `datasets` reads"),
         ({"image_column": "text"}, "`image_column` is 'text'; required: a column of images among image, label, text"),
-        ({"label_column": "text"}, "`label_column` is 'text'; required: a ClassLabel column among image, label, text"),
+        ({"label_column": "text"}, "`label_column` is 'text'; required: a column of class labels or whole numbers"),
     ],
 )
 def test_images_that_cannot_be_streamed(images, arguments, message):

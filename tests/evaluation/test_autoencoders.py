@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, UNet2DModel
 
+from diffusers_lightningdit import AutoencoderVAVAE
 from diffusers_lightningdit.evaluate import main
 from diffusers_lightningdit.evaluation.autoencoders import decode, load_autoencoder, mean_latents
 
@@ -96,3 +97,29 @@ def test_weights_that_do_not_fit(tmp_path):
         ValueError, match=r"`vae` is .*; required: a folder or Hub id with an undamaged AutoencoderKL \("
     ):
         load_autoencoder(str(tmp_path), 16)
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+@pytest.mark.parametrize("command", ["reconstruction", "latents"])
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_a_vae_of_numbers_that_are_not_finite(
+    digits_pipeline, real_digits, error_line, tmp_path, command, part, number
+):
+    """It had a PSNR of 8.2 dB, since 8 bits hide NaN."""
+    vae = AutoencoderVAVAE.from_pretrained(f"{digits_pipeline}/vae")
+    getattr(vae, part).conv_out.bias.data[0] = float(number)
+    vae.save_pretrained(tmp_path / "vae")
+    words = [f"vae={tmp_path / 'vae'}", f"data={real_digits}", "resolution=32", f"output_dir={tmp_path / 'out'}"]
+    error = error_line(command, *words)
+    assert str(tmp_path / "vae") in error or "`vae`" in error
+    assert "NaN or infinity" in error or "finite" in error
+    assert not (tmp_path / "out").exists()
+
+
+@torch.no_grad()
+def test_a_type_that_is_too_small_for_the_pixels(digits_pipeline):
+    vae = load_autoencoder(f"{digits_pipeline}/vae", 32).to(torch.float16)
+    vae.decoder.conv_out.weight.mul_(1e5)
+    latents = torch.ones(3, vae.config.latent_channels, 4, 4, dtype=torch.float16)
+    with pytest.raises(ValueError, match="`vae` gives pixels with NaN or infinity for 3 of 3 images; required: a VAE"):
+        decode(vae, latents)

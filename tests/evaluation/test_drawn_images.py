@@ -1,4 +1,6 @@
 import collections
+import json
+import shutil
 import types
 
 import numpy as np
@@ -151,3 +153,14 @@ def test_settings_that_the_pipeline_refuses(pipeline):
 def test_a_pipeline_that_cannot_be_loaded(tmp_path):
     with pytest.raises(ValueError, match=r"`pipeline` is .*; required: a folder or Hub id of a pipeline"):
         load_pipeline(str(tmp_path))
+
+
+@pytest.mark.parametrize("recipe", ["text", 3, [], {"guidance_interval": [{}, 1.0]}, {"num_inference_steps": "two"}])
+def test_a_pipeline_whose_recipe_is_damaged(digits_pipeline, recipe, tmp_path):
+    folder = tmp_path / "pipeline"
+    shutil.copytree(digits_pipeline, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"sampling_recipe": recipe}))
+    with pytest.raises(ValueError, match=r"`pipeline` is '.*pipeline'.*required: ") as error:
+        try_pipeline(load_pipeline(str(folder)), {})
+    assert "\n" not in str(error.value)

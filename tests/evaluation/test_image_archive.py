@@ -1,6 +1,7 @@
 """Archives against numpy's own reader and writer."""
 
 import os
+import struct
 import zipfile
 from pathlib import Path
 
@@ -104,6 +105,45 @@ def test_other_archives(arrays, message, tmp_path):
         ImageArchive(tmp_path / "set.npz")
 
 
+HEADER = "{{'descr': '{}', 'fortran_order': False, 'shape': {}, }}"
+
+
+def write_header(path: Path, text: str, content: bytes, compression: int = zipfile.ZIP_STORED) -> None:
+    header = text.ljust(64 * (len(text) // 64 + 1) - 11) + "\n"
+    array = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + content
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("arr_0.npy", array)
+
+
+@pytest.mark.parametrize(
+    "shape", [(10**12, 8, 8, 3), (-4, 8, 8, 3), (4, -8, -8, 3), (0, 8, 8, 3), (4, 0, 8, 3), (5, 8, 8, 3)]
+)
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_header_that_tells_of_other_sizes(shape, compression, tmp_path):
+    write_header(tmp_path / "set.npz", HEADER.format("|u1", shape), bytes(768), compression)
+    with pytest.raises(ValueError, match=r"set\.npz holds arr_0 of uint8 and shape .*not empty and of the size"):
+        ImageArchive(tmp_path / "set.npz")
+
+
+def test_a_small_file_that_tells_of_a_huge_array_twice(tmp_path):
+    """Both the header of the array and the directory of the archive promise 10^12 images."""
+    path = tmp_path / "set.npz"
+    write_header(path, HEADER.format("|u1", (10**7, 8, 8, 3)), bytes(10**6), zipfile.ZIP_DEFLATED)
+    content, promised = path.read_bytes(), 10**7 * 192 + 128
+    path.write_bytes(content.replace(struct.pack("<I", 10**6 + 128), struct.pack("<I", promised)))
+    with zipfile.ZipFile(path) as archive:
+        assert archive.getinfo("arr_0.npy").file_size == promised
+    with pytest.raises(ValueError, match="not empty and of the size that it tells"):
+        ImageArchive(path)
+
+
+def test_a_header_nested_by_the_thousand(tmp_path):
+    write_header(tmp_path / "set.npz", "(" * 3000 + ")" * 3000, bytes(768))
+    with pytest.raises(ValueError, match=r"set\.npz cannot be read") as error:
+        ImageArchive(tmp_path / "set.npz")
+    assert len(str(error.value)) < 500
+
+
 def test_damaged_archives(images, tmp_path):
     path = tmp_path / "set.npz"
     path.write_bytes(b"no archive")
@@ -165,7 +205,9 @@ def test_an_archive_that_says_more_images_than_it_has(images, tmp_path):
         header = {"descr": "|u1", "fortran_order": False, "shape": (13, *images.shape[1:])}
         np.lib.format.write_array_header_1_0(file, header)
         file.write(images.tobytes())
-    with pytest.raises(ValueError, match="ends in image 12; required: 13 images"):
+    with pytest.raises(
+        ValueError, match=r"arr_0 of uint8 and shape \[13, 5, 7, 3\], in .*not empty and of the size that it tells"
+    ):
         unpack_archive(tmp_path / "set.npz", tmp_path / "folder")
     assert os.listdir(tmp_path) == ["set.npz"]
 

@@ -99,10 +99,13 @@ def test_a_split_of_a_folder_that_has_none(tmp_path):
 
 
 def test_images_with_metadata(tmp_path):
-    """`datasets` does not read an image that the table does not name."""
+    """An image that the table does not name would be left out."""
     for name in ("a.png", "b.png", "c.png"):
         write(tmp_path, name)
     (tmp_path / "metadata.csv").write_text("file_name,text\na.png,one\nb.png,two\n")
+    with pytest.raises(ValueError, match=r"1 files or folders would be left out: c.png \(no row in the metadata\)"):
+        open_images(str(tmp_path))
+    (tmp_path / "c.png").unlink()
     assert open_images(str(tmp_path)).num_images == 2
 
 

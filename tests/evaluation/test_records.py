@@ -3,7 +3,7 @@ import warnings
 
 import pytest
 
-from diffusers_lightningdit.evaluation.records import collected_warnings, significant
+from diffusers_lightningdit.evaluation.records import collected_warnings, read_record, significant
 
 
 def test_warnings_are_told_once_in_one_line_and_kept(capsys):
@@ -35,3 +35,12 @@ def test_an_error_hides_no_warning(capsys):
 )
 def test_rounding_to_six_digits(value, rounded):
     assert significant(value) == rounded
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"samples": 3}', '{"samples": {}, "results": {}, "settings": {}}']
+)
+def test_a_record_that_is_none(content, tmp_path):
+    (tmp_path / "generation.json").write_text(content)
+    with pytest.raises(ValueError, match=r"generation\.json .*required: "):
+        read_record(tmp_path / "generation.json")

@@ -147,9 +147,9 @@ def test_statistics_of_both_kinds(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"mu": np.array([{}, {}, {}, {}])}, r"mu of .*a\.npz cannot be read \(.*allow_pickle"),
+        ({"mu": np.array([{}, {}, {}, {}])}, r"a\.npz holds mu of object; required: .*not pickled"),
         ({"mu": np.full(4, np.nan)}, "finite floating-point numbers"),
-        ({"mu": np.arange(4)}, "holds int64; required: finite floating-point"),
+        ({"mu": np.arange(4)}, "holds mu of int64; required: mean and covariance, finite floating-point"),
         (
             {"sigma": np.triu(np.ones((4, 4)))},
             r"sigma of .*a\.npz differs from its transpose by 1; required: a symmetric",
@@ -179,3 +179,41 @@ def test_files_without_statistics(tmp_path):
     for name in ("a.npz", "missing.npz"):
         with pytest.raises(ValueError, match=rf"{name} cannot be read \(.*\); required: an \.npz file"):
             archive_names(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"mu": np.zeros(0), "sigma": np.zeros((0, 0))},
+        {"mu": np.zeros(3), "sigma": np.full((3, 3), np.nan)},
+        {"mu": np.array([{}, {}]), "sigma": np.eye(2)},
+        {"mu": np.zeros(2)},
+        {"mu": np.zeros(2, int), "sigma": np.eye(2, dtype=int)},
+        {"mu": np.zeros(2), "sigma": np.eye(3)},
+        {"mu": np.zeros((2, 2)), "sigma": np.eye(2)},
+    ],
+)
+def test_statistics_of_other_shapes_and_kinds(arrays, tmp_path):
+    np.savez(tmp_path / "reference.npz", **arrays)
+    with pytest.raises(ValueError, match=r"reference\.npz .*required: ") as error:
+        read_statistics(tmp_path / "reference.npz")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_statistics_are_read_as_numpy_reads_them(order, tmp_path):
+    sigma = np.asarray(np.cov(np.random.default_rng(0).normal(size=(3, 9))), order=order)
+    np.savez(tmp_path / "reference.npz", mu=np.arange(3.0), sigma=sigma)
+    mean, covariance = read_statistics(tmp_path / "reference.npz")["features"]
+    np.testing.assert_array_equal(covariance, sigma)
+    np.testing.assert_array_equal(mean, np.arange(3.0))
+
+
+def test_an_image_that_is_a_mere_line(tmp_path):
+    """A crop to a square would enlarge 1,500,000 x 1 pixels to 9.6 GB."""
+    for name, size in (("0", (9, 9)), ("1", (1_500_000, 1))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    images = open_images(str(tmp_path), crop=8)
+    assert images[0].shape == (8, 8, 3)
+    with pytest.raises(ValueError, match=r"1\.png.* 1500000x1 pixels; required: sides that differ"):
+        images[1]

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from diffusers_lightningdit.models.model_mixin import self_contained
+
 SOURCES = {
     "pipeline.py": "pipelines/pipeline_lightningdit.py",
     "lightningdit_sampling.py": "pipelines/lightningdit_sampling.py",
@@ -220,7 +222,7 @@ def test_the_page_lists_the_files_of_a_repository(repository, hub, with_package)
 def test_a_repository_holds_the_code_byte_for_byte(name, hub, repository, without_package):
     files = hub.repositories[name].files
     for path, source in SOURCES.items():
-        assert files[path] == (repository / source).read_bytes(), path
+        assert files[path].decode() == self_contained((repository / source).read_text(encoding="utf-8")), path
     index = json.loads(files["model_index.json"])
     assert {key: index[key] for key in NAMES} == NAMES
     assert index["id2label"]["7"] == "seven"
@@ -282,7 +284,7 @@ def test_code_of_a_single_model_is_pushed_when_asked_for(hub, repository, with_p
     with_code = hub.repositories["user/vavae-digits"].files
     assert json.loads(with_code["config.json"])["auto_map"] == {"AutoModel": "autoencoder_vavae.AutoencoderVAVAE"}
     source = repository / SOURCES["vae/diffusers_lightningdit.py"]
-    assert with_code["autoencoder_vavae.py"] == source.read_bytes()
+    assert with_code["autoencoder_vavae.py"].decode() == self_contained(source.read_text(encoding="utf-8"))
 
 
 # -- loading ----------------------------------------------------------------------------------------------------------

@@ -106,3 +106,10 @@ def test_scikit_learn_is_named_where_it_is_missing(clusters, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'needs scikit-learn: pip install "diffusers-lightningdit\[evaluation\]"'):
         tsne_plane(clusters, 10)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 1e20])
+def test_no_tsne_of_latents_that_are_all_the_same(scale):
+    """scikit-learn's solver crashes on them, and the process with it."""
+    with pytest.raises(ValueError, match=r"`latents` have the variance .* of an autoencoder that has not collapsed"):
+        tsne_plane(1 + scale * torch.rand(9, 2, dtype=torch.float64), 3.0)

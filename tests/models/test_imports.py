@@ -1,7 +1,7 @@
 """Model and pipeline files are uploaded to the Hub: they import only packages that everybody has, and the shared file.
 
-A model file stands alone, because diffusers fetches one file for a component. A pipeline file may import the shared
-file beside it, because diffusers fetches the relative imports of a pipeline, too.
+A model file is saved with `model_mixin.py` put into it, because diffusers fetches one file for a component. A pipeline
+file may import the shared file beside it, because diffusers fetches the relative imports of a pipeline, too.
 """
 
 import ast
@@ -48,7 +48,7 @@ def test_self_contained(file):
         if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
         for node in ast.walk(function)
     }
-    along = {f".{SHARED}"} if file.stem.startswith("pipeline_") else set()
+    along = {f".{SHARED}"} if file.stem.startswith("pipeline_") else {".model_mixin"} if file in MODELS else set()
     for node in ast.walk(tree):
         for name in imported(node):
             allowed = WITHIN_FUNCTIONS if node in in_functions else ALWAYS | along

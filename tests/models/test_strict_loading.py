@@ -1,7 +1,4 @@
-"""Files that lack weights are refused alike by every model of the package.
-
-The check stands in both model files, since each is uploaded alone, and the networks of the losses use one of the two.
-"""
+"""Files that lack weights are refused alike by every model of the package."""
 
 import re
 

@@ -382,7 +382,7 @@ def test_save_and_load(tmp_path):
         ({"sample_size": 5, "patch_size": 2}, "`sample_size` is 5"),
         ({"sample_size": 0}, "`sample_size` is 0"),
         ({"attention_head_dim": 6}, "`attention_head_dim` is 6"),
-        ({"attention_head_dim": 3, "use_rope": False}, "is 6; the position table"),
+        ({"attention_head_dim": 3, "use_rope": False}, "is 6; required: a multiple of 4 for the position table"),
         ({"class_dropout_prob": 1.5}, "`class_dropout_prob` is 1.5"),
     ],
 )

@@ -1,6 +1,7 @@
 """The wrapper against the recorded one of the original, and against each model of `transformers` called by hand."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -263,3 +264,40 @@ def test_an_image_that_is_no_multiple_of_the_patch(dinov2):
 def test_normalization_that_is_not_there(dinov2):
     assert "`image_normalization` is 'imagenet'" in refusal(dinov2, image_normalization="imagenet")
     assert "a preprocessor_config.json with `image_mean`" in refusal(dinov2, image_normalization="model")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "[" * 5000),
+        ("config.json", "[]"),
+        ("config.json", {"patch_size": [8, "a"]}),
+        ("config.json", {"patch_size": 0}),
+        ("config.json", {"image_size": 10**9}),
+        ("config.json", {"num_hidden_layers": "one"}),
+        ("config.json", {"hidden_act": "none such"}),
+        ("config.json", {"model_type": 3}),
+        ("preprocessor_config.json", "[" * 5000),
+        ("preprocessor_config.json", '{"image_mean": [0.5, "a", 0], "image_std": [1, 1, 1]}'),
+        ("preprocessor_config.json", '{"image_mean": [0.5, 0.5, 0.5], "image_std": [1, 0, 1]}'),
+        ("model.safetensors", "no weights"),
+    ],
+)
+def test_damaged_files_are_one_line(vision_transformer, tmp_path, file, content):
+    folder = tmp_path / "model"
+    shutil.copytree(vision_transformer, folder)
+    if isinstance(content, dict):
+        content = json.dumps(json.loads((folder / file).read_text()) | content)
+    (folder / file).write_text(content)
+    normalization = "model" if file.startswith("preprocessor") else "minus_one_to_one"
+    with pytest.raises(ValueError, match=r"`foundation_model` is '.*model'.*required") as error:
+        FoundationModel.from_pretrained(str(folder), normalization)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_not_finite(vision_transformer, tmp_path):
+    model = transformers.AutoModel.from_pretrained(vision_transformer)
+    model.layernorm.bias.data[3] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        FoundationModel.from_pretrained(str(tmp_path))

@@ -81,6 +81,9 @@ def content(folder: Path) -> dict[str, object]:
         elif path.name == "generation.json":
             record = json.loads(path.read_text())
             files[name] = {key: record[key] for key in ("results", "samples", "reference", "weights_sha256")}
+        elif path.suffix == ".safetensors":  # which leaves the order of the metadata to chance
+            size = int.from_bytes(path.read_bytes()[:8], "little")
+            files[name] = json.loads(path.read_bytes()[8 : 8 + size]), path.read_bytes()[8 + size :]
         else:
             files[name] = path.read_bytes()
     return files

@@ -5,10 +5,12 @@ import json
 import math
 import shutil
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -208,20 +210,51 @@ def test_averages_that_are_not_wanted_any_more_are_left_out(saved):
     assert run.step == 4
 
 
-def test_a_checkpoint_of_an_earlier_version_does_not_name_the_optimisers(saved):
-    folder, expected = saved
-    path = folder / "checkpoint-4"
-    state = json.loads((path / "state.json").read_text())
-    assert state.pop("optimizers") == {"generator": "AdamW", "critic": "SGD"}
+def write_state(checkpoint: Path, state: dict) -> None:
+    """Replace the state of a checkpoint by another one, with which its manifest agrees."""
     content = json.dumps(state).encode()
-    (path / "state.json").write_bytes(content)
-    manifest = json.loads((path / "manifest.json").read_text())
+    (checkpoint / "state.json").write_bytes(content)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest["state.json"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("optimizers", None),
+        ("step", "4"),
+        ("position", True),
+        ("optimizer_values", {"generator": 3, "critic": {}}),
+        ("lr_schedulers", {"generator": 4}),
+        ("averages", {}),
+        ("guard", {"losses": 3}),
+        ("identity", []),
+    ],
+)
+def test_a_state_of_another_kind_is_one_line_before_anything_is_loaded(saved, entry, value):
+    folder, _ = saved
+    state = json.loads((folder / "checkpoint-4" / "state.json").read_text())
+    write_state(folder / "checkpoint-4", {**state, entry: value})
     run = make_run(folder)
-    resume(run, "latest")
-    train(run, 2)
-    assert_identical(everything(run), expected)
+    before = everything(run)
+    with pytest.raises(ValueError, match=r"state\.json.* required: as it was written") as error:
+        resume(run, "latest")
+    assert "\n" not in str(error.value)
+    assert_identical(everything(run), before)
+
+
+def test_moments_of_another_shape_are_one_line(saved):
+    folder, _ = saved
+    file = folder / "checkpoint-4" / "generator.optimizer.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "0.weight|exp_avg": torch.zeros(7)}, file)
+    manifest = json.loads((folder / "checkpoint-4" / "manifest.json").read_text())
+    content = file.read_bytes()
+    manifest[file.name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "checkpoint-4" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"has `0.weight\|exp_avg` of shape \[7\]; required: the state of this run's"):
+        resume(make_run(folder), "latest")
 
 
 def test_an_optimiser_that_has_not_begun_is_saved_as_it_is(tmp_path):

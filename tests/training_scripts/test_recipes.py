@@ -8,7 +8,7 @@ import yaml
 from diffusers_lightningdit import LightningDiTTransformer2DModel
 from diffusers_lightningdit.settings import parse_config
 from diffusers_lightningdit.training.transformer.config import LightningDiTTrainingConfig
-from diffusers_lightningdit.training.transformer.lora_config import LoraTrainingConfig
+from diffusers_lightningdit.training.transformer.lora import LoraTrainingConfig
 
 FOLDER = Path(train_vavae.__file__).parent
 RECIPES = sorted([*FOLDER.glob("recipes/*.yaml"), *FOLDER.parent.glob("examples/digits/recipes/*.yaml")])

@@ -51,7 +51,7 @@ def test_kill_and_resume(run_and_be_killed, uninterrupted, tmp_path, data, train
     arguments = ["--config", transformer_recipe, f"data={data}", f"vae={trained_vae}", f"output_dir={folder}", *STEPS]
     said = run_and_be_killed("lightningdit", "checkpoint-4", "optimizer", *arguments)
     left = sorted(path.name for path in folder.iterdir())
-    assert left == [".checkpoint-4.partial", "checkpoint-2"], said
+    assert left == [".checkpoint-4.partial", ".lock", ".lock.json", "checkpoint-2"], said
     torch.manual_seed(99)
     train_lightningdit.main([*arguments, "--resume_from_checkpoint", "latest"])
     assert f"resumed from {folder}/checkpoint-2, step 2" in capsys.readouterr().out

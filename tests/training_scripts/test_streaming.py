@@ -99,7 +99,7 @@ def test_a_run_that_breaks_off_in_a_checkpoint(
             raise KeyboardInterrupt
         write_tensors(tensors, file)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(SystemExit, match="130"):
         patched.setattr(run_state, "write_tensors", write_or_stop)
         train_lightningdit.main(settings)
     assert not (tmp_path / "run" / "checkpoint-4").exists()

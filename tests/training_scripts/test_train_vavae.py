@@ -294,7 +294,12 @@ def test_kill_and_resume(run_and_be_killed, trained_vae, data, vae_recipe, tmp_p
     folder = tmp_path / "vae"
     arguments = ["--config", vae_recipe, f"data={data}", f"output_dir={folder}", "checkpointing_steps=1"]
     said = run_and_be_killed("vavae", "checkpoint-2", "discriminator.optimizer", *arguments)
-    assert sorted(path.name for path in folder.iterdir()) == [".checkpoint-2.partial", "checkpoint-1"], said
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".checkpoint-2.partial",
+        ".lock",
+        ".lock.json",
+        "checkpoint-1",
+    ], said
     run(vae_recipe, data, folder, "checkpointing_steps=1", "resume_from_checkpoint=latest")
     assert_identical(folder, trained_vae)
 
@@ -315,7 +320,10 @@ def test_kill_and_resume(run_and_be_killed, trained_vae, data, vae_recipe, tmp_p
         ("global_batch_size=9", "`global_batch_size` is 9; required: at most the 8 samples"),
         ("global_batch_size=0", "`global_batch_size` is 0; required: at least 1"),
         ("max_train_steps=0", "`max_train_steps` is 0; required: at least 1"),
-        ("label_column=kind", "`label_column` is 'kind'; required: a ClassLabel column among image, label"),
+        (
+            "label_column=kind",
+            "`label_column` is 'kind'; required: a column of class labels or whole numbers",
+        ),
         ("lr_scheduler=cosin", "`lr_scheduler` is 'cosin'; required: one of"),
         ("max_train_steps=1", "`disc_start` is 1; required: below the 1 steps"),
         ("foundation_model=/no/such/model", "`foundation_model` is '/no/such/model'"),

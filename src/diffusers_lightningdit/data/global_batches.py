@@ -27,12 +27,8 @@ class EpochIndex(int):
         return int(self), self.epoch
 
 
-def part_size(global_batch_size: int, world_size: int, gradient_accumulation_steps: int) -> int:
-    """Samples of a process's batch, of which there are `gradient_accumulation_steps` in a global batch.
-
-    Raises:
-        ValueError: if a global batch cannot be cut into equal parts.
-    """
+def part_size(global_batch_size: int, rank: int, world_size: int, gradient_accumulation_steps: int) -> int:
+    """Samples of a process's batch; raises ValueError if a global batch cannot be cut into equal parts."""
     for name, value in (
         ("global_batch_size", global_batch_size),
         ("world_size", world_size),
@@ -40,6 +36,8 @@ def part_size(global_batch_size: int, world_size: int, gradient_accumulation_ste
     ):
         if value < 1:
             raise ValueError(f"`{name}` is {value}; required: at least 1.")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"`rank` is {rank}; required: at least 0 and below `world_size`, {world_size}.")
     num_parts = world_size * gradient_accumulation_steps
     if global_batch_size % num_parts:
         raise ValueError(
@@ -57,7 +55,7 @@ class GlobalBatchSampler(Sampler):
     data loader must not be sharded again (by `accelerator.prepare`).
 
     A data loader with workers draws batches ahead of the training loop, so the loop's own count of optimiser steps is
-    the position: save `state_dict(num_steps)`, and `load_state_dict` it before iterating.
+    the position: `set_position(num_steps)` before iterating.
 
     Args:
         num_samples: The number of samples in the data set.
@@ -81,13 +79,11 @@ class GlobalBatchSampler(Sampler):
     ):
         if seed < 0:
             raise ValueError(f"`seed` is {seed}; required: at least 0.")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"`rank` is {rank}; required: at least 0 and below `world_size`, {world_size}.")
-        self._part_size = part_size(global_batch_size, world_size, gradient_accumulation_steps)
+        self._part_size = part_size(global_batch_size, rank, world_size, gradient_accumulation_steps)
         if num_samples < global_batch_size:
             raise ValueError(
                 f"`global_batch_size` is {global_batch_size}; required: at most the {num_samples} samples of the data "
-                "set."
+                "set (training_scripts/recipes/small_*.yaml are for a few hundred images)."
             )
         self.num_samples = num_samples
         self.global_batch_size = global_batch_size
@@ -97,15 +93,6 @@ class GlobalBatchSampler(Sampler):
         self.gradient_accumulation_steps = gradient_accumulation_steps
         self.start = 0  # global batches since the beginning of training, where iterating begins
 
-    @property
-    def batches_per_epoch(self) -> int:
-        """Whole global batches in an epoch."""
-        return self.num_samples // self.global_batch_size
-
-    def position(self, num_steps: int) -> tuple[int, int]:
-        """(epoch, global batch in it) that come after `num_steps` optimiser steps."""
-        return divmod(num_steps, self.batches_per_epoch)
-
     def set_position(self, num_steps: int) -> None:
         """Begin the next iteration after `num_steps` optimiser steps."""
         if num_steps < 0:
@@ -113,35 +100,16 @@ class GlobalBatchSampler(Sampler):
         self.start = num_steps
 
     def __iter__(self) -> Iterator[list[EpochIndex]]:
-        epoch, batch = self.position(self.start)
+        num_batches = self.num_samples // self.global_batch_size  # in an epoch
+        epoch, first_batch = divmod(self.start, num_batches)
         while True:
             order = keyed_permutation(self.num_samples, self.seed, epoch)
-            for first in range(batch * self.global_batch_size, self._epoch_end, self.global_batch_size):
+            for batch in range(first_batch, num_batches):
                 for step in range(self.gradient_accumulation_steps):
-                    offset = first + (step * self.world_size + self.rank) * self._part_size
+                    offset = batch * self.global_batch_size
+                    offset += (step * self.world_size + self.rank) * self._part_size
                     yield [EpochIndex(index, epoch) for index in order[offset : offset + self._part_size]]
-            epoch, batch = epoch + 1, 0
-
-    @property
-    def _epoch_end(self) -> int:
-        return self.batches_per_epoch * self.global_batch_size
-
-    # -- saved with a checkpoint --
-
-    def state_dict(self, num_steps: int) -> dict:
-        """The position after `num_steps` optimiser steps, with what it depends on."""
-        return {"num_steps": num_steps, **self.identity()}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Begin the next iteration where `state` was taken, on any number of processes.
-
-        Raises:
-            ValueError: if it was taken with another data set, batch size or seed, whose order is another one.
-        """
-        for name, value in self.identity().items():
-            if state.get(name) != value:
-                raise ValueError(f"`{name}` is {value}; required: {state.get(name)}, as in the state to resume from.")
-        self.set_position(state["num_steps"])
+            epoch, first_batch = epoch + 1, 0
 
     def identity(self) -> dict:
         """Everything that determines the order; a resumed run compares it."""

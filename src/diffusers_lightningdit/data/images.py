@@ -1,24 +1,26 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Images with class labels from Hugging Face `datasets`: the columns, decoding, cropping, and a data set for torch."""
+"""Images with class labels: decoding and cropping, the same for every command, and a data set for torch."""
 
 import contextlib
+import io
+import os
 from collections.abc import Iterator, Sequence
 
 import datasets
 import numpy as np
-import pyarrow.compute
 import torch
-from datasets import ClassLabel, Value, load_dataset
-from datasets.exceptions import DatasetsError
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
-from ..files import first_line, one_line
+from ..files import one_line
 from ..pixels import from_8_bits
 from ..settings import check_choice
+from .folders import File
+from .rows import ImageRows, check_labels, known_num_classes
 
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 MAX_SIDES_RATIO = 100  # of the longer side to the shorter: resizing comes before cropping, and would make a huge image
+MAX_PIXELS = 178_956_970  # of an image, 0.7 GB: Pillow's own limit
 
 
 class UnusableImage(ValueError):
@@ -35,7 +37,11 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
     Halving with a box filter while the shorter side is at least twice `size` keeps the bicubic step from aliasing.
     Smaller images are enlarged.
+
+    Raises:
+        UnusableImage: for an image that is a mere line.
     """
+    _check_sides(image)
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), resample=Image.Resampling.BOX)
     return plain_center_crop(image, size)
@@ -43,10 +49,19 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
 def plain_center_crop(image: Image.Image, size: int) -> Image.Image:
     """Scale and crop in one bicubic step; Pillow widens the filter where it makes an image smaller."""
+    _check_sides(image)
     scale = size / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), resample=Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+def _check_sides(image: Image.Image) -> None:
+    if max(image.size) > MAX_SIDES_RATIO * min(image.size):
+        raise UnusableImage(
+            f"an image has {image.width}x{image.height} pixels; required: sides that differ by a factor of at most "
+            f"{MAX_SIDES_RATIO}."
+        )
 
 
 PREPROCESSINGS = {"original": center_crop, "plain": plain_center_crop}
@@ -63,14 +78,33 @@ def decoding() -> Iterator[None]:
         raise UnusableImage(f"{type(error).__name__}: {one_line(error)}") from error
 
 
-def to_rgb(image: Image.Image, modes: Sequence[str] = EIGHT_BIT_MODES, name: str = "an image") -> Image.Image:
-    """Convert an image to RGB.
+def open_image(image: dict | str | os.PathLike | None, formats: Sequence[str] | None = None) -> Image.Image:
+    """Decode an image and turn it upright, as its EXIF data tell: the one way in which images are read.
 
     Args:
-        image: The image.
-        modes: The modes of Pillow that are accepted. The others have more than 8 bits a channel, which Pillow's
-            conversion would clip.
-        name: The name of the image, for the message.
+        image: The path of a file; or an image as `datasets` keeps it, `{"bytes": ..., "path": ...}`.
+        formats: The formats of Pillow that are accepted; by default all.
+
+    Raises:
+        UnusableImage: if it is missing or damaged, or has more than `MAX_PIXELS`.
+    """
+    with decoding():
+        if not isinstance(image, dict):
+            image = {"bytes": None, "path": None if image is None else os.fspath(image)}
+        path, content = image.get("path"), image.get("bytes")
+        if content is None and path is None:
+            raise UnusableImage("it is missing")
+        if content is None and not os.path.lexists(path) and "://" in path:
+            return datasets.Image().decode_example(image)  # streamed from a server
+        with Image.open(path if content is None else io.BytesIO(content), formats=formats) as decoded:
+            if decoded.width * decoded.height > MAX_PIXELS:
+                raise UnusableImage(f"it has {decoded.width}x{decoded.height} pixels; required: at most {MAX_PIXELS}")
+            decoded.load()
+            return ImageOps.exif_transpose(decoded)
+
+
+def to_rgb(image: Image.Image, modes: Sequence[str] = EIGHT_BIT_MODES, name: str = "an image") -> Image.Image:
+    """Convert an image of one of the `modes` to RGB; Pillow's conversion would clip more than 8 bits a channel.
 
     Raises:
         UnusableImage: for an image of another mode.
@@ -85,127 +119,45 @@ def image_to_pixels(image: Image.Image, size: int, preprocessing: str = "origina
 
     Args:
         image: An image of one of `EIGHT_BIT_MODES`.
-        size: The side of the square, in pixels.
         preprocessing: One of `PREPROCESSINGS`.
 
     Raises:
         UnusableImage: for an image of another mode, and for one that is a mere line.
     """
-    if max(image.size) > MAX_SIDES_RATIO * min(image.size):
-        raise UnusableImage(
-            f"an image has {image.width}x{image.height} pixels; required: sides that differ by a factor of at most "
-            f"{MAX_SIDES_RATIO}."
-        )
-    square = PREPROCESSINGS[preprocessing](to_rgb(image), size)
-    pixels = torch.from_numpy(np.array(square))  # uint8 [size, size, 3]
-    return from_8_bits(pixels.permute(2, 0, 1))
+    square = np.array(PREPROCESSINGS[preprocessing](to_rgb(image), size))  # uint8 [size, size, 3]
+    return from_8_bits(torch.from_numpy(square).permute(2, 0, 1))
 
 
 def read_pixels(encoded: dict | None, size: int, preprocessing: str = "original") -> torch.Tensor:
-    """Decode an image as `datasets` keeps it, `{"bytes": ..., "path": ...}`, and crop it as `image_to_pixels` does.
-
-    Raises:
-        UnusableImage: if it is missing, damaged, or refused by `image_to_pixels`.
-    """
+    """Decode an image as `open_image` does, and crop it as `image_to_pixels` does."""
     with decoding():
-        return image_to_pixels(datasets.Image().decode_example(encoded), size, preprocessing)
+        return image_to_pixels(open_image(encoded), size, preprocessing)
 
 
 def image_name(encoded: dict | None) -> str:
     """The name of an image for messages: that of its file, if it is known."""
-    return (encoded or {}).get("path") or "an image"
+    return File((encoded or {}).get("path") or "an image").name
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The rows of a data set
+# A data set
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def load_rows(data: str, split: str, streaming: bool = False) -> datasets.Dataset | datasets.IterableDataset:
-    """Call `datasets.load_dataset` for a local folder (imagefolder, parquet, webdataset, ...) or a Hub id.
-
-    Raises:
-        ValueError: in one line, if it is not found, not reachable, damaged, or has no such split.
-    """
-    try:
-        return load_dataset(data, split=split, streaming=streaming)
-    except (OSError, ValueError, DatasetsError) as error:  # `datasets` says what is wrong
-        raise ValueError(
-            f"`data` is {data!r}, split {split!r}; required: a folder or Hub id that `datasets` reads "
-            f"({first_line(error)})."
-        ) from error
-
-
-def load_image_rows(
-    data: str,
-    split: str,
-    image_column: str,
-    label_column: str | None,
-    streaming: bool = False,
-    numbers_as_labels: bool = False,
-) -> tuple[datasets.Dataset | datasets.IterableDataset, dict[int, str] | None]:
-    """Load a data set of images, and check its columns.
-
-    Args:
-        data, split, streaming: As for `load_rows`.
-        image_column: The name of the column of images.
-        label_column: The name of the `ClassLabel` column; None for images without labels.
-        numbers_as_labels: Accept a column of whole numbers as labels, too.
-
-    Returns:
-        (rows, id2label): the rows with these columns only and images undecoded; the names of the labels, None where
-        they have no names.
-
-    Raises:
-        ValueError: if the data cannot be read or has no row, or a column is missing or of another kind. (Whether a
-            stream has a row is known only when it is read.)
-    """
-    rows = load_rows(data, split, streaming)
-    features = rows.features or {}
-    columns = ", ".join(features) or "none that are known"
-    if not isinstance(features.get(image_column), datasets.Image):
-        raise ValueError(f"`image_column` is {image_column!r}; required: a column of images among {columns}.")
-    id2label = None
-    if label_column is not None:
-        label = features.get(label_column)
-        if isinstance(label, ClassLabel):
-            id2label = dict(enumerate(label.names))
-        elif not (numbers_as_labels and isinstance(label, Value) and "int" in label.dtype):
-            kinds = "column of class labels or whole numbers" if numbers_as_labels else "ClassLabel column"
-            raise ValueError(f"`label_column` is {label_column!r}; required: a {kinds} among {columns}.")
-    if not streaming and len(rows) == 0:
-        raise ValueError(f"`data` is {data!r}, split {split!r}, without a row; required: images.")
-    needed = [column for column in (image_column, label_column) if column is not None]
-    return rows.select_columns(needed).cast_column(image_column, datasets.Image(decode=False)), id2label
-
-
-def check_labels(rows: datasets.Dataset, label_column: str, num_classes: int) -> None:
-    """Raise ValueError if a row has no label, or one that is not below `num_classes`."""
-    labels = rows.data.column(label_column)
-    smallest, largest = pyarrow.compute.min_max(labels).as_py().values()
-    if labels.null_count or not 0 <= smallest <= largest < num_classes:
-        raise ValueError(
-            f"`label_column` {label_column!r} has {labels.null_count} rows without a label and labels from {smallest} "
-            f"to {largest}; required: 0 to {num_classes - 1} in every row."
-        )
 
 
 class ImageDataset(Dataset):
-    """A data set of images that `datasets.load_dataset` reads: a local folder (imagefolder, parquet, ...) or a Hub id.
+    """A data set of images with a length.
 
     Items are `{"pixel_values": float32 [3, resolution, resolution] in [-1, 1], "class_labels": int}`.
 
     Args:
-        data: The local folder or Hub id.
+        data, split, image_column, label_column, allow_left_out: As for `ImageRows`.
         resolution: The side of the square images, in pixels.
-        split: The name of the split.
-        image_column: The name of the column of images.
-        label_column: The name of a `ClassLabel` column, whose names become `id2label`; None for images without labels.
         preprocessing: One of `PREPROCESSINGS`.
+        num_classes: The number that labels without names have to be below.
 
     Raises:
-        ValueError: if the data cannot be read, or a column is missing or of another kind; when an item is taken,
-            `UnusableImage` naming the image.
+        ValueError: as `ImageRows`, and for a row without a label; when an item is taken, `UnusableImage` naming the
+            image.
     """
 
     def __init__(
@@ -216,16 +168,26 @@ class ImageDataset(Dataset):
         image_column: str = "image",
         label_column: str | None = "label",
         preprocessing: str = "original",
+        num_classes: int | None = None,
+        allow_left_out: bool = False,
     ):
         check_choice("preprocessing", preprocessing, PREPROCESSINGS)
-        self.rows, self.id2label = load_image_rows(data, split, image_column, label_column)
+        self.images = ImageRows(data, split, image_column, label_column, allow_left_out=allow_left_out)
+        self.rows, self.id2label = self.images.rows, self.images.id2label
+        self.summary, self.identity = self.images.summary, self.images.identity
+        self._num_classes = len(self.id2label) if self.id2label else num_classes
         if label_column is not None:
-            check_labels(self.rows, label_column, len(self.id2label))
+            check_labels(self.images, self._num_classes)
         self.data = data
         self.resolution = resolution
         self.image_column = image_column
         self.label_column = label_column
         self.preprocessing = preprocessing
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, 0 without labels; raises ValueError if nothing tells it."""
+        return 0 if self.label_column is None else known_num_classes(self._num_classes, self.data)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -14,7 +14,7 @@ import math
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,21 +29,27 @@ from ..files import atomic_write, check_output_dir, new_folder, one_line, read_j
 from ..keyed_random import posterior_noise
 from ..models import AutoencoderVAVAE
 from ..settings import check_settings, required, setting
-from .image_rows import ImageRows, Sample
+from .images import UnusableImage, image_name, read_pixels
 from .latent_encoding import draw_latents, encode_moments, latents_size, load_frozen_vae
-from .latent_shards import (
-    DTYPES,
-    INFO_FILE,
-    shard_name,
-    write_shard,
-    write_statistics,
-)
+from .latent_shards import DTYPES, INFO_FILE, shard_name, write_shard, write_statistics
 from .latent_statistics import LatentsStatistics
+from .rows import ImageRows
 
 PROGRESS_FOLDER = "progress"  # while it lasts: the settings, and a record of each whole shard
-PROGRESS_VERSION = 2  # of these records: version 1 held sums in place of means and scatters
 SKIPPED_FILE = "skipped_images.json"
 ROW_GROUP_SIZE = 100  # rows of a parquet file that a stream reads at a time
+# The front matter tells `datasets` and the Hub's viewer which files are the data.
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: train-*.parquet
+---
+
+Raw latents of images (`latents`), of the mirrored images (`latents_flip`), and class labels. They are normalised
+with the statistics in the config of the autoencoder in `vae/`.
+"""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -66,6 +72,7 @@ class CachingConfig:
     streaming: bool = setting(
         False, "Leave the data where it is; every process reads all of it, and decodes only its own part."
     )
+    allow_left_out: bool = setting(False, "Accept that files in a local folder of `data` are left out; they are named.")
     resolution: int = setting(256, "The side in pixels of the squares that images are cropped to.", minimum=1)
     on_error: str = setting(
         "fail",
@@ -112,6 +119,66 @@ class CachingConfig:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Images
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Sample:
+    """An image of the data set: `pixels` [3, height, width] in [-1, 1] and `label`, or the `error` that it has."""
+
+    index: int
+    name: str
+    pixels: torch.Tensor | None = None
+    label: int = -1
+    error: str | None = None
+
+
+class ShardedImages(ImageRows):
+    """The rows of a data set of labelled images, in its order, to read shard by shard.
+
+    Args:
+        resolution: The side of the square images, in pixels.
+        arguments: As for `ImageRows`.
+
+    Raises:
+        ValueError: as `ImageRows`.
+    """
+
+    def __init__(self, resolution: int, *arguments):
+        super().__init__(*arguments)
+        self.resolution = resolution
+
+    def shards(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[tuple[int, dict]]]]:
+        """Yield the wanted ones of the shards of `size` rows: the shard's number, and (index, row) of each row.
+
+        A stream is read to its end even where the rest is not wanted.
+        """
+        if isinstance(self.rows, datasets.IterableDataset):
+            for shard, rows in itertools.groupby(enumerate(self.rows), key=lambda pair: pair[0] // size):
+                if wanted(shard):
+                    yield shard, rows
+            return
+        for shard in filter(wanted, range(-(-self.num_images // size))):
+            indices = range(shard * size, min((shard + 1) * size, self.num_images))
+            yield shard, ((index, self.rows[index]) for index in indices)
+
+    def read(self, index: int, row: dict) -> Sample:
+        """Decode, crop and scale the image of a row; nothing is raised for an unusable one."""
+        image, label = row[self.image_column], row[self.label_column]
+        sample = Sample(index, f"{image_name(image)} (row {index})")
+        if label is None or label < 0 or (self.id2label and label >= len(self.id2label)):
+            sample.error = f"its label is {label}"
+            return sample
+        sample.label = label
+        try:
+            sample.pixels = read_pixels(image, self.resolution)
+        except UnusableImage as error:
+            sample.error = str(error)
+        return sample
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Encoding
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -119,7 +186,7 @@ class CachingConfig:
 class ShardEncoder:
     """Encodes the images of a shard, and of their mirror images."""
 
-    def __init__(self, vae: AutoencoderVAVAE, images: ImageRows, config: CachingConfig):
+    def __init__(self, vae: AutoencoderVAVAE, images: ShardedImages, config: CachingConfig):
         self.vae = vae
         self.images = images
         self.config = config
@@ -143,7 +210,11 @@ class ShardEncoder:
                 parts["latents"].append(latents[usable])
                 parts["latents_flip"].append(latents_flip[usable])
                 parts["labels"] += [sample.label for sample in good if sample.error is None]
-            bad = [sample.report() for sample in samples if sample.error is not None]
+            bad = [
+                {"index": sample.index, "name": sample.name, "error": sample.error}
+                for sample in samples
+                if sample.error is not None
+            ]
             if bad and self.config.on_error == "fail":
                 raise ValueError(
                     f"{bad[0]['name']} in {self.config.data} cannot be used ({bad[0]['error']}); required: a sound "
@@ -202,11 +273,6 @@ class LatentFiles:
         begun = self.progress / "settings.json"
         if self.is_complete or begun.exists():
             before = read_json(self.folder / INFO_FILE)["settings"] if self.is_complete else read_json(begun)
-            if not self.is_complete and before.get("progress_version") != PROGRESS_VERSION:
-                raise ValueError(
-                    f"{self.folder} was begun by a version of this project whose records of shards are different; "
-                    "required: to go on with that version, or another `output_dir`."
-                )
             for name, value in settings.items():
                 if before.get(name) != value:
                     raise ValueError(
@@ -225,13 +291,10 @@ class LatentFiles:
     def prepare(self) -> None:
         """Make the folder, and clear what an interrupted run left half written; for one process."""
         self.progress.mkdir(parents=True, exist_ok=True)
-        for partial in [
-            *self.folder.glob("*.partial"),
-            *self.folder.glob(".*.partial-*"),
-            *self.progress.glob("*.partial"),
-        ]:
-            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
-        write_json(self.progress / "settings.json", {**self.settings, "progress_version": PROGRESS_VERSION})
+        for pattern in ("*.partial", ".*.partial-*", f"{PROGRESS_FOLDER}/*.partial"):
+            for partial in self.folder.glob(pattern):
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+        write_json(self.progress / "settings.json", self.settings)
 
     def name(self, shard: int) -> str:
         return shard_name(shard) if self.config.format == "safetensors" else f"train-{shard:05d}.parquet"
@@ -305,7 +368,7 @@ class LatentFiles:
         write_statistics(self.folder, statistics.mean, statistics.std)
         self._write_vae(statistics)
         if self.config.format == "parquet":
-            write_card(self.folder / "README.md")
+            (self.folder / "README.md").write_text(CARD, encoding="utf-8")
         info = {
             "num_images": num_images,
             "num_skipped": len(skipped),
@@ -331,16 +394,6 @@ class LatentFiles:
             vae.save_pretrained(partial)
 
 
-def write_card(path: Path) -> None:
-    """The front matter that tells `datasets` and the Hub's viewer which files are the data."""
-    path.write_text(
-        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train-*.parquet\n---\n\n"
-        "Raw latents of images (`latents`), of the mirrored images (`latents_flip`), and class labels. They are "
-        "normalised\nwith the statistics in the config of the autoencoder in `vae/`.\n",
-        encoding="utf-8",
-    )
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The whole job
 # ---------------------------------------------------------------------------------------------------------------------
@@ -357,14 +410,11 @@ def cache_latents(config: CachingConfig, accelerator: Accelerator) -> None:
     """
     rank, world_size = accelerator.process_index, accelerator.num_processes
     vae = load_frozen_vae(config.vae, with_statistics=False)
-    images = ImageRows(
-        config.data,
-        config.split,
-        config.image_column,
-        config.label_column,
-        config.resolution,
-        config.streaming,
+    columns = (config.image_column, config.label_column)
+    images = ShardedImages(
+        config.resolution, config.data, config.split, *columns, config.streaming, config.allow_left_out
     )
+    accelerator.print(images.summary())
     encoder = ShardEncoder(vae, images, config)
     settings = {**config.identity(), "num_rows": images.num_images, "vae_sha256": weights_sha256(vae)}
     files = LatentFiles(config, settings, images.id2label)
@@ -387,13 +437,11 @@ def cache_latents(config: CachingConfig, accelerator: Accelerator) -> None:
     begin = time.perf_counter()
     num_encoded = 0
     with tqdm(desc="encoding", unit=" images", disable=not accelerator.is_main_process) as progress_bar:
-        if images.num_images is not None:
-            mine = [s for s in range(-(-images.num_images // config.shard_size)) if s % world_size == rank]
-            sizes = [
-                min(config.shard_size, images.num_images - s * config.shard_size) for s in mine if not files.has(s)
-            ]
-            progress_bar.total = sum(sizes)
         wanted = lambda shard: shard % world_size == rank and not files.has(shard)  # noqa: E731
+        if images.num_images is not None:
+            first_rows = range(0, images.num_images, config.shard_size)
+            mine = [row for shard, row in enumerate(first_rows) if wanted(shard)]
+            progress_bar.total = sum(min(config.shard_size, images.num_images - row) for row in mine)
         for shard, rows in images.shards(config.shard_size, wanted):
             tensors, skipped = encoder.encode(rows, progress_bar)
             files.write(shard, tensors, skipped)

@@ -4,6 +4,7 @@
 Items are `{"latents": float32 [C, height, width], "class_labels": int}`. Latents are raw: the VAE normalises them.
 """
 
+import hashlib
 from pathlib import Path
 
 import datasets
@@ -14,9 +15,9 @@ from torch.utils.data import Dataset
 from ..files import weights_sha256
 from ..keyed_random import is_flipped
 from ..models import AutoencoderVAVAE
-from .images import load_rows
 from .latent_shards import LatentShards, read_info
 from .latent_statistics import check_statistics
+from .rows import describe_classes, known_num_classes, load_rows
 
 
 class UnusableLatents(ValueError):
@@ -69,10 +70,15 @@ class LatentsDataset(Dataset):
         self.shape = self._source.shape
         self.info = self._source.info
         self.id2label = self._source.id2label
+        self._num_classes = num_classes
         self._check_labels(num_classes or (self.id2label and len(self.id2label)))
         self._memory = None
         if in_memory:
-            self._memory = {flip: self._read_all(flip) for flip in (False, True)[: 1 + random_flip]}
+            memory = {flip: torch.empty(len(self), *self.shape) for flip in (False, True)[: 1 + random_flip]}
+            for flip, latents in memory.items():
+                for index in range(len(self)):
+                    latents[index] = self.read(index, flip)
+            self._memory = memory
 
     def _check_labels(self, num_classes: int | None) -> None:
         limit = num_classes or int(self.labels.max()) + 1
@@ -83,16 +89,10 @@ class LatentsDataset(Dataset):
                 f"all); required: 0 to {limit - 1}."
             )
 
-    def _read_all(self, flip: bool) -> torch.Tensor:
-        latents = torch.empty(len(self), *self.shape)
-        for index in range(len(self)):
-            latents[index] = self.read(index, flip)
-        return latents
-
     @property
     def num_classes(self) -> int:
-        """Number of names of labels, or else the highest label plus 1."""
-        return len(self.id2label) if self.id2label else int(self.labels.max()) + 1
+        """The number of classes: of names of labels, or else as given; raises ValueError if nothing tells it."""
+        return known_num_classes(len(self.id2label) if self.id2label else self._num_classes, self.data)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -113,10 +113,25 @@ class LatentsDataset(Dataset):
             return self._memory[flip][index]
         return require_finite(self._source.read(index, flip).float(), self._source.place(index))
 
+    def summary(self) -> str:
+        """One line: the number of images, the classes, and the images of each class."""
+        return f"{self.data}: latents of {len(self)} images, {describe_classes(self.labels.tolist(), self.id2label)}"
+
+    def identity(self) -> dict:
+        """Everything that the rows are known by, for a resumed run to compare.
+
+        Equal shapes make files of equal sizes: labels and the first latents and the last tell more than names do.
+        """
+        digest = hashlib.sha256(self.labels.numpy().tobytes())
+        for index in (0, len(self) - 1):
+            digest.update(self._source.read(index, flip=False).float().numpy().tobytes())
+        names = None if self.id2label is None else list(self.id2label.values())
+        return {"data_sha256": digest.hexdigest(), "class_names": names}
+
     # -- does it belong together? --
 
     def check_vae(self, vae: AutoencoderVAVAE) -> None:
-        """Raise ValueError if the latents were made by another VAE than this one; see `check_made_by`."""
+        """Raise ValueError if the latents were made by another VAE; see `check_made_by`."""
         check_made_by(vae, self.data, self.shape, self.info)
 
     def check_statistics(
@@ -124,10 +139,7 @@ class LatentsDataset(Dataset):
     ) -> None:
         """Raise ValueError if statistics per channel are not those of these latents; see `check_statistics`.
 
-        Args:
-            mean, std: The statistics, [C] each.
-            name: Where they come from, for the message.
-            num_images: The number of images to measure, spread evenly over the data.
+        `num_images` of them are measured, spread evenly over the data.
         """
         indices = np.linspace(0, len(self) - 1, min(num_images, len(self))).round().astype(int).tolist()
         sample = torch.stack([self.read(index, flip=False) for index in indices])
@@ -193,13 +205,7 @@ def check_made_by(vae: AutoencoderVAVAE, data: str, shape: tuple[int, int, int],
     """Raise ValueError if latents were made by another VAE, as far as the data tells.
 
     The channels always tell; data that this project made also knows its VAE's weights, in the type that they have in
-    the file, so check before casting.
-
-    Args:
-        vae: The VAE to be used with them.
-        data: The name of the data, for the message.
-        shape: The shape of the latents, (C, height, width).
-        info: The content of `latents_info.json`, if there is one.
+    the file, so check before casting. `info` is the content of `latents_info.json`, if there is one.
     """
     if vae.config.latent_channels != shape[0]:
         raise ValueError(

@@ -9,26 +9,17 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
+from ..files import read_model
 from ..models import AutoencoderVAVAE
 
 
 def load_frozen_vae(name: str, with_statistics: bool = True) -> AutoencoderVAVAE:
-    """Load an `AutoencoderVAVAE` for encoding only.
-
-    Args:
-        name: The folder or Hub id.
-        with_statistics: Require the statistics of its latents in the config, as normalising latents does.
+    """Load an `AutoencoderVAVAE` from a folder or Hub id, for encoding only.
 
     Raises:
         ValueError: if there is none, if it is another model, or if its config lacks required statistics.
     """
-    try:
-        model_class = AutoencoderVAVAE.load_config(name).get("_class_name")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`vae` is {name!r}; required: a folder or Hub id with a VAE's config.json.") from error
-    if model_class != AutoencoderVAVAE.__name__:
-        raise ValueError(f"`vae` is {name!r}, a {model_class}; required: an {AutoencoderVAVAE.__name__}.")
-    loaded = AutoencoderVAVAE.from_pretrained(name)
+    loaded = read_model(AutoencoderVAVAE, name, "vae", "a folder or Hub id of an undamaged AutoencoderVAVAE")
     if with_statistics and loaded.config.latents_mean is None:
         raise ValueError(f"`vae` is {name!r}, without `latents_mean` in its config; required: a VAE with statistics.")
     # `_name_or_path`, a local folder perhaps, would be saved with every pipeline that is trained on this VAE
@@ -68,12 +59,8 @@ def draw_latents(moments: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 class MomentsDataset(TensorDataset):
     """A data set of images and labels, encoded once and held in memory.
 
-    Items are `{"moments": float32 [2 C, height, width], "class_labels": int}`.
-
-    Args:
-        vae: The autoencoder.
-        images: Batches of `{"pixel_values": [B, 3, height, width], "class_labels": int64 [B]}`.
-        show_progress: Whether to show a progress bar.
+    Items are `{"moments": float32 [2 C, height, width], "class_labels": int}`, of batches of
+    `{"pixel_values": [B, 3, height, width], "class_labels": int64 [B]}`.
     """
 
     def __init__(self, vae: AutoencoderVAVAE, images: DataLoader, show_progress: bool = True):

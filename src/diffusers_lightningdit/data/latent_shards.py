@@ -67,17 +67,13 @@ def write_statistics(folder: Path, mean: list[float], std: list[float]) -> None:
 class LatentShards:
     """The shards of a folder as one sequence: headers and labels are read at once, latents from mapped memory.
 
-    Files are opened once a process, by the first read in it, and kept open.
-
-    Args:
-        folder: A folder with at least one shard, ours or the original's.
-        with_flips: Whether to require `latents_flip`.
+    Files are opened once a process, by the first read in it, and kept open. `with_flips` requires `latents_flip`.
 
     Attributes:
         labels: int64 [N].
         shape: The shape of the latents, (C, height, width).
         info: The content of `latents_info.json`, or None.
-        id2label: names of the labels from there, or None.
+        id2label: The names of the labels from there, or None.
 
     Raises:
         ValueError: naming the file, if it is truncated, lacks a tensor, or differs in shape from the first one; or if
@@ -135,7 +131,7 @@ def _check_shard(path: Path, with_flips: bool) -> tuple[torch.Tensor, tuple[int,
             shapes = {name: tuple(part.get_shape()) for name, part in found.items()}
             dtypes = {name: part.get_dtype() for name, part in found.items()}
             labels = file.get_tensor("labels") if "labels" in found else None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated or no safetensors file ({error}); required: a whole shard.") from error
     for name in ("latents", "labels") + ("latents_flip",) * with_flips:
         if name not in found:

@@ -58,9 +58,7 @@ class RowStream:
         for name, value in (("shuffle_block_size", shuffle_block_size), ("num_open_files", num_open_files)):
             if value < 1:
                 raise ValueError(f"`{name}` is {value}; required: at least 1.")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"`rank` is {rank}; required: at least 0 and below `world_size`, {world_size}.")
-        self._part_size = part_size(global_batch_size, world_size, gradient_accumulation_steps)
+        self._part_size = part_size(global_batch_size, rank, world_size, gradient_accumulation_steps)
         self.source = source
         self.global_batch_size = global_batch_size
         self.seed = seed
@@ -186,6 +184,7 @@ class RowStream:
             "shuffle_block_size": self.shuffle_block_size,
             "num_open_files": self.num_open_files,
             "num_files": self._num_files,
+            **self.source.identity(),
         }
 
 

@@ -18,9 +18,10 @@ from torch.utils.data import Dataset
 
 from ..files import one_line, read_json
 from ..models import AutoencoderVAVAE
-from .images import UnusableImage, image_name, load_image_rows, load_rows, read_pixels
+from .images import UnusableImage, image_name, read_pixels
 from .latent_dataset import check_latent_features, check_made_by, require_finite
 from .latent_shards import INFO_FILE
+from .rows import ImageRows, Source, describe_classes, known_num_classes, open_source
 
 Row = dict | pyarrow.Table  # one row, undecoded
 
@@ -45,11 +46,12 @@ class StreamedRows(ABC):
     """Rows that are read in a stream, and the samples that they decode to.
 
     Args:
-        data, split: The arguments of `datasets.load_dataset`.
+        data, split: As for `load_rows`.
         random_flip: Whether samples are mirrored with probability 0.5 where they are taken in a random order.
 
     Attributes:
         rows: The undecoded rows, with only the columns that are needed.
+        source: The files that they come from.
         id2label: The names of the labels, or None.
         id_of_label: Other numbers for the labels, by label; the label is None where the data has none.
 
@@ -58,6 +60,7 @@ class StreamedRows(ABC):
     """
 
     rows: datasets.IterableDataset
+    source: Source
     id2label: dict[int, str] | None
     id_of_label: dict[int | None, int] | None = None
 
@@ -72,6 +75,14 @@ class StreamedRows(ABC):
     def _load(self, data: str, split: str) -> None:
         """Open the stream, check its columns, and set the attributes."""
 
+    def summary(self) -> str:
+        """One line: the files and the classes."""
+        return f"{self.data}: rows of {len(self.source.files)} files, {describe_classes(None, self.id2label)}"
+
+    def identity(self) -> dict:
+        """Everything that the rows are known by, for a resumed run to compare."""
+        return self.source.identity(self.id2label)
+
     @abstractmethod
     def _decode(self, row: Row, mirrored: bool) -> dict:
         """Decode a row to a sample without its label; raises ValueError if that cannot be done."""
@@ -81,15 +92,10 @@ class StreamedRows(ABC):
         """The label of a row, if it has one, and the number that it has to be below."""
 
     def sample(self, row: Row, place: str, mirrored: bool = False) -> dict:
-        """Decode a row.
-
-        Args:
-            row: A row of `rows`.
-            place: The place of the row in the data, for messages.
-            mirrored: Whether to mirror the image.
+        """Decode a row of `rows`.
 
         Raises:
-            StreamError: naming the place, for an image or latents that cannot be used, and a label out of range.
+            StreamError: naming the row's `place`, for an image or latents that cannot be used, or a label out of range.
         """
         label, limit = self._label(row)
         if limit and (label is None or not 0 <= label < limit):
@@ -123,15 +129,7 @@ class FirstRows(Dataset):
 
 
 class StreamedImages(StreamedRows):
-    """Images: `{"pixel_values": float32 [3, resolution, resolution] in [-1, 1], "class_labels": int}`.
-
-    Args:
-        data, resolution, split, image_column, label_column: As for `ImageDataset`.
-        random_flip: As for `StreamedRows`.
-
-    Raises:
-        ValueError: as `StreamedRows`.
-    """
+    """Images, with the items and arguments of `ImageDataset`; `random_flip` as for `StreamedRows`."""
 
     def __init__(
         self,
@@ -141,14 +139,23 @@ class StreamedImages(StreamedRows):
         image_column: str = "image",
         label_column: str | None = "label",
         random_flip: bool = False,
+        allow_left_out: bool = False,
     ):
+        self.allow_left_out = allow_left_out
         self.resolution = resolution
         self.image_column = image_column
         self.label_column = label_column
         super().__init__(data, split, random_flip)
 
     def _load(self, data: str, split: str) -> None:
-        self.rows, self.id2label = load_image_rows(data, split, self.image_column, self.label_column, streaming=True)
+        images = ImageRows(data, split, self.image_column, self.label_column, True, self.allow_left_out)
+        self.rows, self.id2label, self.source = images.rows, images.id2label, images.source
+        if self.label_column is not None and self.id2label is None:
+            raise ValueError(
+                f"`label_column` is {self.label_column!r}, whose labels have no names; required of a stream: a "
+                f"ClassLabel column among {', '.join(images.source.rows.features)}."
+            )
+        self.summary = images.summary
 
     def _label(self, row: Row) -> tuple[int | None, int]:
         return (None, 0) if self.label_column is None else (row[self.label_column], len(self.id2label))
@@ -166,8 +173,8 @@ class StreamedLatents(StreamedRows):
     """Raw latents: `{"latents": float32 [C, height, width], "class_labels": int}`.
 
     Args:
-        data, split: The arguments of `datasets.load_dataset` for data with the columns latents, latents_flip and
-            label, as `cache_latents.py --format parquet` writes it.
+        data, split: As for `load_rows`: data with the columns latents, latents_flip and label, as
+            `cache_latents.py --format parquet` writes it.
         random_flip: As for `StreamedRows`; without it, no column `latents_flip` is needed.
         num_classes: The number that labels have to be below; by default the number of names that came with the data.
 
@@ -189,14 +196,10 @@ class StreamedLatents(StreamedRows):
         super().__init__(data, split, random_flip)
 
     def _load(self, data: str, split: str) -> None:
-        rows = load_rows(data, split, streaming=True)
+        self.source = open_source(data, split, streaming=True)
+        rows = self.source.rows
         self.shape, self.id2label = check_latent_features(self.data, rows.features, self.random_flip)
-        self.num_classes = self.num_classes or len(self.id2label or ())
-        if not self.num_classes:
-            raise ValueError(
-                f"`num_classes` is not given, and the labels of {self.data} have no names; required: one of them (the "
-                "highest label of a stream is not known)."
-            )
+        self.num_classes = known_num_classes(self.num_classes or len(self.id2label or ()), self.data)
         needed = ["latents", "latents_flip", "label"] if self.random_flip else ["latents", "label"]
         self.rows = rows.select_columns(needed).with_format("arrow")  # numbers are made of a process's own rows only
 

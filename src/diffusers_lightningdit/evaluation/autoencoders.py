@@ -84,17 +84,17 @@ def load_autoencoder(name: str, resolution: int) -> ModelMixin:
     """
     try:
         class_name = AutoencoderVAVAE.load_config(name).get("_class_name")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a damaged config, anything
         raise ValueError(f"`vae` is {name!r}; required: a folder or Hub id with a VAE's config.json.") from error
-    if class_name == AutoencoderVAVAE.__name__:
-        vae = load_frozen_vae(name, with_statistics=False)
-        latents_size(resolution, vae)
-        return vae
+    is_own = class_name == AutoencoderVAVAE.__name__
     try:
-        vae = AutoModel.from_pretrained(name).requires_grad_(False).eval()
+        vae = load_frozen_vae(name, with_statistics=False) if is_own else AutoModel.from_pretrained(name)
     except Exception as error:  # diffusers passes on whatever the components raise
         required = f"required: a folder or Hub id with an undamaged {class_name}"
         raise ValueError(f"`vae` is {name!r}; {required} ({first_line(error)}).") from error
+    vae.requires_grad_(False).eval()
+    if is_own:
+        latents_size(resolution, vae)
     size = (1, 3, resolution, resolution)
     try:
         with torch.no_grad():
@@ -121,14 +121,31 @@ def mean_latents(vae: ModelMixin, pixels: torch.Tensor) -> torch.Tensor:
 
     Returns:
         Latents [B, C, h, w].
+
+    Raises:
+        ValueError: If a latent is NaN or infinite.
     """
     (encoded,) = vae.encode(pixels, return_dict=False)[:1]
-    return encoded if isinstance(encoded, torch.Tensor) else encoded.mode()
+    return _finite(encoded if isinstance(encoded, torch.Tensor) else encoded.mode(), "latents")
 
 
 def decode(vae: ModelMixin, latents: torch.Tensor) -> torch.Tensor:
-    """Decode latents [B, C, h, w] to pixels [B, 3, H, W], in [-1, 1] except for overshooting."""
-    return vae.decode(latents, return_dict=False)[0]
+    """Decode latents [B, C, h, w] to pixels [B, 3, H, W], in [-1, 1] except for overshooting.
+
+    Raises:
+        ValueError: If a pixel is NaN or infinite, which 8 bits would hide.
+    """
+    return _finite(vae.decode(latents, return_dict=False)[0], "pixels")
+
+
+def _finite(values: torch.Tensor, kind: str) -> torch.Tensor:
+    num_bad = sum(not each.isfinite().all() for each in values)
+    if num_bad:
+        raise ValueError(
+            f"`vae` gives {kind} with NaN or infinity for {num_bad} of {len(values)} images; required: a VAE of finite "
+            "weights, in a type that keeps numbers finite."
+        )
+    return values
 
 
 def open_dataset(config: AutoencoderConfig, label_column: str | None = None) -> ImageDataset:

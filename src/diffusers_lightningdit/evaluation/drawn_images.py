@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 
-from ..files import first_line
+from ..files import first_line, one_line
 from ..keyed_random import image_generator, random_label
 from .image_files import ImageWriter, numbered_name
 from .image_sets import NumberedImages
 
 LABELS = ("balanced", "random")
+MAX_REASON = 300  # characters of what a pipeline says
 # Arguments of the pipeline's call that are no settings, since this module passes them or they are objects.
 NO_SETTINGS = (
     "self",
@@ -60,6 +61,12 @@ def load_pipeline(name_or_path: str) -> DiffusionPipeline:
     transformer = getattr(pipeline, "transformer", None)
     if transformer is None or "num_classes" not in transformer.config or not hasattr(pipeline, "get_label_ids"):
         raise ValueError(f"`pipeline` is {name_or_path!r}, a {type(pipeline).__name__}; {required}.")
+    num_classes, recipe = transformer.config.num_classes, pipeline.config.get("sampling_recipe")
+    if not isinstance(num_classes, int) or num_classes < 1 or not isinstance(recipe, dict | None):
+        raise ValueError(
+            f"`pipeline` is {name_or_path!r}, with {num_classes} classes and the sampling recipe {recipe!r}; required: "
+            "a number of classes, and a dictionary or none."
+        )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -109,7 +116,11 @@ def check_sampling(pipeline: DiffusionPipeline, sampling: dict[str, Any]) -> Non
 
 
 def try_pipeline(pipeline: DiffusionPipeline, sampling: dict[str, Any]) -> tuple[int, int]:
-    """Draw an image with a single step, which checks all settings, and return its height and width."""
+    """Draw an image with a single step, which checks all settings, and return its height and width.
+
+    Raises:
+        ValueError: In one line, if the pipeline raises anything.
+    """
 
     def stop(pipeline: DiffusionPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
         pipeline._interrupt = True
@@ -117,7 +128,15 @@ def try_pipeline(pipeline: DiffusionPipeline, sampling: dict[str, Any]) -> tuple
 
     recipe = {**(pipeline.config.get("sampling_recipe") or {}), **sampling}
     callback = {} if recipe.get("ode_method") is not None else {"callback_on_step_end": stop}
-    (image,) = pipeline([0], **sampling, **callback, generator=[torch.Generator().manual_seed(0)]).images
+    try:
+        (image,) = pipeline([0], **sampling, **callback, generator=[torch.Generator().manual_seed(0)]).images
+    except Exception as error:  # of configs that fit no weights or no code, anything
+        if isinstance(error, ValueError) and any(f"`{name}`" in str(error) for name in sampling):
+            raise
+        raise ValueError(
+            f"`pipeline` is {pipeline.name_or_path!r}; required: one that draws images by its own recipe and "
+            f"`sampling`, `scheduler` and `dtype` ({one_line(error)[:MAX_REASON]})."
+        ) from error
     return image.height, image.width
 
 
@@ -137,8 +156,10 @@ def class_label(kind: str, index: int, num_classes: int, seed: int) -> int:
 
 
 @contextlib.contextmanager
-def checked_decoding(pipeline: DiffusionPipeline, block: range) -> Iterator[None]:
+def checked_decoding(pipeline: DiffusionPipeline, block: range | None = None) -> Iterator[None]:
     """Within the context, check the latents and the decoded pixels of a block for values that are not finite.
+
+    Without a block, all images are checked that the pipeline draws, and the message names none of them.
 
     Rounding to 8 bits would hide such values.
 
@@ -149,20 +170,23 @@ def checked_decoding(pipeline: DiffusionPipeline, block: range) -> Iterator[None
     decode = pipeline.vae.decode
 
     def first_not_finite(values: torch.Tensor) -> int | None:
-        is_finite = values[: len(block)].isfinite().flatten(1).all(1).tolist()  # [B]
+        is_finite = values[: len(values) if block is None else len(block)].isfinite().flatten(1).all(1).tolist()  # [B]
         return None if all(is_finite) else is_finite.index(False)
+
+    def name_of(row: int) -> str:
+        return "an image" if block is None else f"image {block[row]}"
 
     def decode_and_check(latents: torch.Tensor, *arguments, **keywords):
         if (row := first_not_finite(latents)) is not None:
             raise ValueError(
-                f"image {block[row]} has latents with NaN or infinity; required: a transformer of finite weights, and "
+                f"{name_of(row)} has latents with NaN or infinity; required: a transformer of finite weights, and "
                 "`sampling`, `scheduler` and `dtype` that keep numbers finite."
             )
         decoded = decode(latents, *arguments, **keywords)
         if (row := first_not_finite(decoded[0])) is not None:
             largest = latents[row].abs().max().item()
             raise ValueError(
-                f"image {block[row]} has pixels with NaN or infinity, decoded from latents of at most {largest:.2g}; "
+                f"{name_of(row)} has pixels with NaN or infinity, decoded from latents of at most {largest:.2g}; "
                 "required: a VAE of finite weights, and `sampling`, `scheduler` and `dtype` that keep numbers finite."
             )
         return decoded

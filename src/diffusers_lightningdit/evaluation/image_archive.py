@@ -5,13 +5,13 @@ The file holds the array `arr_0`, uint8 [N, height, width, 3]. Reading and writi
 and pickled arrays are refused.
 """
 
-import lzma
+import contextlib
 import math
 import shutil
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -21,8 +21,8 @@ from ..files import atomic_write, one_line
 from .image_files import numbered_name, png_files, read_png
 
 ARRAY = "arr_0"
-# Raised for a file that is no archive, is damaged or encrypted, or is compressed in an unknown way.
-READ_ERRORS = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+MAX_COMPRESSION = 1040  # of deflate: https://www.zlib.net/zlib_tech.html tells of 1032
+MAX_REASON = 200  # characters of what a library says about a damaged file
 UNPACKING = "unpacking.partial"  # the folder that images are unpacked to before all of them are moved to the output
 
 
@@ -82,14 +82,9 @@ class ImageArchive:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         required = f"required: an .npz file with {ARRAY}, uint8 [N, height, width, 3]"
-        try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(f"{ARRAY}.npy") as file:
-                shape, is_fortran_order, dtype = _read_header(file)
-        except KeyError as error:
-            raise ValueError(f"{path} has no {ARRAY}; {required}.") from error
-        except READ_ERRORS as error:
-            raise ValueError(f"{path} cannot be read ({one_line(error)}); {required}.") from error
-        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape or is_fortran_order:
+        with open_array(path, ARRAY, required) as (_, shape, is_fortran_order, dtype):
+            pass
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or is_fortran_order:
             raise ValueError(f"{path} holds {ARRAY} of {dtype} and shape {list(shape)}; {required}.")
         self.num_images, self.image_shape = shape[0], shape[1:]
 
@@ -98,22 +93,66 @@ class ImageArchive:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         size = math.prod(self.image_shape)
-        with zipfile.ZipFile(self.path) as archive, archive.open(f"{ARRAY}.npy") as file:
-            _read_header(file)
+        with open_array(self.path, ARRAY, "required: a whole file") as (file, *_):
             for index in range(self.num_images):
-                try:
-                    content = file.read(size)
-                except READ_ERRORS as error:  # a wrong checksum is noticed only at the end of the file
-                    raise ValueError(f"{self.path} is damaged ({one_line(error)}); required: a whole file.") from error
+                content = read_bytes(self.path, file, size)
                 if len(content) < size:
                     raise ValueError(f"{self.path} ends in image {index}; required: {self.num_images} images.")
                 yield np.frombuffer(content, np.uint8).reshape(self.image_shape)
 
 
-def _read_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read the shape, Fortran order and type of an array, without unpickling anything."""
-    read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
-    return read(file)
+@contextlib.contextmanager
+def open_array(
+    path: str | Path, name: str, required: str
+) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, np.dtype]]:
+    """Open an array of an `.npz` file for reading, without unpickling anything.
+
+    Yields:
+        The file at the first value of the array, the array's shape, whether it is in Fortran order, and its type.
+
+    Raises:
+        ValueError: If the file cannot be read, has no such array, or an empty one, or the header tells of more or fewer
+            values than the file can hold. Nothing is unpacked before.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            member = archive.getinfo(f"{name}.npy")
+            file = stack.enter_context(archive.open(member))
+            read_header = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+            shape, is_fortran_order, dtype = read_header(file)
+        except KeyError as error:
+            raise ValueError(f"{path} has no {name}; {required}.") from error
+        except Exception as error:  # a file that is no archive, damaged, encrypted, nested by the thousand, ...
+            raise ValueError(f"{path} cannot be read ({one_line(error)[:MAX_REASON]}); {required}.") from error
+        size = math.prod(shape) * dtype.itemsize
+        is_empty = not all(isinstance(side, int) and side > 0 for side in shape)
+        packed = min(member.compress_size, Path(path).stat().st_size)
+        if is_empty or not (dtype.hasobject or size == member.file_size - file.tell() <= MAX_COMPRESSION * packed):
+            raise ValueError(
+                f"{path} holds {name} of {dtype} and shape {list(shape)}, in {packed} bytes; {required}, not empty and "
+                "of the size that it tells."
+            )
+        yield file, shape, is_fortran_order, dtype
+
+
+def read_bytes(path: str | Path, file: IO[bytes], size: int) -> bytes:
+    """Read from an open array, fewer bytes at its end; raises ValueError for a damaged file."""
+    try:
+        return file.read(size)
+    except Exception as error:  # a wrong checksum is noticed only at the end of the file
+        raise ValueError(f"{path} is damaged ({one_line(error)[:MAX_REASON]}); required: a whole file.") from error
+
+
+def read_array(path: str | Path, name: str, required: str) -> np.ndarray:
+    """Read a whole array of floating-point numbers as float64; raises ValueError as `open_array`, or for others."""
+    with open_array(path, name, required) as (file, shape, is_fortran_order, dtype):
+        if dtype.kind != "f":
+            raise ValueError(f"{path} holds {name} of {dtype}; {required}.")
+        values = np.frombuffer(read_bytes(path, file, -1), dtype).astype(np.float64)
+    if values.size != math.prod(shape) or not np.isfinite(values).all():
+        raise ValueError(f"{path} holds {name} with NaN or infinity, or ends in it; {required}.")
+    return values.reshape(shape, order="F" if is_fortran_order else "C")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import datasets
 import torch
 from accelerate import Accelerator
 
-from ..files import one_line
+from ..files import one_line, read_json
 from ..processes import patient_accelerator
 from ..settings import one_line_errors, parse_config
 
@@ -35,6 +35,7 @@ PACKAGES = (
     "scikit-learn",
     "pillow",
 )
+SIZES = ("num_images", "height", "width")  # of the samples, in the record of `evaluate generation`
 SIGNIFICANT_DIGITS = 6  # the digits that reproduce on the same kind of device
 
 
@@ -72,15 +73,18 @@ def measurement_record(
 
     Args:
         command: The name of the command of `diffusers_lightningdit.evaluate`.
-        results: The results by name. Values that are not finite become None, since JSON has none.
+        results: The results by name. Infinity, the PSNR of equal images, becomes None, since JSON has none.
         config: The dataclass of the command's settings, which include the seeds.
         weights: The SHA-256 sum of the weights of each network that took part.
         accelerator: The accelerator, for the device and the number of processes.
+
+    Raises:
+        ValueError: If a result is NaN.
     """
     device = accelerator.device
     return {
         "command": command,
-        "results": _with_finite_floats(results),
+        "results": _without_infinity(results),
         "settings": dataclasses.asdict(config),
         "weights_sha256": weights,
         "num_processes": accelerator.num_processes,
@@ -88,6 +92,17 @@ def measurement_record(
         "num_threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), **_installed_versions()},
     }
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """Read the record of `evaluate generation`; raises ValueError, in one line, if it is damaged or another file."""
+    record = read_json(path, "the record that `evaluate generation` wrote, or that the file be removed")
+    sizes = [record["samples"].get(name) for name in SIZES] if isinstance(record.get("samples"), dict) else [None]
+    parts = [record.get(name) for name in ("results", "settings")]
+    parts += [record.get(name) or {} for name in ("reference", "features")]
+    if not (all(isinstance(part, dict) for part in parts) and all(isinstance(size, int) for size in sizes)):
+        raise ValueError(f"{path} is no record that `evaluate generation` wrote; required: one, or that it be removed.")
+    return record
 
 
 def significant(value: Any) -> Any:
@@ -99,12 +114,14 @@ def significant(value: Any) -> Any:
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if isinstance(value, float) else value
 
 
-def _with_finite_floats(value: Any) -> Any:
+def _without_infinity(value: Any, name: str = "results") -> Any:
     if isinstance(value, dict):
-        return {name: _with_finite_floats(inner) for name, inner in value.items()}
+        return {key: _without_infinity(inner, f"{name}.{key}") for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_with_finite_floats(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [_without_infinity(inner, name) for inner in value]
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"`{name}` is NaN; required: networks and images of which it is a number.")
+    return None if value == math.inf else value
 
 
 @contextlib.contextmanager

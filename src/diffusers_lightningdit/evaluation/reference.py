@@ -12,17 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ..data.images import load_rows
+from ..data.rows import load_rows
 from ..files import file_sha256, one_line
 from ..networks.inception import InceptionFeatures
 from .generation_config import GenerationConfig
-from .image_archive import ARRAY
+from .image_archive import ARRAY, read_array
 from .image_sets import ArchiveImages, DatasetImages, FolderImages, ImageBlocks, ImageSet, open_images
 from .set_statistics import SetStatistics, measure_images
 
@@ -58,8 +57,8 @@ def archive_names(path: str | Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read ({error}); required: an .npz file.") from error
+    except Exception as error:  # a damaged archive can raise almost anything
+        raise ValueError(f"{path} cannot be read ({one_line(error)}); required: an .npz file.") from error
 
 
 def read_statistics(path: str | Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -75,7 +74,9 @@ def read_statistics(path: str | Path) -> dict[str, tuple[torch.Tensor, torch.Ten
     names, statistics = archive_names(path), {}
     for kind, (mean_name, covariance_name) in STATISTICS_ARRAYS.items():
         if mean_name in names or covariance_name in names:
-            mean, covariance = _read_array(path, mean_name), _read_array(path, covariance_name)
+            required = "required: mean and covariance, finite floating-point numbers, not pickled"
+            arrays = (read_array(path, name, required) for name in (mean_name, covariance_name))
+            mean, covariance = (torch.from_numpy(array) for array in arrays)
             if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
                 shapes = f"{list(mean.shape)} and {list(covariance.shape)}"
                 raise ValueError(f"{path} holds {mean_name}, {covariance_name} of {shapes}; required: [D], [D, D].")
@@ -96,21 +97,6 @@ def _check_covariance(name: str, covariance: torch.Tensor) -> None:
         smallest = torch.linalg.eigvalsh(covariance)[0].item()
         if smallest < -allowed:
             raise ValueError(f"{name} has the eigenvalue {smallest:g}; required: a covariance, with none below 0.")
-
-
-def _read_array(path: str | Path, name: str) -> torch.Tensor:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            array = arrays[name]
-    except KeyError as error:
-        raise ValueError(f"{path} has no {name}; required: mean and covariance.") from error
-    except Exception as error:  # a damaged file can raise almost anything
-        raise ValueError(
-            f"{name} of {path} cannot be read ({one_line(error)}); required: numbers, not pickled."
-        ) from error
-    if array.dtype.kind != "f" or not np.isfinite(array).all():
-        raise ValueError(f"{name} of {path} holds {array.dtype}; required: finite floating-point numbers.")
-    return torch.from_numpy(array.astype(np.float64))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

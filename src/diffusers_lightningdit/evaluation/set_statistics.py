@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from ..metrics.finite import check_finite
 from ..metrics.frechet import FeatureStatistics
 from ..metrics.inception_score import InceptionScore
 from ..networks.inception import InceptionFeatures
@@ -159,6 +160,7 @@ def measure_images(
         digests = [hashlib.sha256(image).digest() for image in pixels]
         filled = np.concatenate([pixels, pixels[-1:].repeat(block_size - len(pixels), axis=0)])
         outputs = network(torch.from_numpy(filled).to(accelerator.device).permute(0, 3, 1, 2))
+        check_finite(**outputs)  # here, so that all processes get the error
         return {name: rows[: len(pixels)].float().cpu().numpy() for name, rows in outputs.items()}, digests
 
     collector = _Collector(images.num_images, min(num_splits, images.num_images), keep_features)

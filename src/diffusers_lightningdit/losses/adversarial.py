@@ -6,17 +6,18 @@ Letters in the shape comments: B images.
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import register_to_config
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
+from ..models.model_mixin import LightningDiTModelMixin
 from ..settings import check_choice
-from .strict_model import StrictModel
 
 KINDS = ("hinge", "vanilla")
 INIT_STD = 0.02  # of pix2pix's weights
 
 
-class PatchGANDiscriminator(StrictModel):
+class PatchGANDiscriminator(LightningDiTModelMixin, ModelMixin, ConfigMixin):
     """Judges overlapping patches of an image (70x70 with 3 layers) by convolutions, batch norms and leaky ReLUs.
 
     Args:

@@ -6,10 +6,11 @@ Letters in the shape comments: B images, C latent channels, F feature channels, 
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import register_to_config
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
-from .strict_model import StrictModel
+from ..models.model_mixin import LightningDiTModelMixin
 
 
 def vf_loss(
@@ -53,7 +54,7 @@ def vf_loss(
     return distmat_weight * distmat_part + cos_weight * cos_part, distmat_part, cos_part
 
 
-class FoundationProjection(StrictModel):
+class FoundationProjection(LightningDiTModelMixin, ModelMixin, ConfigMixin):
     """A 1x1 convolution between latents and features, so that both have the same channels.
 
     Args:

@@ -7,6 +7,7 @@ Letters in the shape comments: B images, C latent channels, F feature channels, 
 import torch
 import torch.nn.functional as F
 
+from .finite import check_finite
 from .frechet import FeatureStatistics
 
 BATCH_SIZE = 64  # images that are converted to float64 at a time
@@ -58,7 +59,7 @@ def distance_matrix_gap(latents: torch.Tensor, features: torch.Tensor) -> float:
         A number in [0, 2]; 0 if the positions of each image have the same similarities in both.
 
     Raises:
-        ValueError: If batch sizes or grids differ.
+        ValueError: If batch sizes or grids differ, or a value is not finite.
     """
     _check(latents, features)
     total = 0.0
@@ -75,3 +76,4 @@ def _check(latents: torch.Tensor, features: torch.Tensor) -> None:
             f"latents and features have shapes {list(latents.shape)} and {list(features.shape)}; required: "
             "[B, C, h, w] and [B, F, h, w]."
         )
+    check_finite(latents=latents, features=features)

@@ -6,6 +6,8 @@ Letters in the shape comments: B images, C latent channels, (h, w) grid.
 
 import torch
 
+from .finite import check_finite
+
 
 def channel_statistics(latents: torch.Tensor) -> dict[str, list[float] | float]:
     """Compute statistics of each latent channel over all images and positions.
@@ -20,10 +22,11 @@ def channel_statistics(latents: torch.Tensor) -> dict[str, list[float] | float]:
         are multiples of one, and 0 if nothing varies.
 
     Raises:
-        ValueError: For another shape, or fewer than two values in a channel.
+        ValueError: For another shape, fewer than two values in a channel, or a value that is not finite.
     """
     if latents.ndim != 4 or latents.numel() < 2 * latents.shape[1]:
         raise ValueError(f"`latents` has shape {list(latents.shape)}; required: [B, C, h, w] of at least 2 positions.")
+    check_finite(latents=latents)
     values = latents.detach().double().transpose(0, 1).flatten(1)  # [C, B h w]
     covariance = values.cov().reshape(len(values), len(values))
     sum_of_squares = covariance.square().sum()  # equals the sum of the squared eigenvalues

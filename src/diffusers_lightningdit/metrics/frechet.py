@@ -15,6 +15,8 @@ import warnings
 
 import torch
 
+from .finite import check_finite
+
 
 class FeatureStatistics:
     """Mean and unbiased covariance, in float64, of features that arrive in batches.
@@ -53,8 +55,7 @@ class FeatureStatistics:
         if features.ndim != 2 or features.shape[1] != self.num_features:
             raise ValueError(f"`features` has shape {list(features.shape)}; required: [B, {self.num_features}].")
         features = features.detach().double().cpu()
-        if not features.isfinite().all():
-            raise ValueError("`features` holds NaN or infinity; required: finite values.")
+        check_finite(features=features)
         if len(features) == 0:
             return
         mean = features.mean(0)
@@ -104,6 +105,7 @@ def frechet_distance(
     mean_1, mean_2 = mean_1.double(), mean_2.double()
     if mean_1.ndim != 1 or mean_1.shape != mean_2.shape:
         raise ValueError(f"the means have shapes {list(mean_1.shape)} and {list(mean_2.shape)}; required: [D] each.")
+    check_finite(mean_1=mean_1, mean_2=mean_2)
     factor_1 = _factor("covariance_1", covariance_1, len(mean_1))
     factor_2 = _factor("covariance_2", covariance_2, len(mean_1))
     trace_of_root = torch.linalg.svdvals(factor_1.T @ factor_2).sum()
@@ -117,8 +119,7 @@ def _factor(name: str, covariance: torch.Tensor, size: int) -> torch.Tensor:
     if covariance.shape != (size, size):
         raise ValueError(f"`{name}` has shape {list(covariance.shape)}; required: {[size, size]}, as the means.")
     covariance = covariance.double()
-    if not covariance.isfinite().all():
-        raise ValueError(f"`{name}` holds NaN or infinity; required: finite values.")
+    check_finite(**{name: covariance})
     largest = covariance.abs().max()
     asymmetry = (covariance - covariance.T).abs().max()
     if asymmetry > 1e-6 * largest:

@@ -7,6 +7,8 @@ Letters in the shape comments: B images, C colour channels.
 import torch
 import torch.nn.functional as F
 
+from .finite import check_finite
+
 # SSIM (Wang, Bovik, Sheikh, Simoncelli 2004): an 11x11 circular Gaussian window, and two small constants.
 WINDOW_SIZE = 11
 WINDOW_SIGMA = 1.5
@@ -26,7 +28,7 @@ def peak_signal_to_noise_ratio(
         The PSNR in decibels, float64 [B]; infinite for equal images.
 
     Raises:
-        ValueError: If the shapes differ, or the range is not positive.
+        ValueError: If the shapes differ, the range is not positive, or a value is not finite.
     """
     _check(pixels, reconstructions, value_range)
     mean_square = (pixels.double() - reconstructions.double()).square().flatten(1).mean(1)
@@ -50,7 +52,8 @@ def structural_similarity(
         The SSIM, float64 [B], in [-1, 1]; 1 for equal images.
 
     Raises:
-        ValueError: If the shapes differ, the images are smaller than the window, or the range is not positive.
+        ValueError: If the shapes differ, the images are smaller than the window, the range is not positive, or a value
+            is not finite.
     """
     _check(pixels, reconstructions, value_range)
     if min(pixels.shape[-2:]) < WINDOW_SIZE:
@@ -80,3 +83,4 @@ def _check(pixels: torch.Tensor, reconstructions: torch.Tensor, value_range: flo
         raise ValueError(f"images and reconstructions have shapes {shapes}; required: [B, C, height, width] for both.")
     if not value_range > 0:
         raise ValueError(f"`value_range` is {value_range}; required: a positive number.")
+    check_finite(pixels=pixels, reconstructions=reconstructions)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from .finite import check_finite
 from .frechet import FeatureStatistics
 
 
@@ -30,10 +31,11 @@ def nearest_by_angle(latents: torch.Tensor, batch_size: int = 1024) -> torch.Ten
         Indices of the neighbours, int64 [N].
 
     Raises:
-        ValueError: If there are fewer than two latents.
+        ValueError: If there are fewer than two latents, or a value is not finite.
     """
     if len(latents) < 2:
         raise ValueError(f"`latents` has shape {list(latents.shape)}; required: at least 2 latents.")
+    check_finite(latents=latents)
     directions = F.normalize(latents.float().flatten(1), dim=1)
     nearest = []
     for start in range(0, len(latents), batch_size):

@@ -10,6 +10,8 @@ import math
 
 import torch
 
+from .finite import check_finite
+
 MAX_ITERATIONS = 1000  # of L-BFGS
 
 
@@ -38,8 +40,7 @@ def linear_probe_accuracy(
     """
     if labels.shape != features.shape[:1]:
         raise ValueError(f"`labels` has shape {list(labels.shape)}; required: {list(features.shape[:1])}, as features.")
-    if not features.isfinite().all():
-        raise ValueError("`features` holds NaN or infinity; required: finite values.")
+    check_finite(features=features)
     if not 0 < held_out_part < 1:
         raise ValueError(f"`held_out_part` is {held_out_part}; required: a number between 0 and 1.")
     is_probed = probed_images(labels)
@@ -82,12 +83,13 @@ def class_accuracy(
         The accuracy, in [0, 1].
 
     Raises:
-        ValueError: If the lengths differ, or all real images are of one class.
+        ValueError: If the lengths differ, a value is not finite, or all real images are of one class.
         ImportError: If scikit-learn is not installed.
     """
     for name, given, expected in (("labels", labels, features), ("real_labels", real_labels, real_features)):
         if given.shape != expected.shape[:1]:
             raise ValueError(f"`{name}` has shape {list(given.shape)}; required: {list(expected.shape[:1])}.")
+    check_finite(features=features, real_features=real_features)
     if len(real_labels.unique()) < 2:
         raise ValueError("`real_labels` holds a single class; required: at least 2 classes.")
     classifier = _classifier().fit(real_features.double().cpu().numpy(), real_labels.cpu().numpy())

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import torch
 
+from .finite import check_finite
+
 BLOCK_SIZE = 2048  # features compared with as many others at a time
 # The rounding error of squared distances, relative to the squared norms. A feature on the edge of a ball counts as
 # inside within this error, so that ties and copies do.
@@ -41,8 +43,7 @@ def precision_and_recall(generated: torch.Tensor, real: torch.Tensor, num_neighb
                 f"`{name}` holds {len(features)} images; required: more than the {num_neighbors} neighbours of "
                 "`num_neighbors`."
             )
-        if not features.isfinite().all():
-            raise ValueError(f"`{name}` holds NaN or infinity; required: finite values.")
+    check_finite(generated=generated, real=real)
     if num_neighbors < 1:
         raise ValueError(f"`num_neighbors` is {num_neighbors}; required: at least 1.")
     centre = real.double().mean(0)  # the closer features are to 0, the less cancels in distances

@@ -11,7 +11,13 @@ Letters in the shape comments: N latents or points, D values of a latent.
 import importlib.util
 import math
 
+import numpy as np
 import torch
+
+from .finite import check_finite
+
+# The total variance of latents that scikit-learn's t-SNE computes with in float32: it crashes on equal latents.
+SMALLEST_VARIANCE, LARGEST_VARIANCE = 1e-30, 1e30
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Projections
@@ -26,12 +32,13 @@ def principal_plane(latents: torch.Tensor) -> torch.Tensor:
     each component is chosen so that its largest coordinate in absolute value is positive.
 
     Raises:
-        ValueError: If there are fewer than 3 latents, or fewer than 2 values in each.
+        ValueError: If there are fewer than 3 latents, fewer than 2 values in each, or a value is not finite.
     """
     values = latents.detach().double().flatten(1)
     num_latents, num_values = values.shape
     if min(num_latents - 1, num_values) < 2:
         raise ValueError(f"`latents` has shape {list(latents.shape)}; required: 3 latents of 2 values, at least.")
+    check_finite(latents=latents)
     values = values - values.mean(0)
     if num_latents <= num_values:
         eigenvalues, vectors = torch.linalg.eigh(values @ values.T)  # in ascending order
@@ -61,18 +68,23 @@ def tsne_plane(latents: torch.Tensor, perplexity: float = 30.0, seed: int = 0, n
         num_threads: The number of threads. Another number may change the points.
 
     Raises:
-        ValueError: If the perplexity is out of range, or a value is not finite.
+        ValueError: If the perplexity is out of range, a value is not finite, or the latents are all the same.
         ImportError: If scikit-learn is not installed.
     """
     if not 0 < perplexity < len(latents):
         raise ValueError(f"`perplexity` is {perplexity:g}; required: above 0 and below the {len(latents)} latents.")
-    if not latents.isfinite().all():
-        raise ValueError("`latents` holds NaN or infinity; required: finite values.")
+    check_finite(latents=latents)
     check_scikit_learn()
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits  # a dependency of scikit-learn
 
     values = latents.detach().float().cpu().flatten(1).numpy()
+    variance = values.astype(np.float64).var(0).sum()
+    if not SMALLEST_VARIANCE < variance < LARGEST_VARIANCE:
+        raise ValueError(
+            f"`latents` have the variance {variance:.3g}; required: {SMALLEST_VARIANCE:g} to {LARGEST_VARIANCE:g}, "
+            "of an autoencoder that has not collapsed."
+        )
     with threadpool_limits(num_threads):
         plane = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(values)
     return torch.from_numpy(plane).double()
@@ -126,8 +138,7 @@ def point_density(points: torch.Tensor) -> torch.Tensor:
     """
     if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3:
         raise ValueError(f"`points` has shape {list(points.shape)}; required: [N, 2], N at least 3.")
-    if not points.isfinite().all():
-        raise ValueError("`points` holds NaN or infinity; required: finite values.")
+    check_finite(points=points)
     try:
         from scipy.stats import gaussian_kde
     except ImportError as error:

@@ -1,23 +1,21 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """LightningDiT: a class-conditional diffusion transformer for VA-VAE latents (arXiv 2501.01423, section 4).
 
-This file imports torch and diffusers only, because it is uploaded to the Hub as it is.
+This file imports torch and diffusers only, because it is uploaded to the Hub, together with `model_mixin.py`.
 
 Letters in the shape comments: B batch, C latent channels, N tokens (row-major), D width, H heads, d = D / H, p patch
 size. Time: t in [0, 1], 0 = noise, 1 = data; the network predicts the velocity data - noise.
 """
 
 import dataclasses
-import inspect
 import math
 import os
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers import FasterCacheConfig
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin, SanaLoraLoaderMixin
+from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -35,8 +33,9 @@ from diffusers.models.normalization import AdaLayerNormContinuous
 from diffusers.utils import apply_lora_scale, get_adapter_name
 from torch import nn
 
+from .model_mixin import LightningDiTModelMixin, self_contained
+
 NORM_EPS = 1e-6  # of every norm of the network but the LayerNorm of qk-norm
-QK_LAYER_NORM_EPS = 1e-5
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -171,7 +170,7 @@ class LightningDiTAttention(nn.Module, AttentionModuleMixin):
         if qk_norm == "rms_norm":
             self.norm_q, self.norm_k = (nn.RMSNorm(self.head_dim, eps=NORM_EPS) for _ in range(2))
         elif qk_norm == "layer_norm":
-            self.norm_q, self.norm_k = (nn.LayerNorm(self.head_dim, eps=QK_LAYER_NORM_EPS) for _ in range(2))
+            self.norm_q, self.norm_k = (nn.LayerNorm(self.head_dim, eps=1e-5) for _ in range(2))
         self.set_processor(self._default_processor_cls())
 
     def forward(
@@ -204,17 +203,13 @@ class LightningDiTTransformerBlock(nn.Module):
     ):
         super().__init__()
         self.use_adaln_shift = use_adaln_shift
-        self.norm1 = self._norm(dim, norm_type)
+        if norm_type == "rms_norm":
+            self.norm1, self.norm2 = (nn.RMSNorm(dim, eps=NORM_EPS) for _ in range(2))
+        else:
+            self.norm1, self.norm2 = (nn.LayerNorm(dim, eps=NORM_EPS, elementwise_affine=False) for _ in range(2))
         self.attn = LightningDiTAttention(dim, num_attention_heads, qk_norm)
-        self.norm2 = self._norm(dim, norm_type)
         self.ff = FeedForward(dim, inner_dim=feed_forward_dim, activation_fn=activation_fn)
         self.adaln = nn.Linear(dim, (6 if use_adaln_shift else 4) * dim)
-
-    @staticmethod
-    def _norm(dim: int, norm_type: str) -> nn.Module:
-        if norm_type == "rms_norm":
-            return nn.RMSNorm(dim, eps=NORM_EPS)
-        return nn.LayerNorm(dim, eps=NORM_EPS, elementwise_affine=False)
 
     def forward(
         self,
@@ -227,17 +222,12 @@ class LightningDiTTransformerBlock(nn.Module):
             shift1, scale1, gate1, shift2, scale2, gate2 = vectors.chunk(6, dim=-1)
         else:
             scale1, gate1, scale2, gate2 = vectors.chunk(4, dim=-1)
-            shift1 = shift2 = None
+            shift1 = shift2 = 0
 
-        hidden_states = hidden_states + gate1 * self.attn(
-            self._modulate(self.norm1(hidden_states), scale1, shift1), image_rotary_emb
-        )
-        return hidden_states + gate2 * self.ff(self._modulate(self.norm2(hidden_states), scale2, shift2))
-
-    @staticmethod
-    def _modulate(hidden_states: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
-        hidden_states = hidden_states * (1 + scale)
-        return hidden_states if shift is None else hidden_states + shift
+        modulated = self.norm1(hidden_states) * (1 + scale1) + shift1
+        hidden_states = hidden_states + gate1 * self.attn(modulated, image_rotary_emb)
+        modulated = self.norm2(hidden_states) * (1 + scale2) + shift2
+        return hidden_states + gate2 * self.ff(modulated)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -246,7 +236,13 @@ class LightningDiTTransformerBlock(nn.Module):
 
 
 class LightningDiTTransformer2DModel(
-    ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
+    LightningDiTModelMixin,
+    ModelMixin,
+    ConfigMixin,
+    PeftAdapterMixin,
+    FromOriginalModelMixin,
+    CacheMixin,
+    AttentionMixin,
 ):
     """The class-conditional velocity network of LightningDiT (arXiv 2501.01423); by default LightningDiT-XL/1.
 
@@ -412,26 +408,25 @@ class LightningDiTTransformer2DModel(
         return sincos_position_table(self.inner_dim, height, width, self.pos_embed.device).unsqueeze(0)
 
     def _check_config(self) -> None:
-        config = self.config
-        if config.activation_fn not in ("swiglu", "gelu-approximate"):
-            raise ValueError(f"`activation_fn` is {config.activation_fn!r}; required: 'swiglu' or 'gelu-approximate'.")
-        if config.norm_type not in ("rms_norm", "layer_norm"):
-            raise ValueError(f"`norm_type` is {config.norm_type!r}; required: 'rms_norm' or 'layer_norm'.")
-        if config.sample_size < config.patch_size or config.sample_size % config.patch_size:
-            raise ValueError(
-                f"`sample_size` is {config.sample_size}; required: a multiple of `patch_size`, {config.patch_size}."
-            )
-        if config.attention_head_dim % 4 and config.use_rope:
-            raise ValueError(
-                f"`attention_head_dim` is {config.attention_head_dim}; `use_rope=True` requires a multiple of 4."
-            )
-        dim = config.num_attention_heads * config.attention_head_dim
-        if dim % 4:
-            raise ValueError(
-                f"`num_attention_heads * attention_head_dim` is {dim}; the position table requires a multiple of 4."
-            )
-        if not 0 <= config.class_dropout_prob <= 1:
-            raise ValueError(f"`class_dropout_prob` is {config.class_dropout_prob}; required: within [0, 1].")
+        c = self.config
+        dim = c.num_attention_heads * c.attention_head_dim
+        grid_size, rest = divmod(c.sample_size, max(c.patch_size, 1))
+        for name, value, fits, required in (
+            *((name, c[name], c[name] >= 1, "at least 1") for name in
+              ("sample_size", "patch_size", "in_channels", "num_attention_heads", "attention_head_dim", "num_classes")),
+            ("num_layers", c.num_layers, 0 <= c.num_layers <= 1000, "from 0 to 1000"),
+            ("activation_fn", c.activation_fn, c.activation_fn in ("swiglu", "gelu-approximate"),
+             "'swiglu' or 'gelu-approximate'"),
+            ("norm_type", c.norm_type, c.norm_type in ("rms_norm", "layer_norm"), "'rms_norm' or 'layer_norm'"),
+            ("sample_size", c.sample_size, 1 <= grid_size <= 1024 and rest == 0,
+             f"a multiple of `patch_size`, {c.patch_size}, up to 1024 times"),
+            ("attention_head_dim", c.attention_head_dim, not (c.use_rope and c.attention_head_dim % 4),
+             "a multiple of 4 for `use_rope=True`"),
+            ("num_attention_heads * attention_head_dim", dim, dim % 4 == 0, "a multiple of 4 for the position table"),
+            ("class_dropout_prob", c.class_dropout_prob, 0 <= c.class_dropout_prob <= 1, "within [0, 1]"),
+        ):  # fmt: skip
+            if not fits:
+                raise ValueError(f"`{name}` is {value!r}; required: {required}.")
 
     # -----------------------------------------------------------------------------------------------------------------
     # Services: what diffusers does with a model beside calling it
@@ -496,15 +491,8 @@ class LightningDiTTransformer2DModel(
         Raises:
             ValueError: For rows of another width than D, or another number of names.
         """
-        state_dict, metadata = pretrained_model_name_or_path_or_dict, kwargs.pop("metadata", None)
-        if not isinstance(state_dict, dict):
-            of_file = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder",
-                       "weight_name", "use_safetensors")  # fmt: skip
-            settings = {name: kwargs.pop(name) for name in of_file if name in kwargs}
-            state_dict, found = SanaLoraLoaderMixin.lora_state_dict(state_dict, return_lora_metadata=True, **settings)
-            metadata = metadata or found
+        state_dict, metadata = self._read_lora(pretrained_model_name_or_path_or_dict, kwargs)
         start = f"{prefix}." if prefix is not None else ""
-        state_dict, metadata = dict(state_dict), dict(metadata or {})
         rows = state_dict.pop(start + NEW_CLASSES_WEIGHT, None)
         names = metadata.pop(start + NEW_CLASSES_NAMES, None)
         if rows is not None:
@@ -516,15 +504,12 @@ class LightningDiTTransformer2DModel(
             # The rows come first: with the LoRA, offloading registers the weights anew.
             if hotswap:
                 self._remove_classes({adapter_name})
-            if rows is not None:
-                self._add_classes(adapter_name, rows, names or [None] * len(rows))
+            if rows is not None:  # before that of the null class, which stays the last
+                weight = self.class_embedder.embedding_table.weight.data
+                weight = torch.cat([weight[:-1], rows.to(weight), weight[-1:]])
+                self._set_class_table(weight, [*self._new_classes, (adapter_name, names or [None] * len(rows))])
             super().load_lora_adapter(
-                state_dict,
-                prefix=prefix,
-                hotswap=hotswap,
-                adapter_name=adapter_name,
-                metadata=metadata or None,
-                **kwargs,
+                state_dict, prefix=prefix, hotswap=hotswap, adapter_name=adapter_name, metadata=metadata, **kwargs
             )
         except Exception:
             self._set_class_table(*before)
@@ -561,6 +546,8 @@ class LightningDiTTransformer2DModel(
             problem = f"the width {self.inner_dim}, not rows of shape {list(rows.shape)}"
         elif names is not None and len(names) != len(rows):
             problem = f"{len(rows)} rows there for {len(names)} names"
+        elif not torch.isfinite(rows).all():
+            problem = "rows there that are NaN or infinite"
         elif self.class_embedder.embedding_table.weight.is_meta:
             problem = "offloaded its class table; load before `enable_sequential_cpu_offload`"
         if problem is not None:
@@ -569,14 +556,7 @@ class LightningDiTTransformer2DModel(
                 "trained for this architecture."
             )
 
-    def _add_classes(self, adapter_name: str, rows: torch.Tensor, names: list[str | None]) -> None:
-        """Insert rows [n, D] before that of the null class, which stays the last."""
-        weight = self.class_embedder.embedding_table.weight.data
-        weight = torch.cat([weight[:-1], rows.to(weight), weight[-1:]])
-        self._set_class_table(weight, [*self._new_classes, (adapter_name, names)])
-
     def _remove_classes(self, adapter_names: set[str]) -> None:
-        """Remove the rows of LoRAs."""
         weight = self.class_embedder.embedding_table.weight.data
         kept = [name not in adapter_names for name, names in self._new_classes for _ in names]
         if not all(kept):
@@ -593,14 +573,9 @@ class LightningDiTTransformer2DModel(
             self.register_to_config(num_classes=num_classes)
         self.class_embedder.embedding_table.weight.data = weight
 
-    # -- Hub and files ---------------------------------------------------------------------------------------------
+    # -- Hub and files: see LightningDiTModelMixin -----------------------------------------------------------------
 
-    # This section stands in both model files with the same words (but for the keys that are refused): a model file is
-    # uploaded alone, and as remote code cannot import another file. tests/hub/test_code_files.py compares the two.
-    #
-    # The source code is read on import and not when a model is saved, because as remote code the files of both models
-    # run in one module, one after the other. For the same reason the card belongs to the class and not to the file.
-    _source_code = __spec__.loader.get_source(__name__)
+    _source_code = self_contained(__spec__.loader.get_source(__name__))
     _model_card = """---
 library_name: diffusers
 tags:
@@ -620,92 +595,6 @@ latents of a class, as `model(latents, t, class_labels).sample` with t = 0 for n
 Where this repository also holds Python code, the model loads without the package diffusers-lightningdit, by running it:
 `diffusers.AutoModel.from_pretrained("{repository}", trust_remote_code=True)`.
 """
-
-    @classmethod
-    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs):
-        """Load as diffusers does, but say so if the Hub is out of reach; diffusers says that the file is missing."""
-        try:
-            return super().load_config(pretrained_model_name_or_path, *args, **kwargs)
-        except OSError as error:
-            if type(error.__context__).__name__ != "LocalEntryNotFoundError":
-                raise
-            raise OSError(
-                f"Cannot load {pretrained_model_name_or_path}: not in the cache, and the Hub is offline or out of "
-                "reach; required: a network connection, a folder, or a repository that was loaded before."
-            ) from error
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs):
-        """Load as diffusers does, but refuse files that lack weights of the model.
-
-        Raises:
-            OSError: Naming the missing weights.
-        """
-        if kwargs.get("use_flashpack", False):  # a format that is checked while it is read
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        output_loading_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
-        cls._check_complete(model, info, pretrained_model_name_or_path, kwargs.get("device_map"))
-        return (model, info) if output_loading_info else model
-
-    @staticmethod
-    def _check_complete(model: torch.nn.Module, info: dict, source: str | os.PathLike, device_map=None) -> None:
-        """Raise OSError for missing weights, which diffusers leaves uninitialised with no more than a warning."""
-        missing = set(info["missing_keys"])
-        if device_map is None:  # weights that the index names, but that are in none of the shards
-            missing |= {name for name, parameter in model.named_parameters() if parameter.is_meta}
-        if missing:
-            raise OSError(
-                f"The weights in {source} lack {len(missing)} tensors of {type(model).__name__}, first "
-                f"`{min(missing)}`; required: all. A file is damaged, or config.json is another model's."
-            )
-
-    @classmethod
-    def extract_init_dict(cls, config_dict: dict, **kwargs) -> tuple[dict, dict, dict]:
-        """Read a config as diffusers does, but refuse unknown keys, which diffusers would ignore.
-
-        Raises:
-            ValueError: Naming the keys of a config.json that are not arguments of this class.
-        """
-        # diffusers' EMAModel adds its settings to the config.json that it saves.
-        ema = {"decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"}
-        known = {*inspect.signature(cls.__init__).parameters, "auto_map", "quantization_config", *ema}
-        unknown = sorted(key for key in config_dict if key not in known and not key.startswith("_"))
-        if unknown:
-            raise ValueError(
-                f"config.json of {cls.__name__} has the unknown key {', '.join(map(repr, unknown))}; required: only "
-                f"arguments of the class, {', '.join(inspect.signature(cls).parameters)}. A newer version may know it."
-            )
-        return super().extract_init_dict(config_dict, **kwargs)
-
-    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
-        """Save the config, and after `register_for_auto_class()`, or loaded from such a folder, the code beside it."""
-        cls = type(self)
-        if (self._auto_class or "auto_map" in self.config) and vars(cls).get("_source_code"):
-            module = cls.__module__.rpartition(".")[2]
-            self.register_to_config(auto_map={"AutoModel": f"{module}.{cls.__name__}"})
-            Path(save_directory).mkdir(parents=True, exist_ok=True)
-            Path(save_directory, f"{module}.py").write_text(cls._source_code, encoding="utf-8", newline="\n")
-        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
-
-    def _upload_folder(self, working_dir: str | os.PathLike, repo_id: str, **kwargs):
-        """Replace the generic model card of diffusers, mostly blanks, in the last step of a push."""
-        card = Path(working_dir) / "README.md"
-        if card.is_file() and "This model card has been automatically generated." in card.read_text(encoding="utf-8"):
-            text = self._model_card.format(title=repo_id.rpartition("/")[2], repository=repo_id)
-            card.write_text(text, encoding="utf-8", newline="\n")
-        return super()._upload_folder(working_dir, repo_id, **kwargs)
-
-    @classmethod
-    def from_single_file(cls, pretrained_model_link_or_path_or_dict: str | dict | None = None, **kwargs):
-        """Load a file of the original implementation; this needs the package diffusers_lightningdit.
-
-        Without `config` and `original_config` the architecture is derived from the weights. diffusers alone would fetch
-        the configuration of an unrelated model.
-        """
-        if kwargs.get("config") is None and kwargs.get("original_config") is None:
-            kwargs["original_config"] = {}
-        return super().from_single_file(pretrained_model_link_or_path_or_dict, **kwargs)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,19 +12,20 @@ import inspect
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
-from ..files import first_line
+from ..files import first_line, one_line
+from ..metrics.finite import check_finite
 from ..settings import check_choice
 
 HALF = (0.5, 0.5, 0.5)  # mean and standard deviation that turn [0, 1] into [-1, 1]
 IMAGE_NORMALIZATIONS = ("minus_one_to_one", "model")
 # before the registers: none (SigLIP), a class token (most), a class and a distillation token (DeiT)
 MAX_CLASS_TOKENS = 2
+MAX_IMAGE_SIZE = 4096  # pixels a side, before memory is taken for a first image
 # A checkpoint of a classifier lacks it, and patch tokens do not depend on it.
 UNUSED_WEIGHTS = "pooler."
 
@@ -87,8 +88,14 @@ class FoundationModel(nn.Module):
                 f"`{argument}` is {name_or_path!r}, of type {model.config.model_type!r}; required: a vision "
                 "transformer with `patch_size`."
             )
-        foundation_model = cls(model, *statistics)
-        foundation_model._try()
+        try:
+            foundation_model = cls(model, *statistics)
+            foundation_model._try()
+        except Exception as error:  # whatever the model raises whose config does not fit it
+            raise ValueError(
+                f"`{argument}` is {name_or_path!r}; required: a vision transformer whose patches form a grid "
+                f"({one_line(error)})."
+            ) from error
         return foundation_model
 
     def train(self, mode: bool = True) -> "FoundationModel":
@@ -162,8 +169,10 @@ class FoundationModel(nn.Module):
     def _try(self) -> None:
         """Run on one black image, so that a model which cannot be used is refused before any work."""
         size = _pair(getattr(self.model.config, "image_size", None) or [16 * side for side in self.patch_size])
+        if not all(isinstance(side, int) and 0 < side <= MAX_IMAGE_SIZE for side in (*size, *self.patch_size)):
+            raise ValueError(f"the sizes of image and patch are {size} and {self.patch_size}, in pixels")
         grid_size = tuple(max(1, pixels // side) for pixels, side in zip(size, self.patch_size, strict=True))
-        self(torch.full((1, len(self.scale), *size), -1.0), grid_size)
+        check_finite(features=self(torch.full((1, len(self.scale), *size), -1.0), grid_size))
 
 
 def load_vision_model(
@@ -187,7 +196,7 @@ def load_vision_model(
     name = f"`{argument}` is {name_or_path!r}"
     try:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a damaged config, anything
         raise ValueError(
             f"{name}; required: a folder or Hub id of a `transformers` model ({first_line(error)})."
         ) from error
@@ -206,7 +215,7 @@ def load_vision_model(
             output_loading_info=True,
             dtype=torch.float32,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # of damaged weights, or of a config that they do not fit, anything
         raise ValueError(
             f"{name}; required: weights as safetensors that fit its config ({first_line(error)})."
         ) from error
@@ -231,8 +240,12 @@ def _image_statistics(name_or_path: str, argument: str) -> tuple[list[float], li
     required = "required for image_normalization='model': a preprocessor_config.json with `image_mean` and `image_std`"
     try:
         processor, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
-    except OSError as error:
+    except Exception as error:  # of a damaged file, anything
         raise ValueError(f"`{argument}` is {name_or_path!r}; {required} ({first_line(error)}).") from error
-    if not (processor.get("image_mean") and processor.get("image_std")):
-        raise ValueError(f"`{argument}` is {name_or_path!r}; {required}.")
+    try:
+        mean, std = (torch.tensor(processor[name], dtype=torch.float32) for name in ("image_mean", "image_std"))
+        if not (mean.shape == std.shape and mean.ndim == 1 and (mean.isfinite() & std.isfinite() & (std > 0)).all()):
+            raise ValueError("image_mean and image_std are no numbers of channels")
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`{argument}` is {name_or_path!r}; {required} ({one_line(error)}).") from error
     return processor["image_mean"], processor["image_std"]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..files import one_line, weights_sha256
+from ..metrics.finite import check_finite
 from ..pixels import from_8_bits
 from ..settings import check_choice
 from .foundation_model import FoundationModel, load_vision_model
@@ -85,7 +86,8 @@ class VisionFeatures(nn.Module):
 
     def _try(self, height: int, width: int) -> None:
         try:
-            self(torch.zeros(1, 3, height, width, dtype=torch.uint8))
+            features = self(torch.zeros(1, 3, height, width, dtype=torch.uint8))["features"]
+            check_finite(features=features)
         except Exception as error:  # of the model, for images it cannot take or an output it hasn't
             raise ValueError(
                 f"`features` is {self.name!r}; required: a model that gives its {self.pooling} for images of "

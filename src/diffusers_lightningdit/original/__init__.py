@@ -1,7 +1,6 @@
 """Checkpoints of the original implementation: reading, translating, writing."""
 
 from .autoencoder import (
-    AutoencoderParts,
     autoencoder_from_original,
     autoencoder_to_original,
     build_autoencoder,
@@ -10,7 +9,7 @@ from .autoencoder import (
     read_latents_statistics,
 )
 from .config import OriginalConfig
-from .optimizer import OriginalTraining, read_training_checkpoint
+from .optimizer import read_training_checkpoint
 from .pipeline import build_pipeline, imagenet_labels
 from .transformer import (
     MODEL_TYPES,
@@ -24,9 +23,7 @@ from .vae_training import training_models
 
 __all__ = [
     "MODEL_TYPES",
-    "AutoencoderParts",
     "OriginalConfig",
-    "OriginalTraining",
     "autoencoder_from_original",
     "autoencoder_to_original",
     "build_autoencoder",

@@ -14,15 +14,15 @@ from .translation import (
     check_values,
     naming,
     plain_state_dict,
+    shape_of,
     tensor_rows,
     translate_from_original,
     translate_to_original,
 )
 from .vae_training import TRAINING_FOLDER, read_training_folder
 
-# What a training checkpoint holds beside the autoencoder. The first two are needed to train on ...
+# A training checkpoint also holds what is needed to train on, and networks that are published (LPIPS; DINOv2, MAE).
 TRAINING_KEYS = ("linear_proj.", "loss.discriminator.", "loss.logvar")
-# ... and these are published networks of their own (LPIPS; DINOv2, MAE).
 FOREIGN_KEYS = ("loss.perceptual_loss.", "foundation_model.")
 NUM_GROUPS = 32  # of every GroupNorm
 
@@ -55,9 +55,6 @@ def select_autoencoder_weights(checkpoint: dict) -> dict[str, torch.Tensor]:
 def autoencoder_config(state_dict: dict[str, torch.Tensor]) -> dict:
     """Read the architecture off an original state dict; `sample_size` is not in the shapes and stays at its default.
 
-    Returns:
-        Arguments of `AutoencoderVAVAE`.
-
     Raises:
         ValueError: if it is not such an autoencoder.
     """
@@ -65,11 +62,7 @@ def autoencoder_config(state_dict: dict[str, torch.Tensor]) -> dict:
         raise ValueError("is a LightningDiT transformer (key `x_embedder.proj.weight`); required: an autoencoder.")
 
     def channels(key: str, axis: int) -> int:
-        if key not in state_dict:
-            raise ValueError(f"key `{key}` is missing; required in every autoencoder checkpoint.")
-        if state_dict[key].ndim != 4:
-            raise ValueError(f"key `{key}` has shape {list(state_dict[key].shape)}; required: 4 dimensions.")
-        return state_dict[key].shape[axis]
+        return shape_of(state_dict, key, 4)[axis]
 
     def count(prefix: str) -> int:
         return len({key[len(prefix) :].split(".")[0] for key in state_dict if key.startswith(prefix)})
@@ -152,11 +145,8 @@ def autoencoder_rows(model: AutoencoderVAVAE) -> list[Row]:
 
 def empty_autoencoder(config: dict) -> AutoencoderVAVAE:
     """The model of a config without memory for its weights (on the meta device)."""
-    try:
-        with torch.device("meta"):
-            return AutoencoderVAVAE.from_config(config)
-    except ValueError as error:
-        raise ValueError(str(error)) from error
+    with torch.device("meta"):
+        return AutoencoderVAVAE.from_config(config)
 
 
 def autoencoder_from_original(state_dict: dict[str, torch.Tensor]) -> AutoencoderParts:
@@ -168,8 +158,6 @@ def autoencoder_from_original(state_dict: dict[str, torch.Tensor]) -> Autoencode
     training = {key: value.clone() for key, value in state_dict.items() if key.startswith(TRAINING_KEYS)}
     left_out = [key for key in state_dict if key.startswith(FOREIGN_KEYS)]
     weights = {key: value for key, value in state_dict.items() if key not in training and key not in set(left_out)}
-    if not weights:
-        raise ValueError("key `encoder.conv_in.weight` is missing; required in every autoencoder checkpoint.")
     config = autoencoder_config(weights)
     for key, value in training.items():
         if value.is_floating_point():  # batch norms also count their batches
@@ -187,14 +175,13 @@ def autoencoder_to_original(config: dict, state_dict: dict[str, torch.Tensor]) -
             the config that the original cannot express.
     """
     model = empty_autoencoder(config)
-    required = {
-        "norm_num_groups": NUM_GROUPS,
-        "act_fn": "silu",
-        "use_quant_conv": True,
-        "use_post_quant_conv": True,
-        "mid_block_add_attention": True,
-    }
-    for name, value in required.items():
+    for name, value in (
+        ("norm_num_groups", NUM_GROUPS),
+        ("act_fn", "silu"),
+        ("use_quant_conv", True),
+        ("use_post_quant_conv", True),
+        ("mid_block_add_attention", True),
+    ):
         if model.config[name] != value:
             raise ValueError(f"config `{name}` is {model.config[name]}; required by the original: {value}.")
     return translate_to_original(autoencoder_rows(model), state_dict, model.state_dict())
@@ -226,11 +213,14 @@ def check_autoencoder_yaml(parts: AutoencoderParts, yaml: OriginalConfig) -> Non
     """Raise ValueError where the original's YAML contradicts the architecture; note its `resolution`."""
     config, dimensions = parts.config, "model.params.ddconfig"
     yaml.check("model.params.embed_dim", int, config["latent_channels"])
-    yaml.check(f"{dimensions}.z_channels", int, config["latent_channels"])
     yaml.check(f"{dimensions}.double_z", bool, True)
-    yaml.check(f"{dimensions}.in_channels", int, config["in_channels"])
-    yaml.check(f"{dimensions}.out_ch", int, config["out_channels"])
-    yaml.check(f"{dimensions}.num_res_blocks", int, config["layers_per_block"])
+    for theirs, ours in (
+        ("z_channels", "latent_channels"),
+        ("in_channels", "in_channels"),
+        ("out_ch", "out_channels"),
+        ("num_res_blocks", "layers_per_block"),
+    ):
+        yaml.check(f"{dimensions}.{theirs}", int, config[ours])
     widths = list(config["block_out_channels"])
     width, multipliers = yaml.get(f"{dimensions}.ch", int), yaml.get(f"{dimensions}.ch_mult", list)
     if width and multipliers and multipliers != [level_width / width for level_width in widths]:
@@ -306,14 +296,10 @@ def load_autoencoder(
     """An original VA-VAE, LDM or MAR-VAE checkpoint, or a folder of diffusers, as a model in evaluation mode.
 
     Args:
-        checkpoint: As in `read_autoencoder`.
+        checkpoint, config: As in `read_autoencoder`, also the errors.
         latents_stats: The original's latents_stats.pt, or its dictionary.
         latent_multiplier: The original's factor, our `scaling_factor`; None keeps that of a folder, and is 1 for a
             checkpoint.
-        config: As in `read_autoencoder`.
-
-    Raises:
-        ValueError: if it is not a complete autoencoder.
     """
     model = build_autoencoder(read_autoencoder(checkpoint, config), latents_stats)
     if latent_multiplier is not None:

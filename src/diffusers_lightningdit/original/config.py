@@ -7,8 +7,6 @@ import yaml
 
 from ..files import first_line, resolve_file
 
-# `latent_multiplier` of the original where its YAML does not name it
-DEFAULT_LATENT_MULTIPLIER = 0.18215
 # The original always guides the first three channels (of 32).
 GUIDANCE_CHANNELS = 3
 # What a sampling recipe of the pipeline can express; torchdiffeq's methods beside Euler.
@@ -83,7 +81,7 @@ class OriginalConfig:
 
     @property
     def latent_multiplier(self) -> float:
-        value = self.get("data.latent_multiplier", float, DEFAULT_LATENT_MULTIPLIER)
+        value = self.get("data.latent_multiplier", float, 0.18215)  # the original's default
         if value <= 0:
             raise self.error("data.latent_multiplier", value, "a positive number")
         return value

@@ -10,7 +10,7 @@ from ..models import LightningDiTTransformer2DModel
 from .autoencoder import AutoencoderParts, autoencoder_to_original, read_autoencoder
 from .config import sampling_section
 from .model_folder import load_model_folder
-from .transformer import MODEL_TYPES, transformer_to_original
+from .transformer import MODEL_TYPES, model_section, transformer_to_original
 from .translation import naming
 
 TRANSFORMER_CLASS = "LightningDiTTransformer2DModel"
@@ -79,16 +79,7 @@ def _architecture_sections(model: LightningDiTTransformer2DModel) -> dict[str, d
     by_size = {value: name for name, value in MODEL_TYPES.items()}
     # A size that was never published borrows the name of one with its patch size, and says its own beside.
     model_type = by_size.get((*size, config.patch_size)) or f"LightningDiT-XL/{config.patch_size}"
-    section = {
-        "model_type": model_type,
-        "use_qknorm": config.use_qk_norm,
-        "use_swiglu": config.activation_fn == "swiglu",
-        "use_rope": config.use_rope,
-        "use_rmsnorm": config.norm_type == "rms_norm",
-        "wo_shift": not config.use_adaln_shift,
-        "in_chans": config.in_channels,
-        "learn_sigma": config.learn_sigma,
-    }
+    section = {"model_type": model_type, **model_section(config)}
     if (*size, config.patch_size) not in by_size:
         section["x_test_size"] = {"hidden_size": size[1], "depth": size[0], "num_heads": size[2]}
     return {
@@ -113,7 +104,6 @@ def _autoencoder_files(parts: AutoencoderParts) -> dict[str, dict]:
 
 
 def write_original_files(files: dict[str, dict], folder: Path) -> None:
-    """Write what `original_files` returned."""
     for name, content in files.items():
         if name.endswith(".yaml"):
             (folder / name).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")

@@ -8,7 +8,6 @@ from ..files import read_checkpoint
 from .transformer import embedded_config, empty_transformer, transformer_from_original, transformer_rows
 from .translation import check_shape, naming, plain_state_dict
 
-FROZEN = "pos_embed"  # a parameter that the original registers with the optimiser but never trains
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -63,7 +62,7 @@ def _moments(config: dict, original: dict[str, torch.Tensor], optimizer: dict) -
     rows = {row.original: row for row in transformer_rows(empty_transformer(config))}
     for number, name in name_of.items():
         state = states.get(number)
-        if name == FROZEN:
+        if name == "pos_embed":  # which the original registers with the optimiser but never trains
             continue
         if state is None or not {"step", *MOMENTS} <= state.keys():
             raise ValueError(f"entry `opt` has no state of `{name}`; required: step, exp_avg and exp_avg_sq.")

@@ -9,8 +9,6 @@ from ..models import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from ..pipelines import LightningDiTPipeline
 from .config import OriginalConfig
 
-NUM_IMAGENET_CLASSES = 1000
-
 
 def imagenet_labels() -> dict[int, str]:
     """{class id: names} of ImageNet-1k, synonyms separated by commas; ids in the order of the WordNet numbers."""
@@ -29,29 +27,24 @@ def build_pipeline(
         ValueError: if the parts do not belong together, or statistics of latents are missing (forgetting them
             leaves a working pipeline with useless images).
     """
-    check_parts(transformer, vae, config)
-    if config is not None:
-        vae.register_to_config(scaling_factor=config.latent_multiplier)
-    num_classes = transformer.config.num_classes
-    return LightningDiTPipeline(
-        transformer=transformer,
-        vae=vae,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0 if config is None else config.scheduler_shift),
-        id2label=imagenet_labels() if num_classes == NUM_IMAGENET_CLASSES else None,
-        sampling_recipe=None if config is None else config.sampling_recipe(transformer.config.in_channels),
-    )
-
-
-def check_parts(
-    transformer: LightningDiTTransformer2DModel, vae: AutoencoderVAVAE, config: OriginalConfig | None
-) -> None:
     if vae.config.latent_channels != transformer.config.in_channels:
         raise ValueError(
             f"the VAE has {vae.config.latent_channels} latent channels; required: {transformer.config.in_channels}, "
             "the transformer's input channels."
         )
-    if config is None:
-        return
+    if config is not None:
+        _check_vae_yaml(vae, config)
+        vae.register_to_config(scaling_factor=config.latent_multiplier)
+    return LightningDiTPipeline(
+        transformer=transformer,
+        vae=vae,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0 if config is None else config.scheduler_shift),
+        id2label=imagenet_labels() if transformer.config.num_classes == 1000 else None,
+        sampling_recipe=None if config is None else config.sampling_recipe(transformer.config.in_channels),
+    )
+
+
+def _check_vae_yaml(vae: AutoencoderVAVAE, config: OriginalConfig) -> None:
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     ratio = config.get("vae.downsample_ratio", int, factor)
     if ratio != factor:

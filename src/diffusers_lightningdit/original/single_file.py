@@ -6,36 +6,28 @@ diffusers asks twice: for the arguments of the model (only without `config=`), t
 import torch
 
 from ..models import AutoencoderVAVAE, LightningDiTTransformer2DModel
-from ..original import OriginalConfig, embedded_config, select_transformer_weights
-from ..original import transformer_from_original as translate_transformer
 from .autoencoder import (
     autoencoder_from_original,
     check_autoencoder_yaml,
     empty_autoencoder,
     select_autoencoder_weights,
 )
-from .transformer import empty_transformer
+from .config import OriginalConfig
+from .transformer import embedded_config, empty_transformer, select_transformer_weights, transformer_from_original
 
 
 def transformer_arguments(
     original_config: dict, checkpoint: dict, num_attention_heads: int | None = None, weights: str | None = None
 ) -> dict:
-    """Arguments of `LightningDiTTransformer2DModel`, read off the weights; they must not contradict the YAML.
-
-    Args:
-        original_config: The content of the original's YAML; empty for none.
-        checkpoint: The checkpoint, in any published layout.
-        num_attention_heads: The number of heads, where neither YAML nor shapes nor the published sizes tell.
-        weights: The weights to take, "ema" or "model"; None takes `ema` where the file has it.
-    """
+    """Arguments of `LightningDiTTransformer2DModel`; see `load_transformer`, and an empty YAML stands for none."""
     yaml = OriginalConfig(original_config, "original_config") if original_config else embedded_config(checkpoint)
-    return translate_transformer(select_transformer_weights(checkpoint, weights), num_attention_heads, yaml)[0]
+    return transformer_from_original(select_transformer_weights(checkpoint, weights), num_attention_heads, yaml)[0]
 
 
 def transformer_weights(config: dict, checkpoint: dict, weights: str | None = None) -> dict[str, torch.Tensor]:
     """The state dict under our names, complete for a model of `config`."""
-    model = empty_transformer(_arguments(config))
-    found, state_dict = translate_transformer(
+    model = empty_transformer(config)
+    found, state_dict = transformer_from_original(
         select_transformer_weights(checkpoint, weights), model.config.num_attention_heads
     )
     # These leave no weights that could contradict them.
@@ -65,7 +57,7 @@ def autoencoder_arguments(
 def autoencoder_weights(config: dict, checkpoint: dict) -> dict[str, torch.Tensor]:
     """The state dict under our names, complete for a model of `config`."""
     state_dict = autoencoder_from_original(select_autoencoder_weights(checkpoint)).state_dict
-    _check_complete(state_dict, empty_autoencoder(_arguments(config)))
+    _check_complete(state_dict, empty_autoencoder(config))
     return state_dict
 
 
@@ -81,10 +73,6 @@ SINGLE_FILE_CLASSES = {
         "default_subfolder": "vae",
     },
 }
-
-
-def _arguments(config: dict) -> dict:
-    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 def _check_complete(state_dict: dict[str, torch.Tensor], model: torch.nn.Module) -> None:

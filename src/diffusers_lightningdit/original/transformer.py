@@ -1,6 +1,7 @@
 """The transformer's checkpoints: architecture from keys and shapes, and the names of both sides."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,24 +15,23 @@ from .translation import (
     check_values,
     naming,
     plain_state_dict,
+    shape_of,
     tensor_rows,
     translate_from_original,
     translate_to_original,
 )
 
-# The published sizes: name -> (depth, width, heads), each with the patch sizes it was published with.
-SIZES = {
-    "B": (12, 768, 12),
-    "L": (24, 1024, 16),
-    "XL": (28, 1152, 16),
-    "1p0B": (24, 1536, 24),
-    "1p6B": (28, 1792, 28),
-}
-PATCH_SIZES = {"B": (1, 2), "L": (2,), "XL": (1, 2), "1p0B": (1, 2), "1p6B": (1, 2)}
+# The published models: (depth, width, heads, patch size)
 MODEL_TYPES = {
-    f"LightningDiT-{size}/{patch_size}": (*SIZES[size], patch_size)
-    for size, patch_sizes in PATCH_SIZES.items()
-    for patch_size in patch_sizes
+    "LightningDiT-B/1": (12, 768, 12, 1),
+    "LightningDiT-B/2": (12, 768, 12, 2),
+    "LightningDiT-L/2": (24, 1024, 16, 2),
+    "LightningDiT-XL/1": (28, 1152, 16, 1),
+    "LightningDiT-XL/2": (28, 1152, 16, 2),
+    "LightningDiT-1p0B/1": (24, 1536, 24, 1),
+    "LightningDiT-1p0B/2": (24, 1536, 24, 2),
+    "LightningDiT-1p6B/1": (28, 1792, 28, 1),
+    "LightningDiT-1p6B/2": (28, 1792, 28, 2),
 }
 
 # A stored rotary table may differ from the formula by the rounding of its type and no more.
@@ -41,9 +41,7 @@ ROPE_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 2e-3,
 def select_transformer_weights(checkpoint: dict, weights: str | None = None) -> dict[str, torch.Tensor]:
     """The state dict in a checkpoint of any published layout: {"ema"}, {"model", "ema", "opt", ...}, {"model"}, flat.
 
-    Args:
-        checkpoint: The result of `read_checkpoint`.
-        weights: The weights to take, "ema" or "model"; None takes `ema` where it exists.
+    `weights`, "ema" or "model", says which to take; None takes `ema` where it exists.
 
     Raises:
         ValueError: if these weights are not there.
@@ -65,26 +63,13 @@ def transformer_config(state_dict: dict[str, torch.Tensor], num_attention_heads:
 
     The number of heads is in the shapes only with RoPE or qk-norm; otherwise the published sizes are looked up.
 
-    Args:
-        state_dict: The weights under the original's keys.
-        num_attention_heads: The number of heads, for architectures that are not one of the published sizes.
-
-    Returns:
-        Arguments of `LightningDiTTransformer2DModel`.
-
     Raises:
-        ValueError: if it is not a LightningDiT, or the arguments contradict each other.
+        ValueError: if it is not a LightningDiT, or the number of heads that is given contradicts it.
     """
     if "encoder.conv_in.weight" in state_dict or "decoder.conv_in.weight" in state_dict:
         raise ValueError("is an autoencoder (key `decoder.conv_in.weight`); required: a LightningDiT transformer.")
 
-    def shape(key: str, num_dims: int) -> torch.Size:
-        if key not in state_dict:
-            raise ValueError(f"key `{key}` is missing; required in every LightningDiT checkpoint.")
-        if state_dict[key].ndim != num_dims:
-            raise ValueError(f"key `{key}` has shape {list(state_dict[key].shape)}; required: {num_dims} dimensions.")
-        return state_dict[key].shape
-
+    shape = partial(shape_of, state_dict)
     width, in_channels, patch_size, _ = shape("x_embedder.proj.weight", 4)
     num_tokens = shape("pos_embed", 3)[1]
     grid_size = math.isqrt(num_tokens)
@@ -161,7 +146,7 @@ def _num_heads(width: int, depth: int, head_dims: dict[str, int], given: int | N
             raise ValueError(f"key `{key}` has heads of {head_dim}; required: a divisor of the width, {width}.")
         found[f"key `{key}`"] = width // head_dim
     if not found:
-        found = {name: heads for name, (*size, heads) in SIZES.items() if size == [depth, width]}
+        found = {name: heads for name, (*size, heads, _) in MODEL_TYPES.items() if size == [depth, width]}
     if not found:
         raise ValueError(
             f"num_attention_heads is not given, and depth {depth}, width {width} is no published size; required: the "
@@ -222,23 +207,30 @@ def empty_transformer(config: dict) -> LightningDiTTransformer2DModel:
         return LightningDiTTransformer2DModel.from_config(config)
 
 
+def model_section(config: dict) -> dict[str, bool | int]:
+    """The section `model` of the original's YAML, without the size."""
+    return {
+        "use_qknorm": config["use_qk_norm"],
+        "use_swiglu": config["activation_fn"] == "swiglu",
+        "use_rope": config["use_rope"],
+        "use_rmsnorm": config["norm_type"] == "rms_norm",
+        "wo_shift": not config["use_adaln_shift"],
+        "in_chans": config["in_channels"],
+        "learn_sigma": config["learn_sigma"],
+    }
+
+
 def check_transformer_yaml(config: dict, yaml: OriginalConfig) -> None:
     """Raise ValueError where the original's YAML contradicts the architecture read off the weights."""
     depth, width = config["num_layers"], config["num_attention_heads"] * config["attention_head_dim"]
-    yaml.check("model.x_test_size.depth", int, depth)
-    yaml.check("model.x_test_size.hidden_size", int, width)
-    yaml.check("model.x_test_size.num_heads", int, config["num_attention_heads"])
-    yaml.check("model.in_chans", int, config["in_channels"])
-    yaml.check("data.num_classes", int, config["num_classes"])
-    for switch, of_weights in (
-        ("use_swiglu", config["activation_fn"] == "swiglu"),
-        ("use_rope", config["use_rope"]),
-        ("use_rmsnorm", config["norm_type"] == "rms_norm"),
-        ("use_qknorm", config["use_qk_norm"]),
-        ("wo_shift", not config["use_adaln_shift"]),
-        ("learn_sigma", config["learn_sigma"]),
+    for key, of_weights in (
+        ("model.x_test_size.depth", depth),
+        ("model.x_test_size.hidden_size", width),
+        ("model.x_test_size.num_heads", config["num_attention_heads"]),
+        ("data.num_classes", config["num_classes"]),
+        *((f"model.{name}", value) for name, value in model_section(config).items()),
     ):
-        yaml.check(f"model.{switch}", bool, of_weights)
+        yaml.check(key, type(of_weights), of_weights)
 
     model_type = yaml.get("model.model_type", str)
     if model_type is not None:

@@ -99,6 +99,14 @@ def check_keys(state_dict: dict, required: list[str]) -> None:
             raise ValueError(f"key `{key}` is unknown; required: only keys that an architecture with these has.")
 
 
+def shape_of(state_dict: dict[str, torch.Tensor], key: str, num_dims: int) -> torch.Size:
+    if key not in state_dict:
+        raise ValueError(f"key `{key}` is missing; required in every checkpoint of this kind.")
+    if state_dict[key].ndim != num_dims:
+        raise ValueError(f"key `{key}` has shape {list(state_dict[key].shape)}; required: {num_dims} dimensions.")
+    return state_dict[key].shape
+
+
 def check_shape(key: str, value: torch.Tensor, required: torch.Size) -> None:
     if value.shape != required:
         raise ValueError(f"key `{key}` has shape {list(value.shape)}; required: {list(required)}.")

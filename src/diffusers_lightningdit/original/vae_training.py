@@ -65,35 +65,26 @@ def read_training_folder(folder: str | Path) -> dict[str, torch.Tensor]:
     return training
 
 
-def _projection(weights: dict[str, torch.Tensor]) -> FoundationProjection | None:
-    """The model, without values, of the shape of its weight; its bias tells the direction."""
-    if "proj.weight" not in weights or weights["proj.weight"].ndim != 4:
-        return None
-    to, of = weights["proj.weight"].shape[:2]
-    reverse = "proj.bias" not in weights
-    latent_channels, feature_channels = (of, to) if reverse else (to, of)
-    with torch.device("meta"):
-        # by name: diffusers takes what comes by place for default values, and `from_config` leaves it out
-        return FoundationProjection(latent_channels=latent_channels, feature_channels=feature_channels, reverse=reverse)
-
-
-def _discriminator(weights: dict[str, torch.Tensor]) -> PatchGANDiscriminator | None:
-    """The model, without values, of the shape of its first weight and the number of its last layer."""
-    first = weights.get("layers.0.weight")
-    if first is None or first.ndim != 4:
-        return None
-    last = max(int(number[1]) for key in weights if (number := re.match(r"layers\.(\d+)\.", key)))
-    num_layers = (last - 2) // 3  # two layers, then three for each, then one
-    if num_layers < 1:
-        return None
-    with torch.device("meta"):
-        return PatchGANDiscriminator(in_channels=first.shape[1], base_channels=first.shape[0], num_layers=num_layers)
-
-
 def _model_of(name: str, weights: dict[str, torch.Tensor]) -> FoundationProjection | PatchGANDiscriminator | None:
     """The model, without values, that has exactly these weights, or None."""
-    model = {"projection": _projection, "discriminator": _discriminator}[name](weights)
-    shapes = {key: value.shape for key, value in weights.items()}
-    if model is None or {key: value.shape for key, value in model.state_dict().items()} != shapes:
+    first = weights.get("proj.weight" if name == "projection" else "layers.0.weight")
+    if first is None or first.ndim != 4:
         return None
-    return model
+    rows, columns = first.shape[:2]
+    if name == "projection":
+        cls, reverse = FoundationProjection, "proj.bias" not in weights
+        latent_channels, feature_channels = (columns, rows) if reverse else (rows, columns)
+        arguments = {"latent_channels": latent_channels, "feature_channels": feature_channels, "reverse": reverse}
+    else:
+        last = max(int(number[1]) for key in weights if (number := re.match(r"layers\.(\d+)\.", key)))
+        num_layers = (last - 2) // 3  # two layers, then three for each, then one
+        cls, arguments = (
+            PatchGANDiscriminator,
+            {"in_channels": columns, "base_channels": rows, "num_layers": num_layers},
+        )
+        if num_layers < 1:
+            return None
+    with torch.device("meta"):
+        model = cls(**arguments)
+    shapes = {key: value.shape for key, value in weights.items()}
+    return model if {key: value.shape for key, value in model.state_dict().items()} == shapes else None

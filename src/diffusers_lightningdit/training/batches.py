@@ -77,12 +77,13 @@ def train_steps(
         )
         batches = iter(dataloader)
         global_batches = ([next(batches) for _ in range(num_batches)] for _ in itertools.count())
-    size = part_size(config.global_batch_size, accelerator.num_processes, num_batches)
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    size = part_size(config.global_batch_size, rank, world_size, num_batches)
     while True:
-        seed_process(config.seed, batch_index, accelerator.process_index)
+        seed_process(config.seed, batch_index, rank)
         step = []
         for number, batch in enumerate(next(global_batches)):
-            first = (number * accelerator.num_processes + accelerator.process_index) * size
+            first = (number * world_size + rank) * size
             draws = KeyedRandom(config.seed, batch_index, range(first, first + size), accelerator.device)
             step.append((send_to_device(batch, accelerator.device, non_blocking=True), draws))
         yield step

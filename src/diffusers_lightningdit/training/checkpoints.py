@@ -22,6 +22,18 @@ CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 UNFINISHED_NAME = re.compile(r"\.checkpoint-\d+\.(partial|removed)")
 MANIFEST = "manifest.json"
 STATE_FILE = "state.json"  # everything that is no tensor
+STATE_ENTRIES = {
+    "step": int,
+    "position": int,
+    "optimizers": dict,
+    "optimizer_values": dict,
+    "lr_schedulers": dict,
+    "averages": dict,
+    "guard": dict,
+    "identity": dict,
+    "architectures": dict,
+    "settings": dict,
+}
 
 
 class DamagedCheckpoint(ValueError):
@@ -160,12 +172,16 @@ def latest_checkpoint(output_dir: str | Path, set_aside: bool = False) -> tuple[
 
 
 def read_state(path: Path) -> dict:
-    """The content of `state.json`; raises `DamagedCheckpoint`."""
+    """The content of `state.json`; raises `DamagedCheckpoint`, also if its entries are of other kinds."""
     file = path / STATE_FILE
     try:
-        return read_json(file)
+        state = read_json(file)
     except ValueError as error:
         raise DamagedCheckpoint(f"{file} is missing or damaged; required: as it was written.") from error
+    for key, kind in STATE_ENTRIES.items():
+        if type(state.get(key)) is not kind:
+            raise DamagedCheckpoint(f"`{key}` in {file} is {state.get(key)!r}; required: as it was written.")
+    return state
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ class TrainingConfig:
     """
 
     data: str = required("Folder or Hub id of the training data, for `datasets.load_dataset`.", group="Data")
+    allow_left_out: bool = setting(False, "Accept that files in a local folder of images are left out; they are named.")
     split: str = setting("train", "The split of the data set that is trained on.")
     image_column: str = setting("image", "The column of the images.")
     resolution: int = setting(256, "The side in pixels of the squares that images are cropped to.", minimum=1)

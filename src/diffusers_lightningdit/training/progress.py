@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """The display and the record of a training run: progress bar, `metrics.jsonl`, trackers, throughput."""
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
+from ..files import append_json, atomic_write
+from ..processes import on_main_process
 from .config import TrainingConfig
 
 METRICS_FILE = "metrics.jsonl"
@@ -129,20 +132,40 @@ class TrainingProgress:
     def record(self, step: int, metrics: dict[str, Any]) -> None:
         """Write a line of `metrics.jsonl`, and to the trackers."""
         if self.accelerator.is_main_process:
-            with open(Path(self.config.output_dir) / METRICS_FILE, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **metrics}) + "\n")
+            append_json(Path(self.config.output_dir) / METRICS_FILE, {"step": step, **metrics})
         if self.config.trackers:
             self.accelerator.log(metrics, step=step)
 
     def record_image(self, step: int, image: Image.Image) -> None:
         """Write `samples/step-<step>.png`, and show it in those trackers that show images; on the main process only."""
-        path = Path(self.config.output_dir) / "samples" / f"step-{step}.png"
+        path = self._image_path(step)
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
+        with atomic_write(path) as partial:
+            image.save(partial, format="PNG")
         for tracker in self.accelerator.trackers:
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             if hasattr(tracker, "log_images"):
                 tracker.log_images({"samples": np.asarray(image)[None]}, step=step, **layout)
+
+    def _image_path(self, step: int) -> Path:
+        return Path(self.config.output_dir) / "samples" / f"step-{step}.png"
+
+    def has_image(self, step: int) -> bool:
+        """Whether the image of a step was written, as every process hears from the main one."""
+        return on_main_process(self.accelerator, self._image_path(step).exists)
+
+    def has_validation(self, step: int) -> bool:
+        """Whether the validation of a step was recorded, as every process hears from the main one."""
+        return on_main_process(self.accelerator, lambda: step in self._validated_steps())
+
+    def _validated_steps(self) -> set[int]:
+        path, steps = Path(self.config.output_dir) / METRICS_FILE, set()
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError):  # the end of a line is missing: the disk was full
+                record = json.loads(line)
+                if any(key.startswith("validation_") for key in record):
+                    steps.add(record["step"])
+        return steps
 
     def __enter__(self) -> "TrainingProgress":
         return self

@@ -9,6 +9,7 @@ the data is a stream, whose place is saved.
 """
 
 import dataclasses
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +18,24 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..data.global_batches import GlobalBatchSampler
 from ..data.row_stream import RowStream
 from ..files import json_values, write_json
+from ..interruption import Interrupted
 from ..processes import on_main_process
-from .checkpoints import STATE_FILE, latest_checkpoint, new_checkpoint, read_state, remove_old_checkpoints
+from .checkpoints import (
+    STATE_FILE,
+    DamagedCheckpoint,
+    latest_checkpoint,
+    list_checkpoints,
+    new_checkpoint,
+    read_state,
+    remove_old_checkpoints,
+)
 from .config import TrainingConfig
 from .moving_averages import MovingAverages
 from .optimizers import make_lr_scheduler, set_schedule
@@ -211,12 +222,12 @@ class RunState:
                 f"{path}."
             )
         for key, value in self.must_match.items():
-            if state["identity"].get(key) != value:
-                raise ValueError(
-                    f"`{key}` is {value!r}; required: {state['identity'].get(key)!r}, as in the checkpoint {path}."
-                )
+            difference = first_difference(key, value, state["identity"].get(key))
+            if difference is not None:
+                raise ValueError("`{}` is {!r}; required: {!r}, as in the checkpoint {}.".format(*difference, path))
         for name in self.models:
             self._check_tensors(path, name)
+        self._check_entries(path / STATE_FILE, state)
         for key, value in self.settings.items():
             if key not in MAY_DIFFER and key in state["settings"] and state["settings"][key] != value:
                 self.report(f"`{key}` is now {value!r}; the checkpoint was trained with {state['settings'][key]!r}")
@@ -238,7 +249,7 @@ class RunState:
                         "same architecture (`weight_init` begins a new run with another one)."
                     )
         for name, optimizer in self._optimizer_classes().items():
-            saved_optimizer = state.get("optimizers", {}).get(name, optimizer)  # earlier versions did not record it
+            saved_optimizer = state["optimizers"].get(name)
             if saved_optimizer != optimizer:
                 raise ValueError(
                     f"the optimiser of `{name}` is {optimizer}; required: {saved_optimizer}, whose state is in the "
@@ -254,6 +265,22 @@ class RunState:
             if not file.is_file():
                 raise ValueError(f"the EMA decay {decay:g} is not in the checkpoint {path}; required: one that is.")
             check_shapes(TensorFile(file).shapes(), shadows, str(file))
+        file, parameters = path / f"{name}.optimizer.safetensors", trained_parameters(model)
+        for key, shape in TensorFile(file).shapes().items():
+            parameter = parameters.get(key.rpartition("|")[0])
+            if parameter is None or shape not in ([], [1], list(parameter.shape)):
+                raise ValueError(f"{file} has `{key}` of shape {shape}; required: the state of this run's optimiser.")
+
+    def _check_entries(self, file: Path, state: dict) -> None:
+        """Raise `DamagedCheckpoint` for entries of `state.json` that cannot be restored."""
+        try:
+            for name in self.models:
+                dict(state["optimizer_values"][name]), int(state["lr_schedulers"][name])
+            for name in self.averages:
+                int(state["averages"][name])
+            SpikeGuard().load_state_dict(state["guard"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedCheckpoint(f"{file} is damaged ({error!r}); required: as it was written.") from error
 
     def adopt(
         self,
@@ -297,26 +324,61 @@ class RunState:
             set_schedule(scheduler, scheduler.last_epoch + 1)
         self.step, self.batch_index = self.step + 1, self.batch_index + 1
 
-    def secure(self, checkpointing_steps: int | None, last_step: int) -> bool:
+    def secure(self, checkpointing_steps: int | None, last_step: int, stop: signal.Signals | None = None) -> bool:
         """After each step: save a checkpoint where one is due, or return to one after too many bad steps.
 
         No checkpoint is saved while steps are bad, because the weights may be: it is saved after the next good step.
+
+        Args:
+            checkpointing_steps: The steps between two checkpoints; None for none at all.
+            last_step: The last step of the run.
+            stop: The signal that asks the run to end, after a checkpoint.
 
         Returns:
             Whether the run went back to an earlier step.
 
         Raises:
             CheckpointWriteError, TrainingDiverged: as `save` and `roll_back` raise them.
+            Interrupted: if there was a signal.
         """
         if self.spike_guard.must_roll_back:
             self.roll_back()
             return True
         if checkpointing_steps is not None:
-            self._checkpoint_is_due |= self.step % checkpointing_steps == 0 or self.step == last_step
+            is_due = self.step % checkpointing_steps == 0 or self.step == last_step or stop is not None
+            self._checkpoint_is_due |= is_due
         if self._checkpoint_is_due and self.spike_guard.num_bad_in_a_row == 0:
             self.save()
             self._checkpoint_is_due = False
+        if stop is not None:
+            steps = on_main_process(self.accelerator, lambda: list_checkpoints(self.output_dir))
+            then = "there is no checkpoint"
+            if steps:
+                then = f"`resume_from_checkpoint=latest` goes on from step {steps[-1]}"
+            raise Interrupted(f"interrupted by {stop.name} after step {self.step}; {then}.", stop)
         return False
+
+    def check_result(self) -> None:
+        """Refuse to make a result of a run that has not learnt anything, or whose weights are not finite.
+
+        Raises:
+            TrainingDiverged: on every process.
+        """
+        if self.step and self.spike_guard.num_skipped >= self.step:
+            raise TrainingDiverged(
+                f"all {self.step} steps were bad and skipped; required: finite data and weights, or "
+                f"{self.spike_guard.advice}. No result is written."
+            )
+        for name in self.models:
+            states = [self.averaged_state(name, decay) for decay in self._shadows(name)]
+            tensors = [value for state in states or [trained_state(self.model(name))] for value in state.values()]
+            shards = [value.to_local() if isinstance(value, DTensor) else value for value in tensors]
+            num_bad = torch.stack([(~shard.isfinite().all()).float() for shard in shards]).sum()
+            if self.accelerator.reduce(num_bad) > 0:
+                raise TrainingDiverged(
+                    f"weights of the {name} are not finite after step {self.step}; required: an earlier checkpoint in "
+                    f"`resume_from_checkpoint`, and {self.spike_guard.advice}. No result is written."
+                )
 
     def roll_back(self) -> None:
         """Return to the newest checkpoint that is whole, and go on with the data after the current batch.
@@ -337,6 +399,17 @@ class RunState:
         self.report(
             f"{num_bad} steps in a row were bad at step {step}: back to {path}, step {self.step}, with later data"
         )
+
+
+def first_difference(key: str, value: Any, saved: Any) -> tuple[str, Any, Any] | None:
+    """None if two values are the same, or (key, value, saved): of long lists the first items that differ."""
+    if value == saved:
+        return None
+    if not isinstance(value, list) or not isinstance(saved, list):
+        return key, value, saved
+    if len(value) != len(saved):
+        return f"number of {key}", len(value), len(saved)
+    return next((f"{key}[{n}]", *pair) for n, pair in enumerate(zip(value, saved, strict=True)) if pair[0] != pair[1])
 
 
 def make_run_state(

@@ -130,7 +130,10 @@ def test_images_are_drawn_by_the_seed():
     [
         (["num_images=61"], "`num_images` is 61; required: at most 60, which `data` has."),
         (["num_images=5"], "`perplexity` is 5; required: above 0, below the 5 images."),
-        (["label_column=digit"], "`label_column` is 'digit'; required: a ClassLabel column among image, label."),
+        (
+            ["label_column=digit"],
+            "`label_column` is 'digit'; required: a column of class labels or",
+        ),
         (["feature_normalization=other"], "`feature_normalization` is 'other'; required: one of minus_one_to_one,"),
         (["resolution=30"], "`resolution` is 30; required: a multiple of the VAE's factor, 8."),
     ],

@@ -7,7 +7,12 @@ from safetensors.torch import load_file
 from diffusers_lightningdit import LightningDiTTransformer2DModel
 from diffusers_lightningdit.original import load_transformer
 from diffusers_lightningdit.original.transformer import transformer_rows
-from diffusers_lightningdit.training.transformer.weight_init import initialize_weights, load_initial_transformer
+from diffusers_lightningdit.training.transformer.weight_init import (
+    SWITCHES,
+    check_switches,
+    initialize_weights,
+    load_initial_transformer,
+)
 
 TINY = {"sample_size": 4, "in_channels": 4, "num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8}
 
@@ -53,6 +58,60 @@ def test_the_same_shapes_are_copied_silently():
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
 
 
+def rows(model) -> torch.Tensor:
+    return model.class_embedder.embedding_table.weight.detach()
+
+
+def test_rows_of_classes_go_by_name():
+    """In Unicode's form NFC, by a synonym, and the whole entry before its synonyms; the null class is the last."""
+    source, model = tiny(num_classes=5), tiny(num_classes=6)
+    before = rows(model).clone()
+    source_names = {0: "cat", 1: "dog, hound", 2: "cat, black", 3: "caf\u00e9", 4: "crane"}
+    names = {0: "hound", 1: "cafe\u0301", 2: "ox", 3: "cat, black", 4: "black", 5: "cat"}
+    remarks = initialize_weights(model, source.state_dict(), names, source_names)
+    for class_id, expected in {0: 1, 1: 3, 3: 2, 4: 2, 6: 5}.items():
+        assert torch.equal(rows(model)[class_id], rows(source)[expected]), names.get(class_id)
+    for class_id in (2, 5):  # new; and two classes are called "cat"
+        assert torch.equal(rows(model)[class_id], before[class_id])
+    assert remarks == [
+        "`class_embedder.embedding_table.weight`: rows by the names of classes, of which 4 are in `weight_init`",
+        "classes that are new or ambiguous, and keep their own initialisation: 'ox', 'cat'",
+    ]
+
+
+def test_names_in_the_same_order_are_no_remark_and_missing_ones_are():
+    source, model = tiny(), tiny()
+    names = {0: "a", 1: "b", 2: "c"}
+    assert initialize_weights(model, source.state_dict(), names, dict(names)) == []
+    assert torch.equal(rows(model), rows(source))
+    (remark,) = initialize_weights(model, source.state_dict(), names)
+    assert remark.endswith("rows by number, since `weight_init` has no names of classes")
+
+
+SOURCE = {"num_attention_heads": 4, "attention_head_dim": 12}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_attention_heads": 3, "attention_head_dim": 16},
+        {"use_rope": False},
+        {"use_qk_norm": True},
+        {"use_adaln_shift": False},
+        {"activation_fn": "gelu-approximate"},
+        {"norm_type": "layer_norm"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_switches_of_another_architecture(change):
+    source, model = tiny(**SOURCE), tiny(**SOURCE | change)
+    key = next(iter(change))
+    message = f"`weight_init` is 'x', whose transformer has `{key}` {source.config[key]!r}; required: {change[key]!r}"
+    with pytest.raises(ValueError, match=message):
+        check_switches(model, source.config, "`weight_init` is 'x'", SWITCHES)
+    check_switches(tiny(**SOURCE, num_classes=9, num_layers=3), source.config, "", SWITCHES)
+
+
 def test_missing_and_unknown_tensors_are_said():
     remarks = initialize_weights(tiny(use_qk_norm=True, num_layers=1), tiny(num_layers=2).state_dict())
     assert "`transformer_blocks.0.attn.norm_q.weight` is not in `weight_init`: keeps its own initialisation" in remarks
@@ -68,9 +127,17 @@ def test_sources(tmp_path, golden):
     tiny().save_pretrained(tmp_path / "model")
     tiny().save_pretrained(tmp_path / "pipeline" / "transformer")
     for folder in ("model", "pipeline"):
-        assert load_initial_transformer(str(tmp_path / folder)).config.num_classes == 3
+        assert load_initial_transformer(str(tmp_path / folder))[0].config.num_classes == 3
     path = str(golden("dit/learn_sigma_p2/ckpt_train.pt"))
-    assert load_initial_transformer(path).config.learn_sigma
+    assert load_initial_transformer(path)[0].config.learn_sigma
+    (tmp_path / "model" / "config.json").write_text("[" * 5000)
+    broken = tiny()
+    torch.nn.init.constant_(broken.proj_out.bias, float("nan"))
+    broken.save_pretrained(tmp_path / "broken")
+    for folder, reason in (("model", "recursion"), ("broken", "`proj_out.bias` has values that are NaN or infinite")):
+        with pytest.raises(ValueError, match=f"^`weight_init` is '{tmp_path / folder}'.*{reason}") as error:
+            load_initial_transformer(str(tmp_path / folder))
+        assert "\n" not in str(error.value)
     for name in (str(tmp_path), str(tmp_path / "none"), str(tmp_path / "none.pt")):
         with pytest.raises(ValueError, match=r"no such file|required: folder or Hub id of a LightningDiT transformer"):
             load_initial_transformer(name)

@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ...files import read_json, write_json
+from ...files import write_json
 from ...processes import patient_accelerator
 from ..drawn_images import DrawnImages, check_sampling, load_pipeline, set_scheduler, try_pipeline
 from ..generation_config import GenerationConfig
@@ -30,7 +30,7 @@ from ..image_archive import write_npz
 from ..image_sets import ArchiveImages
 from ..ordered_batches import exact_arithmetic
 from ..provenance import IMAGES, SAMPLES_FILE, check_folder, samples_provenance
-from ..records import collected_warnings, measurement_record, run_command
+from ..records import collected_warnings, measurement_record, read_record, run_command
 from ..reference import Reference, measure_reference, measure_set
 from ..set_statistics import SetStatistics, make_network, read_all
 
@@ -123,7 +123,7 @@ def pack(config: GenerationConfig, images: DrawnImages | ArchiveImages) -> None:
 def check_pixels(folder: Path, num_images: int, pixels_sha256: str) -> None:
     """Raise ValueError if an earlier run of this set has measured other pixels of the same number of images."""
     file = folder / RESULTS_FILE
-    before = read_json(file)["samples"] if file.is_file() else {}
+    before = read_record(file)["samples"] if file.is_file() else {}
     hash_before = before.get("pixels_sha256", pixels_sha256)
     if before.get("num_images") == num_images and hash_before != pixels_sha256:
         raise ValueError(

@@ -24,6 +24,7 @@ from diffusers import ModelMixin
 from ...files import atomic_write, check_output_dir, partial_name, weights_sha256, write_json
 from ...metrics.alignment import distance_matrix_gap, linear_cka
 from ...metrics.channel_statistics import channel_statistics
+from ...metrics.finite import check_finite
 from ...metrics.interpolation_distance import interpolation_distance
 from ...metrics.linear_classifier import can_be_split, linear_probe_accuracy, probed_images
 from ...metrics.uniformity import check_scikit_learn, point_density, principal_plane, tsne_plane, uniformity
@@ -90,6 +91,7 @@ class LatentMeasures:
         values = {"latents": mean_latents(self.vae, pixels)}
         if self.foundation_model is not None:
             values["features"] = self.foundation_model(pixels, tuple(values["latents"].shape[2:]))
+        check_finite(**values)
         if "class_labels" in batch:
             values["labels"] = batch["class_labels"]
         return values

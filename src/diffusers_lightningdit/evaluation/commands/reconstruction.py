@@ -32,6 +32,7 @@ from ...files import (
     weights_sha256,
     write_json,
 )
+from ...metrics.finite import check_finite
 from ...metrics.frechet import FeatureStatistics
 from ...metrics.image_similarity import peak_signal_to_noise_ratio, structural_similarity
 from ...networks.inception import PUBLISHED_SHA256
@@ -133,6 +134,7 @@ class ReconstructionMeasures:
         if self.features is not None:
             values["real"] = self.features(originals)["features"]
             values["reconstructed"] = self.features(reconstructions)["features"]
+        check_finite(**{name: tensor for name, tensor in values.items() if name != "psnr_db"})  # inf of equal images
         return values
 
 

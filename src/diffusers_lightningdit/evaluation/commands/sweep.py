@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
-from ...files import atomic_write, json_values, read_json, write_json
+from ...files import atomic_write, json_values, write_json
 from ...processes import patient_accelerator
 from ...settings import check_settings, make_config, nested, one_line_errors, parse_config, required, setting
 from ..drawn_images import load_pipeline, set_scheduler
@@ -29,6 +29,7 @@ from ..generation_config import GenerationConfig
 from ..generation_metrics import metric_names
 from ..plots import check_matplotlib, plot_bars, plot_lines
 from ..provenance import IMAGES, check_folder, first_difference, pipeline_provenance, samples_provenance
+from ..records import read_record
 from ..reference import content_sha256, open_reference
 from ..set_statistics import make_network
 from .generation import ARCHIVE, RESULTS_FILE, evaluate_generation
@@ -166,7 +167,7 @@ def finished_record(settings: GenerationConfig) -> dict[str, Any] | None:
     path = Path(settings.output_dir) / RESULTS_FILE
     if not path.is_file():
         return None
-    record = read_json(path)
+    record = read_record(path)
     wanted = json_values(dataclasses.asdict(settings))
     for name, value in wanted.items():
         if name not in IRRELEVANT_SETTINGS and record["settings"].get(name) != value:

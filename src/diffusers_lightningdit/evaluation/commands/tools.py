@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from ...files import atomic_write
 from ...grids import draw_labelled_grid
 from ...settings import check_settings, one_line_errors, parse_config, required, setting
-from ..drawn_images import check_sampling, load_pipeline, set_scheduler
+from ..drawn_images import check_sampling, checked_decoding, load_pipeline, set_scheduler
 from ..image_archive import check_new_file, pack_folder, unpack_archive
 
 
@@ -84,9 +84,10 @@ def draw_class_grid(config: GridConfig) -> tuple[int, int]:
     chosen = list(range(min(10, num_classes)) if config.classes is None else config.classes)
     class_ids = pipeline.get_label_ids(chosen)
     pipeline.to(Accelerator().device)
-    grid = draw_labelled_grid(
-        pipeline, class_ids, config.num_columns, config.seed, config.batch_size, config.zoom, **config.sampling
-    )
+    with checked_decoding(pipeline):
+        grid = draw_labelled_grid(
+            pipeline, class_ids, config.num_columns, config.seed, config.batch_size, config.zoom, **config.sampling
+        )
     with atomic_write(config.output) as partial:
         grid.save(partial, format="PNG")
     return len(class_ids), config.num_columns

@@ -34,7 +34,7 @@ class FlowTrainingConfig(TrainingConfig):
     label_column: str = setting("label", "The column of the class labels of images.")
     num_classes: int | None = setting(
         None,
-        "The number of classes of latents that come without names of classes; null: the highest label plus 1.",
+        "The number of classes of data that come without names of classes; required then.",
         minimum=1,
     )
     check_statistics: bool = setting(

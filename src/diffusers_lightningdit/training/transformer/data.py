@@ -59,8 +59,16 @@ def load_data(
     if config.data_kind == "images":
         sample_size = latents_size(config.resolution, vae)
         label_column = config.label_column if labels else None
-        images = ImageDataset(data, config.resolution, split, config.image_column, label_column)
-        return TransformerData(images, sample_size, len(images.id2label or {}), images.id2label)
+        images = ImageDataset(
+            data,
+            config.resolution,
+            split,
+            config.image_column,
+            label_column,
+            num_classes=config.num_classes,
+            allow_left_out=config.allow_left_out,
+        )
+        return TransformerData(images, sample_size, images.num_classes, images.id2label)
     latents = LatentsDataset(
         data,
         split,
@@ -87,7 +95,9 @@ def _load_stream(
     if config.data_kind == "images":
         sample_size = latents_size(config.resolution, vae)
         label_column = config.label_column if labels else None
-        source = StreamedImages(data, config.resolution, split, config.image_column, label_column, random_flip)
+        source = StreamedImages(
+            data, config.resolution, split, config.image_column, label_column, random_flip, config.allow_left_out
+        )
         num_classes = len(source.id2label or {})
     else:
         source = StreamedLatents(data, split, random_flip, config.num_classes)

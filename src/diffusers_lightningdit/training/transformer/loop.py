@@ -12,6 +12,7 @@ from ...data.global_batches import GlobalBatchSampler
 from ...data.row_stream import RowStream
 from ...flow_matching import flow_matching_losses, logit_normal_times, uniform_times
 from ...grids import draw_grid
+from ...interruption import Interruption
 from ...keyed_random import KeyedRandom
 from ...models import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from ..batches import train_steps
@@ -159,7 +160,25 @@ def train(
     state.report = progress.report
     steps = train_steps(config, dataset, sampler, state.batch_index, accelerator)
 
-    with progress:
+    def observe(only_missing: bool = False) -> None:
+        """Measure and draw after this step what is due, or only what a run that was killed after it did not come to."""
+        step, last = state.step, config.max_train_steps
+        if due(step, config.validation_steps, last) and not (only_missing and progress.has_validation(step)):
+            num_samples = config.num_validation_samples
+            progress.record(
+                step, validation_losses(model, validation, vae, num_samples, micro_batch_size, config.seed, accelerator)
+            )
+        if due(step, config.sample_steps, last) and not (only_missing and progress.has_image(step)):
+            pipeline = make_pipeline()
+            if pipeline is not None:
+                pipeline.to(accelerator.device)
+                grid = draw_grid(pipeline, config.num_samples, config.seed, micro_batch_size, sample_class_ids)
+                progress.record_image(step, grid)
+            accelerator.wait_for_everyone()
+
+    with progress, Interruption() as interruption:
+        if state.step > 0:
+            observe(only_missing=True)
         while state.step < config.max_train_steps:
             losses = []
             micro_batches = next(steps)
@@ -177,18 +196,8 @@ def train(
             )
             progress.update(state.step, metrics)
 
-            if state.secure(config.checkpointing_steps, config.max_train_steps):
+            stop = interruption.of_any_process(accelerator)
+            if state.secure(config.checkpointing_steps, config.max_train_steps, stop):
                 continue  # back at an earlier step
-            if due(state.step, config.validation_steps, config.max_train_steps):
-                num_samples = config.num_validation_samples
-                progress.record(
-                    state.step,
-                    validation_losses(model, validation, vae, num_samples, micro_batch_size, config.seed, accelerator),
-                )
-            if due(state.step, config.sample_steps, config.max_train_steps):
-                pipeline = make_pipeline()
-                if pipeline is not None:
-                    pipeline.to(accelerator.device)
-                    grid = draw_grid(pipeline, config.num_samples, config.seed, micro_batch_size, sample_class_ids)
-                    progress.record_image(state.step, grid)
-                accelerator.wait_for_everyone()
+            observe()
+    state.check_result()

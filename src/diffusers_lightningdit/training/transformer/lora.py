@@ -18,11 +18,66 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ...data.streamed_rows import StreamedRows
+from ...files import read_model
 from ...models import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from ...models.transformer_lightningdit import NEW_CLASSES_NAMES, NEW_CLASSES_WEIGHT
 from ...pipelines.pipeline_lightningdit import LightningDiTPipeline
+from ...settings import required, setting
+from .config import FlowTrainingConfig
 from .data import TransformerData, load_data
-from .lora_config import LoraTrainingConfig
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Settings
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class LoraTrainingConfig(FlowTrainingConfig):
+    """Settings of train_lightningdit_lora.py.
+
+    Raises:
+        ValueError: for a value that cannot be trained with.
+    """
+
+    new_classes: dict = setting(
+        {},
+        "Names of classes that the pipeline does not know, each with the name or id of the class whose embedding it "
+        "begins with (null: the mean of all); the other classes of the data are the pipeline's of the same names.",
+        group="Data",
+    )
+    class_name: str | None = setting(
+        None, "The class of all images, for a folder of images of one class, which has no labels."
+    )
+    check_statistics: bool = setting(
+        False,
+        "Check that latents have the statistics of the VAE; they normalise the latents, whatever those of other data "
+        "are.",
+    )
+
+    pipeline: str = required("Folder or Hub id of the pipeline that learns.", group="Model")
+    rank: int = setting(16, "The LoRA rank.", minimum=1)
+    alpha: float | None = setting(
+        None, "The LoRA's product is scaled by `alpha` / `rank`; null: `alpha` is `rank`.", above=0
+    )
+    target_modules: tuple[str, ...] = setting(
+        ("to_q", "to_k", "to_v", "to_out.0"),
+        "The names of the linear layers that get a LoRA; ff.net.0.proj and ff.net.2 are those of the MLP.",
+    )
+
+    global_batch_size: int = 32
+    max_train_steps: int = 1000
+    learning_rate: float = 5e-4
+    ema_decay: float = 0.99
+    checkpointing_steps: int | None = 250
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.target_modules:
+            raise ValueError("`target_modules` is []; required: at least one name of a linear layer.")
+        for name, start in self.new_classes.items():
+            if not isinstance(name, str) or not isinstance(start, str | int | None) or isinstance(start, bool):
+                raise ValueError(f"`new_classes.{name}` is {start!r}; required: name or id of a class, or null.")
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Pipeline
@@ -35,18 +90,12 @@ def load_pipeline(name: str) -> LightningDiTPipeline:
     Raises:
         ValueError: in one line, if there is none, it is another kind, or its VAE has no statistics.
     """
-    required = "required: folder or Hub id of a LightningDiTPipeline with an AutoencoderVAVAE"
-    try:
-        class_name = LightningDiTPipeline.load_config(name)["_class_name"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"`pipeline` is {name!r}; {required}.") from error
-    if class_name != LightningDiTPipeline.__name__:
-        raise ValueError(f"`pipeline` is {name!r}, a {class_name}; {required}.")
-    pipeline = LightningDiTPipeline.from_pretrained(name)
+    needed = "folder or Hub id of a LightningDiTPipeline with an AutoencoderVAVAE"
+    pipeline = read_model(LightningDiTPipeline, name, "pipeline", needed)
     if not isinstance(pipeline.vae, AutoencoderVAVAE):
-        raise ValueError(f"`pipeline` is {name!r}, with a {type(pipeline.vae).__name__}; {required}.")
+        raise ValueError(f"`pipeline` is {name!r}, with a {type(pipeline.vae).__name__}; required: {needed}.")
     if pipeline.vae.config.latents_mean is None:
-        raise ValueError(f"`pipeline` is {name!r}, whose VAE has no `latents_mean` in its config; {required}.")
+        raise ValueError(f"`pipeline` is {name!r}, whose VAE has no `latents_mean` in its config; required: {needed}.")
     pipeline.vae.requires_grad_(False).eval()
     return pipeline
 
@@ -58,18 +107,11 @@ def load_pipeline(name: str) -> LightningDiTPipeline:
 
 @dataclass
 class Classes:
-    """The classes of a pipeline that the data has.
+    """The classes of a pipeline that the data has."""
 
-    Attributes:
-        id_of_label: The id, in the pipeline with the new classes, of each label of the data; of None if the data has no
-            labels.
-        new_names: The names of the new classes, whose ids follow the pipeline's.
-        first_rows: The pipeline's class whose row each of them begins with; None for the mean of all.
-    """
-
-    id_of_label: dict[int | None, int]
-    new_names: list[str]
-    first_rows: list[int | None]
+    id_of_label: dict[int | None, int]  # in the pipeline with the new classes; of None if the data has no labels
+    new_names: list[str]  # of the new classes, whose ids follow the pipeline's
+    first_rows: list[int | None]  # the pipeline's class whose row each of them begins with; None for the mean of all
 
     @property
     def ids(self) -> list[int]:
@@ -142,6 +184,10 @@ class Relabelled(Dataset):
     def __init__(self, dataset: Dataset, id_of_label: dict[int | None, int]):
         self.dataset = dataset
         self.id_of_label = id_of_label
+
+    def summary(self) -> str:
+        """The summary of the data set, with the names of its own classes."""
+        return self.dataset.summary()
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -22,9 +22,9 @@ class Stage:
     """A stretch of training with one objective.
 
     Attributes:
-        first_step: steps before it.
-        num_steps: of it.
-        losses: its weights and margins; `disc_start` counts from `first_step`.
+        first_step: The steps before the stage.
+        num_steps: The steps of the stage.
+        losses: The weights and margins of the losses; `disc_start` counts from `first_step`.
     """
 
     first_step: int

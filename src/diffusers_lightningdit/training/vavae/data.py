@@ -35,4 +35,6 @@ def _load(
     config: VAVAETrainingConfig, data: str, split: str, label_column: str | None
 ) -> ImageDataset | StreamedImages:
     arguments = (data, config.resolution, split, config.image_column, label_column)
-    return StreamedImages(*arguments, config.random_flip) if config.streaming else ImageDataset(*arguments)
+    if config.streaming:
+        return StreamedImages(*arguments, config.random_flip, config.allow_left_out)
+    return ImageDataset(*arguments, allow_left_out=config.allow_left_out)

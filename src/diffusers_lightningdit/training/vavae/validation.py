@@ -73,7 +73,16 @@ class AutoencoderValidation:
         vae = vae.to(self.accelerator.device)
         gathered: dict[str, list[torch.Tensor]] = {}
         for batch in self.batches:
-            for name, values in self._measure(vae, batch).items():
+            try:
+                measured, error = self._measure(vae, batch), None
+            except ValueError as bad:  # weights that have gone bad
+                measured, error = {}, one_line(bad)
+            if self.accelerator.reduce(torch.tensor(float(error is not None), device=self.accelerator.device)) > 0:
+                if "validation" not in self.left_out:
+                    self.report(f"validation is left out: {error or 'numbers of another process are not finite'}")
+                self.left_out.add("validation")
+                return {}
+            for name, values in measured.items():
                 values = self.accelerator.gather(values.contiguous())
                 if self.accelerator.is_main_process:
                     gathered.setdefault(name, []).append(values.cpu())

@@ -7,7 +7,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from diffusers_lightningdit.data.image_rows import ImageRows
+from diffusers_lightningdit.data.latent_caching import ShardedImages
 
 
 def read_all(rows, size=2, wanted=lambda shard: True):
@@ -34,8 +34,8 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_image_folder(folder, streaming):
-    rows = ImageRows(str(folder), "train", "image", "label", 8, streaming)
-    assert rows.num_images == (None if streaming else 5)
+    rows = ShardedImages(8, str(folder), "train", "image", "label", streaming)
+    assert rows.num_images == 5
     assert rows.id2label == {0: "cat", 1: "dog"}
     shards = read_all(rows)
     assert [shard for shard, _ in shards] == [0, 1, 2]
@@ -48,12 +48,11 @@ def test_image_folder(folder, streaming):
     assert samples[2].name == f"{folder}/cat/2.png (row 2)"
     assert samples[2].error.startswith(("OSError: ", "SyntaxError: "))
     assert samples[3].error.startswith("an image has mode 'I;16'; required")
-    assert samples[3].report().keys() == {"index", "name", "error"}
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_only_the_wanted_shards(folder, streaming):
-    rows = ImageRows(str(folder), "train", "image", "label", 8, streaming)
+    rows = ShardedImages(8, str(folder), "train", "image", "label", streaming)
     shards = read_all(rows, wanted=lambda shard: shard != 1)
     assert [(shard, [sample.index for sample in part]) for shard, part in shards] == [(0, [0, 1]), (2, [4])]
 
@@ -66,7 +65,7 @@ def test_webdataset(tmp_path, streaming):
                 member = tarfile.TarInfo(f"{number:03d}.{suffix}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-    rows = ImageRows(str(tmp_path), "train", "png", "cls", 8, streaming)
+    rows = ShardedImages(8, str(tmp_path), "train", "png", "cls", streaming)
     samples = [sample for _, part in read_all(rows) for sample in part]
     assert rows.id2label is None
     assert [(sample.label, sample.error) for sample in samples] == [(0, None), (1, None), (2, None)]
@@ -77,7 +76,7 @@ def test_labels_that_are_none(tmp_path):
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
     columns = {"image": [Image.new("L", (8, 8))] * 3, "label": [1, -1, None]}
     Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "train.parquet")
-    (_, samples), *_ = read_all(ImageRows(str(tmp_path), "train", "image", "label", 8), size=3)
+    (_, samples), *_ = read_all(ShardedImages(8, str(tmp_path), "train", "image", "label"), size=3)
     assert [sample.error for sample in samples] == [
         None,
         "its label is -1",
@@ -100,4 +99,4 @@ def test_errors(tmp_path, arguments, message):
     Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "train.parquet")
     defaults = {"data": str(tmp_path), "split": "train", "image_column": "image", "label_column": "label"}
     with pytest.raises(ValueError, match=message):
-        ImageRows(**{**defaults, **arguments}, resolution=8)
+        ShardedImages(8, *{**defaults, **arguments}.values())
