@@ -555,6 +555,11 @@ def check_components(transformer, vae) -> None:
         raise ValueError(
             f"`vae` has {latent_channels} latent channels; required: the transformer's `in_channels` {in_channels}."
         )
+    if vae.config.get("latents_mean") is not None and vae.config.get("shift_factor"):
+        raise ValueError(
+            f"`vae` has the `shift_factor` {vae.config.shift_factor} beside `latents_mean`; required: one of the two, "
+            "which are subtracted."
+        )
 
 
 def image_size(transformer, vae, height: int | None, width: int | None) -> tuple[int, int]:

@@ -310,3 +310,63 @@ def test_strength_1_keeps_no_trace_of_the_image(scheduler, make_pipeline):
     expected = pipe(1, generator=seeded(1), **settings).images
     for image in (IMAGE, Image.new("RGB", (8, 8), "white")):
         assert torch.equal(edit(1, image=image, strength=1.0, generator=seeded(1), **settings).images, expected)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names, layerwise casting
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_name_goes_before_a_synonym(make_pipeline):
+    pipe = make_pipeline(id2label={0: "cat, black", 1: "cat", 2: "dog", 3: "dog"})
+    assert pipe.get_label_ids(["cat", "CAT", "black", "cat, black"]) == [1, 1, 0, 0]
+    with pytest.raises(ValueError, match=r"'dog' of several classes; use one of the ids \[2, 3\]"):
+        pipe.get_label_ids("dog")
+
+
+def test_names_compare_in_nfc(make_pipeline):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    for name, other in ((composed, decomposed), (decomposed, composed)):
+        pipe = make_pipeline(id2label={0: "tea", 1: name})
+        assert pipe.get_label_ids([name, other, other.upper()]) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("id2label", [{0: None}, {"a": "cat"}, {0: 3}, ["cat"], {10**30: "cat"}, {True: "cat"}])
+def test_id2label_of_another_kind(id2label, make_pipeline):
+    with pytest.raises(ValueError, match="^`id2label` "):
+        make_pipeline(id2label=id2label)
+
+
+def test_layerwise_casting_of_a_float32_pipeline(pipe):
+    """The call of docs/features.md."""
+    settings = {"generator": None, "num_inference_steps": 3, "output_type": "latent"}
+    expected = pipe(0, **settings | {"generator": seeded()}).images
+    pipe.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    images = pipe(0, **settings | {"generator": seeded()}).images
+    assert 0 < (images - expected).pow(2).mean().sqrt() < 0.5 * expected.std()
+
+
+def test_shift_factor_beside_statistics_is_refused(make_pipeline, make_vae):
+    with pytest.raises(ValueError, match=r"`shift_factor` is 0.5 beside `latents_mean`; required: one of the two"):
+        make_vae(shift_factor=0.5)
+    vae = overflowing_vae(latents_mean=[0.0] * 4, latents_std=[1.0] * 4, shift_factor=0.5)
+    with pytest.raises(ValueError, match=r"`vae` has the `shift_factor` 0.5 beside `latents_mean`"):
+        make_pipeline(vae=vae)(0)
+
+
+def test_statistics_take_the_place_of_the_scaling_factor(make_vae):
+    """Those of Stable Diffusion's VAE, cached: latents of deviation 1, not 0.18."""
+    vae = make_vae(latents_mean=None, latents_std=None, scaling_factor=0.18215, shift_factor=0.5)
+    latents = 3 + torch.randn(64, 4, 8, 8, generator=seeded()) / 0.18215
+    assert torch.equal(vae.normalize_latents(latents), (latents - 0.5) * 0.18215)
+    torch.testing.assert_close(vae.denormalize_latents(vae.normalize_latents(latents)), latents)
+    mean, std = (latents.mean((0, 2, 3), keepdim=True), latents.std((0, 2, 3), keepdim=True))  # [1, C, 1, 1]
+    vae.set_latents_statistics(mean, std)
+    assert vae.config.latents_mean == mean.flatten().tolist()
+    assert vae.normalize_latents(latents).std().item() == pytest.approx(1, abs=0.01)
+    vae.register_to_config(scaling_factor=0.18215)  # the original's latent_multiplier, beside statistics
+    vae.set_latents_statistics(mean, std)
+    assert vae.normalize_latents(latents).std().item() == pytest.approx(0.18215, abs=0.01)
+    for broken in ([float("inf")] * 4, [float("nan")] * 4):
+        with pytest.raises(ValueError, match="`latents_mean` is .*; required: finite numbers"):
+            vae.set_latents_statistics(broken, std)
