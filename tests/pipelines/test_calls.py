@@ -333,7 +333,7 @@ def test_names_compare_in_nfc(make_pipeline):
 
 @pytest.mark.parametrize("id2label", [{0: None}, {"a": "cat"}, {0: 3}, ["cat"], {10**30: "cat"}, {True: "cat"}])
 def test_id2label_of_another_kind(id2label, make_pipeline):
-    with pytest.raises(ValueError, match="^`id2label` "):
+    with pytest.raises(ValueError, match=r"^`id2label` "):
         make_pipeline(id2label=id2label)
 
 
@@ -368,5 +368,16 @@ def test_statistics_take_the_place_of_the_scaling_factor(make_vae):
     vae.set_latents_statistics(mean, std)
     assert vae.normalize_latents(latents).std().item() == pytest.approx(0.18215, abs=0.01)
     for broken in ([float("inf")] * 4, [float("nan")] * 4):
-        with pytest.raises(ValueError, match="`latents_mean` is .*; required: finite numbers"):
+        with pytest.raises(ValueError, match=r"`latents_mean` is .*; required: finite numbers"):
             vae.set_latents_statistics(broken, std)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xf5" * 600, b"version https://git-lfs.github.com/spec/v1\n", b"\x08" + 7 * b"\0" + b'{"a": -4}']
+)
+def test_a_damaged_lora_is_named(content, pipe, tmp_path):
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{file} cannot be read as a LoRA") as caught:
+        pipe.load_lora_weights(tmp_path, weight_name=file.name)
+    assert "\n" not in str(caught.value)
