@@ -555,6 +555,11 @@ def check_components(transformer, vae) -> None:
         raise ValueError(
             f"`vae` has {latent_channels} latent channels; required: the transformer's `in_channels` {in_channels}."
         )
+    if vae.config.get("latents_mean") is not None and vae.config.get("shift_factor"):
+        raise ValueError(
+            f"`vae` has the `shift_factor` {vae.config.shift_factor} beside `latents_mean`; required: one of the two, "
+            "which are subtracted."
+        )
 
 
 def image_size(transformer, vae, height: int | None, width: int | None) -> tuple[int, int]:
@@ -909,6 +914,28 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
     def interrupt(self) -> bool:
         """Whether the remaining steps are skipped; a callback sets `pipe._interrupt = True`, or another thread does."""
         return self._interrupt or getattr(self, "_pipeline", self)._interrupt
+
+    # -- LoRA --------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def lora_state_dict(cls, pretrained_model_name_or_path_or_dict, **kwargs):
+        """Read the file of a LoRA as diffusers does, but name it if it is damaged.
+
+        Raises:
+            ValueError: For a file that cannot be read.
+        """
+        place = Path(str(pretrained_model_name_or_path_or_dict)[:4096], str(kwargs.get("weight_name") or ""))
+        try:
+            return super().lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
+        except ValueError as error:
+            if not isinstance(error, UnicodeError):
+                raise
+            reason = error
+        except Exception as error:  # a damaged file raises nearly anything
+            if not os.path.lexists(place):  # on the Hub, or missing, which diffusers says well
+                raise
+            reason = error
+        raise ValueError(f"{place} cannot be read as a LoRA ({shown(reason)}); required: a sound file.") from reason
 
     # -- arguments -------------------------------------------------------------------------------------------------
 

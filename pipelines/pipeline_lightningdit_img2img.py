@@ -214,7 +214,7 @@ class LightningDiTImg2ImgPipeline(SamplingMixin, DiffusionPipeline):
         if begin is None:
             raise ValueError(
                 f"`strength` is {strength} with {num_inference_steps} steps, of which none starts at "
-                f"t >= {1 - strength:g}; required: a greater strength or more steps."
+                f"t >= {float(1 - strength):g}; required: a greater strength or more steps."
             )
         self.scheduler.set_begin_index(begin)
         return times[begin:]

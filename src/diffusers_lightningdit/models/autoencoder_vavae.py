@@ -61,6 +61,11 @@ class AutoencoderVAVAE(LightningDiTModelMixin, AutoencoderKL):
         if up_block_types is None:
             up_block_types = ("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * (num_levels - 1)
         check_latents_statistics(latents_mean, latents_std, latent_channels)
+        if latents_mean is not None and shift_factor:
+            raise ValueError(
+                f"`shift_factor` is {shift_factor} beside `latents_mean`; required: one of the two, "
+                "which are subtracted."
+            )
         super().__init__(
             in_channels=in_channels,
             out_channels=out_channels,
@@ -83,7 +88,10 @@ class AutoencoderVAVAE(LightningDiTModelMixin, AutoencoderKL):
         )
 
     def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Normalise raw latents [B, C, height, width] for the transformer: (latents - mean) / std * scaling_factor."""
+        """Normalise raw latents [B, C, height, width] for the transformer: (latents - mean) / std * scaling_factor.
+
+        Without statistics, the mean is `shift_factor` and std is 1, as in `AutoencoderKL`.
+        """
         mean, std = self._latents_statistics(latents)
         return (latents - mean) / std * self.config.scaling_factor
 
@@ -92,18 +100,24 @@ class AutoencoderVAVAE(LightningDiTModelMixin, AutoencoderKL):
         mean, std = self._latents_statistics(latents)
         return latents * std / self.config.scaling_factor + mean
 
-    def set_latents_statistics(self, mean: list[float], std: list[float]) -> None:
-        """Store the statistics of raw latents per channel in the config.
+    def set_latents_statistics(self, mean: list[float] | torch.Tensor, std: list[float] | torch.Tensor) -> None:
+        """Store the statistics of raw latents per channel in the config, lists or tensors [C] or [1, C, 1, 1].
+
+        A `scaling_factor` and `shift_factor` without statistics normalise in their place (0.18215 is one over the
+        deviation of Stable Diffusion's latents), so that the first statistics replace them.
 
         Raises:
             ValueError: If they are not one number per latent channel, or a standard deviation is not positive.
         """
+        mean, std = (value.flatten().tolist() if hasattr(value, "flatten") else value for value in (mean, std))
         check_latents_statistics(mean, std, self.config.latent_channels)
+        if self.config.latents_mean is None:
+            self.register_to_config(scaling_factor=1.0, shift_factor=None)
         self.register_to_config(latents_mean=list(mean), latents_std=list(std))
 
     def _latents_statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.config.latents_mean is None:
-            return latents.new_zeros(1), latents.new_ones(1)
+            return latents.new_tensor([self.config.shift_factor or 0.0]), latents.new_ones(1)
         mean = latents.new_tensor(self.config.latents_mean).view(1, -1, 1, 1)
         std = latents.new_tensor(self.config.latents_std).view(1, -1, 1, 1)
         return mean, std
@@ -145,5 +159,7 @@ def check_latents_statistics(mean: list[float] | None, std: list[float] | None, 
                 f"`{name}` has {None if value is None else len(value)} values; required: one for each of the "
                 f"{latent_channels} latent channels, or None for both `latents_mean` and `latents_std`."
             )
+        if not all(abs(number) < float("inf") for number in value):  # false of NaN, too
+            raise ValueError(f"`{name}` is {list(value)}; required: finite numbers.")
     if not all(value > 0 for value in std):
         raise ValueError(f"`latents_std` has the value {min(std)}; required: positive numbers.")

@@ -451,6 +451,15 @@ class LightningDiTTransformer2DModel(
             del plan["rope"]
         return plan
 
+    def enable_layerwise_casting(self, storage_dtype=torch.float8_e4m3fn, compute_dtype=None, *args, **kwargs) -> None:
+        """Enable layerwise casting as diffusers does, also on a model that is not in the type for computing yet.
+
+        diffusers alone would leave embeddings and norms in their type, which does not go together with the others'.
+        """
+        if compute_dtype not in (None, self.dtype):
+            self.to(compute_dtype)
+        super().enable_layerwise_casting(storage_dtype, compute_dtype, *args, **kwargs)
+
     def enable_cache(self, config) -> None:
         """Enable a cache as diffusers does, with settings of `FasterCacheConfig` that fit this model.
 

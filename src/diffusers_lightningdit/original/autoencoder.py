@@ -309,10 +309,8 @@ def load_autoencoder(
 
 def build_autoencoder(parts: AutoencoderParts, latents_stats: str | Path | dict | None = None) -> AutoencoderVAVAE:
     """The model of translated parts, with the statistics of its latents if given."""
-    config = dict(parts.config)
+    model = empty_autoencoder(dict(parts.config))
     if latents_stats is not None:
-        mean, std = read_latents_statistics(latents_stats, config["latent_channels"])
-        config |= {"latents_mean": mean, "latents_std": std}
-    model = empty_autoencoder(config)
+        model.set_latents_statistics(*read_latents_statistics(latents_stats, model.config.latent_channels))
     model.load_state_dict(parts.state_dict, assign=True)
     return model.eval()
