@@ -854,20 +854,6 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
     _interrupt = False
     _current_timestep = None
 
-    @classmethod
-    def lora_state_dict(cls, pretrained_model_name_or_path_or_dict: str | os.PathLike | dict, **kwargs):
-        """Read a LoRA's file as diffusers does, with a ValueError that names a local file which is damaged."""
-        try:
-            return super().lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
-        except ValueError:
-            raise
-        except Exception as error:  # a damaged file raises nearly anything
-            place = os.path.join(str(pretrained_model_name_or_path_or_dict), str(kwargs.get("weight_name") or ""))
-            if not os.path.lexists(place):  # on the Hub, or missing, which diffusers says well
-                raise
-            text = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{place} cannot be read as a LoRA ({text}); required: a sound file.") from error
-
     def __init__(self, transformer, vae, scheduler, id2label: dict | None = None, sampling_recipe: dict | None = None):
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)

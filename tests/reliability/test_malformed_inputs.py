@@ -205,7 +205,6 @@ def test_latents_that_are_trained_on(seed, latents_folder, trained_vae, transfor
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=False, reason="the check that makes these one line was not run to its end yet")
 @seeds(20)
 def test_a_lora(seed, pipeline_folder, tmp_path):
     """A LoRA that is loaded whole draws; one that is refused leaves the pipeline as it was."""
