@@ -115,7 +115,6 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
             ode_atol, ode_rtol: The tolerances of "dopri5".
             guider: A guider of `diffusers.guiders` (`ClassifierFreeGuidance`, `SkipLayerGuidance`, ...) in place of
                 `guidance_scale`, `guidance_interval` and `guidance_channels`, which must not be given beside it.
-
             check_finite: Whether NaN or infinity in the result is an error. False: it is returned, or drawn as black.
 
         Returns:

@@ -27,12 +27,22 @@ def test_an_unknown_command(capsys):
     assert capsys.readouterr().err.startswith("error: the command is 'generations'; required: one of generation")
 
 
-@pytest.mark.parametrize(("command", "then"), [("generation", "resumes"), ("tools", "starts from the beginning")])
-def test_an_interruption_is_one_line(command, then, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("command", "reader", "then"),
+    [
+        ("generation", "records", "resumes"),
+        ("latents", "records", "starts from the beginning"),
+        ("sweep", "commands.sweep", "resumes"),
+        ("tools", "commands.tools", "starts from the beginning"),
+    ],
+)
+def test_an_interruption_is_one_line(command, reader, then, monkeypatch, capsys):
+    """Within the command, which has one line for each of its errors, too."""
+
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"diffusers_lightningdit.evaluation.commands.{command}.main", interrupt)
+    monkeypatch.setattr(f"diffusers_lightningdit.evaluation.{reader}.parse_config", interrupt)
     with pytest.raises(SystemExit) as exit_:
         evaluate.main([command, "pack"])
     assert exit_.value.code == 130

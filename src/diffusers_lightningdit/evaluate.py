@@ -10,8 +10,6 @@
 import importlib
 import sys
 
-from accelerate import PartialState
-
 from .settings import one_line_errors
 
 COMMANDS = {
@@ -21,8 +19,6 @@ COMMANDS = {
     "sweep": "generation over guidance scales, intervals, steps and schedulers",
     "tools": "convert folders of PNG files to .npz and back, draw a labelled grid",
 }
-RESUMABLE = ("generation", "sweep")
-INTERRUPTED = 130  # exit status of a program that Ctrl-C ended: 128 + SIGINT
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,13 +29,8 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         if argv[0] not in COMMANDS:
             raise ValueError(f"the command is {argv[0]!r}; required: one of {', '.join(COMMANDS)}.")
-    try:
-        importlib.import_module(f".evaluation.commands.{argv[0]}", __package__).main(argv[1:])
-    except KeyboardInterrupt as error:
-        if PartialState._shared_state.get("process_index", 0) == 0:  # without starting process groups
-            then = "resumes" if argv[0] in RESUMABLE else "starts from the beginning"
-            print(f"interrupted; run again, the command {then}.", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from error
+        command = importlib.import_module(f".evaluation.commands.{argv[0]}", __package__)
+    command.main(argv[1:])
 
 
 if __name__ == "__main__":

@@ -97,9 +97,11 @@ def write_json(path: str | Path, content: dict | list) -> None:
 def append_json(path: str | Path, content: dict) -> None:
     """Append a line of JSON to a file, in place of a last line that a full disk left without its end."""
     with open(path, "ab+") as file:
-        file.seek(0)
-        whole = file.read().rpartition(b"\n")
-        file.truncate(len(whole[0] + whole[1]))
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
         file.write((json.dumps(content) + "\n").encode())
 
 

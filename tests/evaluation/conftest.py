@@ -7,6 +7,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from diffusers_lightningdit import LightningDiTPipeline
 from diffusers_lightningdit.evaluate import main
 
 
@@ -43,3 +44,13 @@ def real_digits(tmp_path_factory) -> str:
     rows = {"image": pictures, "label": digits.target[:60].tolist()}
     Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def broken_pipeline(digits_pipeline, tmp_path_factory) -> str:
+    """The digits' pipeline with a weight that is NaN."""
+    pipeline = LightningDiTPipeline.from_pretrained(digits_pipeline)
+    pipeline.transformer.proj_out.bias.data[0] = float("nan")
+    folder = str(tmp_path_factory.mktemp("broken"))
+    pipeline.save_pretrained(folder)
+    return folder

@@ -1,4 +1,4 @@
-"""220 inputs that are damaged at random (seeded): each ends in one clear line or in the right result, within bounds.
+"""242 inputs that are damaged at random (seeded): each ends in one clear line or in the right result, within bounds.
 
 Clear is a line that names the file or argument. Programs end with status 2, calls with a ValueError. Bounds are 4 GB of
 memory beyond the libraries', and half a minute.

@@ -122,7 +122,7 @@ def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...], content:
             path.encode()
             status = entry.stat()
             if stat.S_ISDIR(status.st_mode):
-                if (status.st_dev, status.st_ino) in above or (os.stat(entry.path).st_ino, status.st_dev) in above:
+                if (status.st_dev, status.st_ino) in above:
                     reason = "a link to a folder that it lies in"
                 elif entry.name.startswith("."):
                     reason = "hidden"

@@ -15,7 +15,7 @@ import pyarrow.compute
 import torch
 from PIL import Image
 
-from ..data.images import MAX_SIDES_RATIO, center_crop, image_name
+from ..data.images import UnusableImage, center_crop, image_name
 from ..data.rows import load_rows
 from .image_archive import ImageArchive
 from .image_files import decode_rgb, numbered_name
@@ -78,12 +78,10 @@ class ImageSet:
         image = decode_rgb(self.image_name(index), lambda: self.open_image(index))
         if self.crop is None:
             return np.array(image)
-        if max(image.size) > MAX_SIDES_RATIO * min(image.size):
-            raise ValueError(
-                f"{self.image_name(index)} has {image.width}x{image.height} pixels; required: sides that differ by a "
-                f"factor of at most {MAX_SIDES_RATIO}."
-            )
-        return np.array(center_crop(image, self.crop))
+        try:
+            return np.array(center_crop(image, self.crop))
+        except UnusableImage as error:
+            raise ValueError(f"{self.image_name(index)}: {error}") from error
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Read image `index`, uint8 [height, width, 3].

@@ -35,6 +35,8 @@ PACKAGES = (
     "scikit-learn",
     "pillow",
 )
+RESUMES = "interrupted; run again, the command resumes."
+BEGINS_ANEW = "interrupted; run again, the command starts from the beginning."
 SIZES = ("num_images", "height", "width")  # of the samples, in the record of `evaluate generation`
 SIGNIFICANT_DIGITS = 6  # the digits that reproduce on the same kind of device
 
@@ -45,6 +47,7 @@ def run_command(
     record_file: str,
     argv: Sequence[str] | None,
     description: str,
+    interrupted: str = BEGINS_ANEW,
 ) -> None:
     """Run a command that writes a record, and print its results. An error becomes one line and the exit status 2.
 
@@ -54,8 +57,9 @@ def run_command(
         record_file: The name of the record's file in `output_dir`.
         argv: The words of the command line; by default those of this process.
         description: The text that --help prints above the settings.
+        interrupted: The line that Ctrl-C ends the command with.
     """
-    with one_line_errors((ValueError, ImportError, OSError)):
+    with one_line_errors((ValueError, ImportError, OSError), interrupted=interrupted):
         config = parse_config(config_class, argv, description)
         datasets.disable_progress_bars()
         accelerator = patient_accelerator()

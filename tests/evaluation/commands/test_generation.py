@@ -309,3 +309,12 @@ def test_labels_of_an_archive(arguments, tmp_path, capsys):
     np.savez(tmp_path / "reference.npz", np.zeros((9, 32, 32, 3), np.uint8))
     error = error_of(arguments, tmp_path / "out", {"reference": tmp_path / "reference.npz"}, capsys)
     assert error.endswith("reference.npz'; required with `reference_label_column`: a data set, whose labels these are.")
+
+
+def test_images_that_are_not_finite(arguments, broken_pipeline, tmp_path, capsys):
+    """Its 8-bit values would look like those of any other image."""
+    with pytest.raises(SystemExit):
+        generation.main([*arguments, "--output_dir", str(tmp_path / "out"), "--pipeline", broken_pipeline])
+    error = capsys.readouterr().err
+    assert "NaN or infinity" in error and "`proj_out.bias` is not finite" in error
+    assert not (tmp_path / "out" / "generation.json").exists()

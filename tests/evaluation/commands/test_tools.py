@@ -61,3 +61,9 @@ def test_each_tool_has_help(tool, capsys):
     with pytest.raises(SystemExit):
         main(["tools", tool, "--help"])
     assert "\n  output" in capsys.readouterr().out
+
+
+def test_no_grid_of_images_that_are_not_finite(broken_pipeline, tmp_path, error_line):
+    error = error_line("tools", "grid", "--pipeline", broken_pipeline, f"output={tmp_path / 'a.png'}", "classes=[3]")
+    assert error.startswith("an image has latents with NaN or infinity; required: a transformer of finite weights")
+    assert not (tmp_path / "a.png").exists()

@@ -30,7 +30,7 @@ from ..image_archive import write_npz
 from ..image_sets import ArchiveImages
 from ..ordered_batches import exact_arithmetic
 from ..provenance import IMAGES, SAMPLES_FILE, check_folder, samples_provenance
-from ..records import collected_warnings, measurement_record, read_record, run_command
+from ..records import RESUMES, collected_warnings, measurement_record, read_record, run_command
 from ..reference import Reference, measure_reference, measure_set
 from ..set_statistics import SetStatistics, make_network, read_all
 
@@ -248,4 +248,4 @@ def _record(
 
 
 def main(argv: list[str] | None = None) -> None:
-    run_command(GenerationConfig, evaluate_generation, RESULTS_FILE, argv, __doc__)
+    run_command(GenerationConfig, evaluate_generation, RESULTS_FILE, argv, __doc__, RESUMES)

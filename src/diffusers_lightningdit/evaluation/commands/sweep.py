@@ -29,7 +29,7 @@ from ..generation_config import GenerationConfig
 from ..generation_metrics import metric_names
 from ..plots import check_matplotlib, plot_bars, plot_lines
 from ..provenance import IMAGES, check_folder, first_difference, pipeline_provenance, samples_provenance
-from ..records import read_record
+from ..records import RESUMES, read_record
 from ..reference import content_sha256, open_reference
 from ..set_statistics import make_network
 from .generation import ARCHIVE, RESULTS_FILE, evaluate_generation
@@ -316,7 +316,7 @@ def plot_sweep(path: Path, rows: list[dict[str, Any]], config: SweepConfig) -> N
 
 
 def main(argv: list[str] | None = None) -> None:
-    with one_line_errors((ValueError, ImportError)):
+    with one_line_errors((ValueError, ImportError), interrupted=RESUMES):
         config = parse_config(SweepConfig, argv, __doc__)
         datasets.disable_progress_bars()
         accelerator = patient_accelerator()

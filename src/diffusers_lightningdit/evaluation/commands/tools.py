@@ -19,6 +19,7 @@ from ...grids import draw_labelled_grid
 from ...settings import check_settings, one_line_errors, parse_config, required, setting
 from ..drawn_images import check_sampling, checked_decoding, load_pipeline, set_scheduler
 from ..image_archive import check_new_file, pack_folder, unpack_archive
+from ..records import BEGINS_ANEW
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -118,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__.strip())
         raise SystemExit(0)
-    with one_line_errors((ValueError, OSError)):
+    with one_line_errors((ValueError, OSError), interrupted=BEGINS_ANEW):
         if argv[0] not in TOOLS:
             raise ValueError(f"the tool is {argv[0]!r}; required: one of {', '.join(TOOLS)}.")
         config_class, tool = TOOLS[argv[0]]
