@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from diffusers_lightningdit.data.images import image_to_pixels
 from diffusers_lightningdit.data.latent_caching import CachingConfig, cache_latents
 from diffusers_lightningdit.data.latent_dataset import LatentsDataset
 from diffusers_lightningdit.data.latent_encoding import draw_latents, encode_moments
+from diffusers_lightningdit.interruption import Interrupted
 from diffusers_lightningdit.keyed_random import posterior_noise
+from diffusers_lightningdit.locks import FolderInUse
 from diffusers_lightningdit.original import load_autoencoder, read_latents_statistics
 
 NUM_IMAGES = 11
@@ -203,6 +206,162 @@ def test_other_settings_are_refused(cache, tmp_path):
     (tmp_path / "other" / "thesis.txt").write_text("precious")
     with pytest.raises(ValueError, match=r"`output_dir` is .*other', which exists; required: a new or an empty folder"):
         cache("other")
+
+
+# -- images that change between two runs --
+
+
+@pytest.fixture
+def folder(tmp_path, images) -> Path:
+    """11 images: cat/00.png to cat/05.png and owl/06.png to owl/10.png; shards of 4, 4 and 3."""
+    for number, image in enumerate(images):
+        path = tmp_path / "images" / ("cat" if number < 6 else "owl") / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    return tmp_path / "images"
+
+
+def half_done(cache, monkeypatch, data: Path, streaming: bool) -> Path:
+    """A run that ended when two of the three shards were there."""
+    with monkeypatch.context() as patch:
+        encode = latent_caching.ShardEncoder.encode
+
+        def end(self, rows, progress_bar):
+            tensors, skipped = encode(self, rows, progress_bar)
+            if len(tensors["labels"]) == 3:
+                raise KeyboardInterrupt
+            return tensors, skipped
+
+        patch.setattr(latent_caching.ShardEncoder, "encode", end)
+        with pytest.raises(KeyboardInterrupt):
+            cache(data=str(data), streaming=streaming)
+    return data
+
+
+def replaced_under_another_name(data: Path) -> None:
+    (data / "cat" / "03.png").unlink()
+    Image.new("RGB", (12, 10), (1, 1, 1)).save(data / "cat" / "000.png")
+
+
+def replaced_in_place(data: Path) -> None:
+    path = data / "owl" / "06.png"
+    size = path.stat().st_size
+    Image.effect_noise((12, 10), 50).convert("RGB").save(path)
+    with open(path, "ab") as file:  # of the same size: only its time is another
+        file.write(b"0" * max(size - path.stat().st_size, 0))
+
+
+def removed_at_the_end(data: Path) -> None:
+    for number in (8, 9, 10):
+        (data / "owl" / f"{number:02d}.png").unlink()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("change", "made_anew"),
+    [
+        (replaced_under_another_name, "latents_rank00_shard000.safetensors"),
+        (replaced_in_place, "latents_rank00_shard001.safetensors"),
+        (removed_at_the_end, None),
+    ],
+)
+def test_a_run_that_goes_on_makes_shards_of_changed_images_anew(
+    cache, monkeypatch, capsys, folder, change, made_anew, streaming
+):
+    change(half_done(cache, monkeypatch, folder, streaming))
+    capsys.readouterr()
+    went_on = contents(cache(data=str(folder), streaming=streaming))
+    assert (f"made anew, since images have changed: {made_anew}" in capsys.readouterr().out) == (made_anew is not None)
+    assert went_on == contents(cache("at_once", data=str(folder), streaming=streaming))
+
+
+@pytest.mark.parametrize("change", [replaced_under_another_name, replaced_in_place, removed_at_the_end])
+def test_a_complete_data_set_of_other_images_is_refused(cache, folder, change, tmp_path):
+    before = contents(cache(data=str(folder)))
+    change(folder)
+    with pytest.raises(ValueError, match=r"is complete, but the images of latents_rank00_shard00.* have changed since"):
+        cache(data=str(folder))
+    assert contents(tmp_path / "latents") == before
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_renamed_classes_are_refused(cache, monkeypatch, folder, complete):
+    if complete:
+        cache(data=str(folder))
+    else:
+        half_done(cache, monkeypatch, folder, streaming=False)
+    (folder / "owl").rename(folder / "eagle")
+    with pytest.raises(ValueError, match="was begun with `class_names` 'owl', now it is 'eagle'; required: the same"):
+        cache(data=str(folder))
+
+
+def test_changed_labels_in_metadata(cache, folder):
+    rows = [f"{path.parent.name}/{path.name}" for path in sorted(folder.glob("*/*.png"))]
+    lines = [f"{row},{number % 2}" for number, row in enumerate(rows)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
+    cache(data=str(folder))
+    lines[0], lines[1] = lines[0][:-1] + "1", lines[1][:-1] + "0"
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
+    with pytest.raises(ValueError, match=r"the images of latents_rank00_shard000\.safetensors have changed since"):
+        cache(data=str(folder))
+
+
+@pytest.mark.parametrize("content", [{}, {"settings": 3}, {"settings": {}}, {"num_images": 11}])
+def test_information_of_another_kind_is_refused(cache, tmp_path, content):
+    (cache() / "latents_info.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{tmp_path}/latents was begun with `data` None, now it is"):
+        cache()
+
+
+# -- signals, locks and leftovers --
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_a_batch_and_the_same_command_goes_on(cache, monkeypatch, number):
+    expected = contents(cache("whole"))
+    read = latent_caching.ShardedImages.read
+
+    def signalled(self, index, row):
+        if index == 5:
+            os.kill(os.getpid(), number)
+        return read(self, index, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(latent_caching.ShardedImages, "read", signalled)
+        with pytest.raises(
+            Interrupted, match=rf"interrupted by {number.name}; whole shards are kept in .*latents, whe"
+        ):
+            cache()
+    assert contents(cache()) == expected
+
+
+def test_a_folder_that_is_being_written_is_refused(cache, monkeypatch, tmp_path):
+    prepare = latent_caching.LatentFiles.prepare
+
+    def second_run(self):
+        monkeypatch.setattr(latent_caching.LatentFiles, "prepare", prepare)
+        with pytest.raises(FolderInUse, match=f"latents is being written by process {os.getpid()} on "):
+            cache()
+        return prepare(self)
+
+    monkeypatch.setattr(latent_caching.LatentFiles, "prepare", second_run)
+    assert contents(cache()) == contents(cache("alone"))
+
+
+def test_a_run_that_was_killed_when_all_was_done_leaves_nothing(cache, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(latent_caching.shutil, "rmtree", lambda path, **_: path.name == "progress" and 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            cache()
+    folder = cache()
+    assert not (folder / "progress").exists()
+    assert contents(folder) == contents(cache("at_once"))
+
+
+def test_the_resolution_is_that_of_the_vae(cache, tmp_path):
+    folder = cache(resolution=None)
+    assert tensors_of(folder)["latents"].shape == (NUM_IMAGES, 4, 4, 4)
+    assert contents(folder) == contents(cache("stated", resolution=8))
 
 
 # -- bad images --

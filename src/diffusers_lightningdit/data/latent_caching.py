@@ -8,6 +8,7 @@ processes nor an interruption changes a file, and no image is left out or encode
 Letters in the shape comments: B batch, C latent channels.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -25,15 +26,27 @@ from datasets import Array3D, ClassLabel, Features, Value
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from ..files import atomic_write, check_output_dir, new_folder, one_line, read_json, weights_sha256, write_json
+from ..files import (
+    HOLDER_FILE,
+    LOCK_FILE,
+    atomic_write,
+    check_output_dir,
+    new_folder,
+    one_line,
+    read_json,
+    weights_sha256,
+    write_json,
+)
+from ..interruption import Interrupted, Interruption
 from ..keyed_random import posterior_noise
+from ..locks import locked_by_run
 from ..models import AutoencoderVAVAE
 from ..settings import check_settings, required, setting
 from .images import UnusableImage, image_name, read_pixels
-from .latent_encoding import draw_latents, encode_moments, latents_size, load_frozen_vae
+from .latent_encoding import draw_latents, encode_moments, latents_size, load_frozen_vae, resolution_for
 from .latent_shards import DTYPES, INFO_FILE, shard_name, write_shard, write_statistics
 from .latent_statistics import LatentsStatistics
-from .rows import ImageRows
+from .rows import ImageRows, first_names
 
 PROGRESS_FOLDER = "progress"  # while it lasts: the settings, and a record of each whole shard
 SKIPPED_FILE = "skipped_images.json"
@@ -73,7 +86,12 @@ class CachingConfig:
         False, "Leave the data where it is; every process reads all of it, and decodes only its own part."
     )
     allow_left_out: bool = setting(False, "Accept that files in a local folder of `data` are left out; they are named.")
-    resolution: int = setting(256, "The side in pixels of the squares that images are cropped to.", minimum=1)
+    resolution: int | None = setting(
+        None,
+        "The side in pixels of the squares that images are cropped to; null: the autoencoder's `sample_size`, the side "
+        "of the images that it was trained on.",
+        minimum=1,
+    )
     on_error: str = setting(
         "fail",
         "At an image that cannot be decoded, has no label or whose latents overflow `dtype`: fail, or skip it and list "
@@ -163,6 +181,10 @@ class ShardedImages(ImageRows):
             indices = range(shard * size, min((shard + 1) * size, self.num_images))
             yield shard, ((index, self.rows[index]) for index in indices)
 
+    def shard_sha256(self, shard: int, size: int) -> str:
+        """The hash of the files that a shard is made from, as `Source.sha256` makes it, with their times."""
+        return self.source.sha256(slice(shard * size, (shard + 1) * size), with_times=True)
+
     def read(self, index: int, row: dict) -> Sample:
         """Decode, crop and scale the image of a row; nothing is raised for an unusable one."""
         image, label = row[self.image_column], row[self.label_column]
@@ -186,11 +208,12 @@ class ShardedImages(ImageRows):
 class ShardEncoder:
     """Encodes the images of a shard, and of their mirror images."""
 
-    def __init__(self, vae: AutoencoderVAVAE, images: ShardedImages, config: CachingConfig):
+    def __init__(self, vae: AutoencoderVAVAE, images: ShardedImages, config: CachingConfig, interruption: Interruption):
         self.vae = vae
+        self.interruption = interruption
         self.images = images
         self.config = config
-        side = latents_size(config.resolution, vae)
+        side = latents_size(images.resolution, vae)
         self.shape = (vae.config.latent_channels, side, side)
 
     def encode(
@@ -200,6 +223,7 @@ class ShardEncoder:
 
         Raises:
             ValueError: naming the image that cannot be read or encoded, if such images are not to be skipped.
+            Interrupted: after the batch in which a signal came.
         """
         parts, skipped = {"latents": [], "latents_flip": [], "labels": []}, []
         for samples in self._read(rows):
@@ -222,9 +246,18 @@ class ShardEncoder:
                 )
             skipped += bad
             progress_bar.update(len(samples))
+            self.check_interruption()
         empty = torch.empty(0, *self.shape, dtype=DTYPES[self.config.dtype])
         tensors = {name: torch.cat([empty, *parts[name]]) for name in ("latents", "latents_flip")}
         return {**tensors, "labels": torch.tensor(parts["labels"], dtype=torch.int64)}, skipped
+
+    def check_interruption(self) -> None:
+        if self.interruption.requested:
+            raise Interrupted(
+                f"interrupted by {self.interruption.requested.name}; whole shards are kept in "
+                f"{self.config.output_dir}, where the same command goes on.",
+                self.interruption.requested,
+            )
 
     def _read(self, rows: Iterator[tuple[int, dict]]) -> Iterator[list[Sample]]:
         """Batches of read images; two are read by other threads while one is encoded."""
@@ -259,42 +292,84 @@ class ShardEncoder:
 class LatentFiles:
     """The folder that a data set of latents grows in, shard by shard; nothing in it is ever half written.
 
+    Args:
+        config: The settings of the run.
+        settings: What the files depend on beside the images themselves.
+        images: The images.
+
     Raises:
-        ValueError: if the folder holds something else, or what was begun with other settings.
+        ValueError: if the folder holds something else, what was begun with other settings, or a complete data set of
+            images that have changed since.
     """
 
-    def __init__(self, config: CachingConfig, settings: dict, id2label: dict[int, str] | None):
+    def __init__(self, config: CachingConfig, settings: dict, images: ShardedImages):
         self.folder = Path(config.output_dir)
         self.progress = self.folder / PROGRESS_FOLDER
         self.config = config
         self.settings = settings
-        self.id2label = id2label
+        self.images = images
+        self.id2label = images.id2label
         self.is_complete = (self.folder / INFO_FILE).exists()
         begun = self.progress / "settings.json"
         if self.is_complete or begun.exists():
-            before = read_json(self.folder / INFO_FILE)["settings"] if self.is_complete else read_json(begun)
+            info = read_json(self.folder / INFO_FILE) if self.is_complete else {"settings": read_json(begun)}
+            before = info.get("settings")
             for name, value in settings.items():
-                if before.get(name) != value:
+                old = before.get(name) if isinstance(before, dict) else None
+                if old != value:
                     raise ValueError(
-                        f"{self.folder} was begun with `{name}` {before.get(name)!r}, now it is {value!r}; required: "
-                        "the same, or another `output_dir`."
+                        f"{self.folder} was begun with `{name}` {_difference(old, value)}; required: the same, or "
+                        "another `output_dir`."
                     )
+            if self.is_complete:
+                self._check_images(info.get("data_sha256"))
         elif not self._was_just_made():
             check_output_dir(config.output_dir)
 
+    def _check_images(self, before: object) -> None:
+        """Raise ValueError if a complete data set was made from other images."""
+        now = None
+        if isinstance(before, list):
+            size, num_images = self.config.shard_size, self.images.num_images
+            num_shards = len(before) if num_images is None else math.ceil(num_images / size)
+            now = [self.images.shard_sha256(shard, size) for shard in range(num_shards)]
+        if before != now or now is None:
+            pairs = enumerate(itertools.zip_longest(before or (), now or ()))
+            changed = [self.name(shard) for shard, (old, new) in pairs if old != new]
+            raise ValueError(
+                f"{self.folder} is complete, but the images of {first_names(changed) or INFO_FILE} have changed since, "
+                f"or others are in their place; required: {self.config.data} as it was, or another `output_dir`."
+            )
+
     def _was_just_made(self) -> bool:
         """Whether a run was interrupted before its settings were on the disk."""
-        if not self.progress.is_dir() or list(self.folder.iterdir()) != [self.progress]:
+        if not self.progress.is_dir():
+            return False
+        if {path.name for path in self.folder.iterdir()} - {PROGRESS_FOLDER, LOCK_FILE, HOLDER_FILE}:
             return False
         return all(path.suffix == ".partial" for path in self.progress.iterdir())
 
-    def prepare(self) -> None:
-        """Make the folder, and clear what an interrupted run left half written; for one process."""
+    def prepare(self) -> list[str]:
+        """Make the folder, clear what an interrupted run left half written, and shards of images that have changed.
+
+        For one process.
+
+        Returns:
+            The names of the shards that were there and have to be made anew.
+        """
         self.progress.mkdir(parents=True, exist_ok=True)
         for pattern in ("*.partial", ".*.partial-*", f"{PROGRESS_FOLDER}/*.partial"):
             for partial in self.folder.glob(pattern):
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
         write_json(self.progress / "settings.json", self.settings)
+        changed = []
+        for record in sorted(self.progress.glob("shard_*.json")):
+            shard = int(record.stem.removeprefix("shard_"))
+            if read_json(record).get("data_sha256") != self.images.shard_sha256(shard, self.config.shard_size):
+                record.unlink()  # before the shard: its record tells that it is whole
+                (self.folder / self.name(shard)).unlink(missing_ok=True)
+                changed.append(self.name(shard))
+        return changed
 
     def name(self, shard: int) -> str:
         return shard_name(shard) if self.config.format == "safetensors" else f"train-{shard:05d}.parquet"
@@ -327,7 +402,8 @@ class LatentFiles:
                     f"{path} cannot be written ({one_line(error)}); required: space and permission. What "
                     "was written before is kept."
                 ) from error
-        record = {"num_images": num_images, "skipped": skipped, "statistics": statistics}
+        digest = self.images.shard_sha256(shard, self.config.shard_size)
+        record = {"num_images": num_images, "skipped": skipped, "statistics": statistics, "data_sha256": digest}
         write_json(self._record_path(shard), record)
 
     def _write_parquet(self, path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -379,11 +455,16 @@ class LatentFiles:
             "files": {
                 self.name(shard): record["num_images"] for shard, record in records.items() if record["num_images"]
             },
+            "data_sha256": [record["data_sha256"] for record in records.values()],
             "settings": self.settings,
         }
         write_json(self.folder / INFO_FILE, info)
         shutil.rmtree(self.progress)
         return info
+
+    def clear_progress(self) -> None:
+        """Remove what a run left that was killed when all was done; for one process."""
+        shutil.rmtree(self.progress, ignore_errors=True)
 
     def _write_vae(self, statistics: LatentsStatistics) -> None:
         """A copy of the VAE whose config holds these statistics."""
@@ -392,6 +473,14 @@ class LatentFiles:
         shutil.rmtree(self.folder / "vae", ignore_errors=True)  # a run was killed just after this was written
         with new_folder(self.folder / "vae") as partial:
             vae.save_pretrained(partial)
+
+
+def _difference(before: object, now: object) -> str:
+    """Two values of a setting for a message; of two lists the first entries that differ."""
+    if isinstance(before, list) and isinstance(now, list):
+        pairs = ((old, new) for old, new in itertools.zip_longest(before, now) if old != new)
+        before, now = next(pairs)
+    return f"{before!r}, now it is {now!r}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -408,28 +497,44 @@ def cache_latents(config: CachingConfig, accelerator: Accelerator) -> None:
         ValueError: before anything is written, for data, VAE or output folder that cannot be used, and more processes
             than shards; later for an image that cannot be used, or a disk that is full.
     """
-    rank, world_size = accelerator.process_index, accelerator.num_processes
+    world_size = accelerator.num_processes
     vae = load_frozen_vae(config.vae, with_statistics=False)
     columns = (config.image_column, config.label_column)
-    images = ShardedImages(
-        config.resolution, config.data, config.split, *columns, config.streaming, config.allow_left_out
-    )
+    resolution = resolution_for(vae, config.resolution)
+    images = ShardedImages(resolution, config.data, config.split, *columns, config.streaming, config.allow_left_out)
     accelerator.print(images.summary())
-    encoder = ShardEncoder(vae, images, config)
-    settings = {**config.identity(), "num_rows": images.num_images, "vae_sha256": weights_sha256(vae)}
-    files = LatentFiles(config, settings, images.id2label)
+    interruption = Interruption()
+    encoder = ShardEncoder(vae, images, config, interruption)
+    names = None if images.id2label is None else list(images.id2label.values())
+    same = {"resolution": resolution, "class_names": names, "vae_sha256": weights_sha256(vae)}
     if images.num_images is not None and -(-images.num_images // config.shard_size) < world_size:
         raise ValueError(
             f"{world_size} processes are more than the shards, of `shard_size` {config.shard_size}, that "
             f"{images.num_images} images make; required: at least one for each process."
         )
-    if files.is_complete:
+    folder = Path(config.output_dir)
+    is_whole = (folder / INFO_FILE).exists() and not (folder / PROGRESS_FOLDER).exists()  # and may be read-only
+    with contextlib.nullcontext() if is_whole else locked_by_run(accelerator, folder):
+        files = LatentFiles(config, {**config.identity(), **same}, images)
+        accelerator.wait_for_everyone()  # every process has looked at the folder
+        if not files.is_complete:
+            with interruption:
+                _fill(files, images, encoder, config, accelerator)
+            return
+        if accelerator.is_main_process:
+            files.clear_progress()
         accelerator.print(f"{config.output_dir} is complete")
-        return
 
-    accelerator.wait_for_everyone()  # every process has looked at the folder
+
+def _fill(
+    files: LatentFiles, images: ShardedImages, encoder: ShardEncoder, config: CachingConfig, accelerator: Accelerator
+) -> None:
+    """Make the shards that are not there yet, and what belongs to all of them."""
+    rank, world_size, vae = accelerator.process_index, accelerator.num_processes, encoder.vae
     if accelerator.is_main_process:
-        files.prepare()
+        changed = files.prepare()
+        if changed:
+            print(f"made anew, since images have changed: {first_names(changed)}")
     accelerator.wait_for_everyone()
     vae.to(accelerator.device)
     if config.vae_dtype != "float32":
@@ -446,6 +551,7 @@ def cache_latents(config: CachingConfig, accelerator: Accelerator) -> None:
             tensors, skipped = encoder.encode(rows, progress_bar)
             files.write(shard, tensors, skipped)
             num_encoded += len(tensors["labels"])
+    encoder.check_interruption()
     num_encoded = int(accelerator.reduce(torch.tensor(num_encoded, device=accelerator.device), "sum"))
     seconds = time.perf_counter() - begin
     if accelerator.is_main_process:

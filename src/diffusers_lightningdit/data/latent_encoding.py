@@ -21,11 +21,19 @@ def load_frozen_vae(name: str, with_statistics: bool = True) -> AutoencoderVAVAE
     """
     loaded = read_model(AutoencoderVAVAE, name, "vae", "a folder or Hub id of an undamaged AutoencoderVAVAE")
     if with_statistics and loaded.config.latents_mean is None:
-        raise ValueError(f"`vae` is {name!r}, without `latents_mean` in its config; required: a VAE with statistics.")
+        raise ValueError(
+            f"`vae` is {name!r}, without `latents_mean` in its config; required: a VAE with statistics of its latents, "
+            "as train_vavae.py writes it, and cache_latents.py to `vae` in its `output_dir`."
+        )
     # `_name_or_path`, a local folder perhaps, would be saved with every pipeline that is trained on this VAE
     vae = AutoencoderVAVAE.from_config({k: v for k, v in loaded.config.items() if k != "_name_or_path"})
     vae.load_state_dict(loaded.state_dict())
     return vae.requires_grad_(False).eval()
+
+
+def resolution_for(vae: AutoencoderVAVAE, resolution: int | None) -> int:
+    """The side of the images in pixels: as given, or by default that of the images that the VAE was trained on."""
+    return vae.config.sample_size if resolution is None else resolution
 
 
 def latents_size(resolution: int, vae: AutoencoderVAVAE) -> int:

@@ -25,6 +25,7 @@ from .folders import File, FolderContent, first_names, nfc, read_metadata, walk
 
 NUM_STREAM_PARTS = 1024  # that the images of a folder are streamed in
 PREVIEW = "an image beside files of rows"
+ALL_ROWS = slice(None)
 
 
 @dataclasses.dataclass
@@ -35,22 +36,35 @@ class Source:
         rows: The rows.
         files: The files, in a fixed order.
         left_out: Why other files of the folder are left out, by their names.
-        has_image_files: Whether each row is an image's file, in the order of `files`.
+        details: What the rows of files of images hold beside the images, such as labels; None of files of rows. Each of
+            these rows is an image's file, in the order of `files`.
     """
 
     rows: datasets.Dataset | datasets.IterableDataset
     files: list[File]
     left_out: dict[str, str]
-    has_image_files: bool = False
+    details: pyarrow.Table | None = None
+
+    @property
+    def has_image_files(self) -> bool:
+        return self.details is not None
+
+    def sha256(self, rows: slice = ALL_ROWS, with_times: bool = False) -> str:
+        """The hash of what `rows` are known by: names, sizes (of files that are not local: versions), and details.
+
+        Args:
+            rows: The rows, where each is an image's file; of files of rows, all files count for any row.
+            with_times: Whether the times of the last changes count, too, which copies of the data may not have.
+        """
+        files, details = self.files, self.details
+        if details is not None:
+            files, details = files[rows], details.take(list(range(len(files))[rows])).to_pylist()
+        known = [(file.name, file.size, file.time if with_times or file.size is None else None) for file in files]
+        return hashlib.sha256(repr((known, details)).encode()).hexdigest()
 
     def identity(self, id2label: dict[int, str] | None) -> dict:
-        """The hash of names and sizes of all files (of those that are not local: versions), and the classes in order.
-
-        Times are left out, so that a run can go on with a copy of the data.
-        """
-        versions = ((file.name, file.size, file.time if file.size is None else None) for file in self.files)
-        digest = hashlib.sha256("\n".join(map(repr, versions)).encode()).hexdigest()
-        return {"data_sha256": digest, "class_names": None if id2label is None else list(id2label.values())}
+        """The hash of all rows, and the classes in order. Times do not count, so that a run can go on with a copy."""
+        return {"data_sha256": self.sha256(), "class_names": None if id2label is None else list(id2label.values())}
 
 
 def open_source(data: str, split: str = "train", streaming: bool = False, allow_left_out: bool = False) -> Source:
@@ -133,7 +147,7 @@ def _source_of_images(data: str, split: str, content: FolderContent) -> Source:
     if names:
         features["label"] = ClassLabel(names=names)
     rows = datasets.Dataset(table, info=datasets.DatasetInfo(features=datasets.Features(features)))
-    return Source(rows, list(chosen), left_out, has_image_files=True)
+    return Source(rows, list(chosen), left_out, details=table.drop_columns("image"))
 
 
 def _source_of_rows(data: str, split: str, streaming: bool, content: FolderContent) -> Source:
