@@ -1,5 +1,6 @@
 """What every test shares: no network, seeds, and the golden data of the original implementation."""
 
+import hashlib
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face import
@@ -63,6 +64,19 @@ def vision_transformer(tmp_path_factory) -> str:
         torch.manual_seed(0)
         Dinov2Model(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory) -> tuple[Path, str]:
+    """A file of random weights of Inception in torch-fidelity's layout, which is torchvision's, and its SHA-256."""
+    pytest.importorskip("torch_fidelity", exc_type=ImportError)
+    torchvision = pytest.importorskip("torchvision", exc_type=ImportError)
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = torchvision.models.inception_v3(num_classes=1008, aux_logits=False, init_weights=False)
+    torch.save(network.state_dict(), path)
+    return path, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Files and folders are written whole or not at all, and reading never runs what a file contains."""
 
+import errno
 import hashlib
 import json
 import os
@@ -309,3 +310,13 @@ def test_no_such_file(name, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *args: pytest.fail("not a name of the Hub"))
     with pytest.raises(ValueError, match="no such file"):
         resolve_file(name)
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    for raised in (OSError(errno.ENOSPC, "No space left on device"), OSError("encoder error -2")):
+        with (
+            pytest.raises(OSError, match=rf"{raised.args[-1]}: '.*numbers\.json'"),
+            atomic_write(tmp_path / "numbers.json"),
+        ):
+            raise raised  # without a name, as writing to an open file or Pillow raises it
+    assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ COMMANDS = {
     "reconstruction": "rFID, PSNR, SSIM, LPIPS of an autoencoder over a data set",
     "latents": "how well the latents of an autoencoder are organised",
     "sweep": "generation over guidance scales, intervals, steps and schedulers",
-    "tools": "convert folders of PNG files to .npz and back, draw a labelled grid",
+    "tools": "convert folders of PNG files to .npz and back, reference statistics, a labelled grid",
 }
 
 

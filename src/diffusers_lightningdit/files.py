@@ -5,6 +5,7 @@ Everything that is wrong with a file is a ValueError of one line, which names th
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -63,6 +64,9 @@ def atomic_write(path: str | Path, sync: bool = True) -> Iterator[Path]:
     Args:
         path: The file.
         sync: Bring the bytes to the disk before the file is renamed, so that it is whole after a power failure, too.
+
+    Raises:
+        OSError: that names the file, if it cannot be written.
     """
     partial = partial_name(path)
     partial.unlink(missing_ok=True)  # a killed process may have left it
@@ -74,6 +78,11 @@ def atomic_write(path: str | Path, sync: bool = True) -> Iterator[Path]:
         if sync:
             to_disk(partial)
         os.replace(partial, path)
+    except OSError as error:  # of a full disk, which names no file where it is met in writing
+        partial.unlink(missing_ok=True)
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno or errno.EIO, error.strerror or one_line(error), str(path)) from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

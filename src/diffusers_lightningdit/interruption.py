@@ -1,10 +1,12 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """Ctrl-C and SIGTERM, answered between two steps of the work."""
 
+import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 
 import torch
@@ -65,6 +67,38 @@ class Interruption:
         number = torch.tensor([self.requested or 0], device=accelerator.device)
         number = int(accelerator.gather(number).max())
         return signal.Signals(number) if number else None
+
+
+class _StoppingSignals(Interruption):
+    """The first signal raises KeyboardInterrupt where the program stands; a later one ends the process at once."""
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        was_requested = self.requested
+        super()._note(number, frame)
+        if was_requested is None and self.requested is not None:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def interruptible(message: str) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the work within, which removes half-written files and unlocks folders on its way out.
+
+    For work that has nothing to save between its steps; `Interruption` is for work that has.
+
+    Args:
+        message: The line that says what happens when the program is run again.
+
+    Raises:
+        Interrupted: with this message, after such a signal.
+    """
+    with _StoppingSignals() as signals:
+        try:
+            yield
+        except BaseException as error:
+            if signals.requested is None and not isinstance(error, KeyboardInterrupt):
+                raise
+            # whatever was raised: communication with a process that ends may fail before this one's signal is answered
+            raise Interrupted(message, signals.requested or signal.SIGINT) from error
 
 
 def exit_status(number: signal.Signals) -> int:

@@ -46,13 +46,13 @@ def on_main_process(accelerator: Accelerator, function: Callable[[], Result]) ->
     """Call a function on the main process alone; every process returns its result, or raises its error.
 
     Every process has to call this, and waits until the main process is done. The result is pickled. Errors of other
-    kinds than ValueError and RuntimeError are raised on the main process only.
+    kinds than ValueError, RuntimeError, ImportError and OSError are raised on the main process only.
     """
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
             outcome[0] = function()
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, ImportError, OSError) as error:
             outcome[1] = error
     if accelerator.num_processes > 1:
         broadcast_object_list(outcome)

@@ -20,6 +20,7 @@ from diffusers_lightningdit.evaluation.drawn_images import (
     set_scheduler,
     try_pipeline,
 )
+from diffusers_lightningdit.evaluation.image_files import write_png
 from diffusers_lightningdit.evaluation.image_sets import cut, numbered_name
 from diffusers_lightningdit.keyed_random import image_generator
 
@@ -84,7 +85,7 @@ def test_only_what_is_missing_is_drawn(pipeline, tmp_path):
     assert np.array_equal(drawn, [np.array(Image.open(tmp_path / numbered_name(index))) for index in range(11)])
     gray = np.full((32, 32, 3), 128, np.uint8)
     for index in (4, 9):
-        Image.fromarray(gray).save(tmp_path / numbered_name(index))
+        write_png(tmp_path / numbered_name(index), gray, images.mark(index, gray))
     for index in (5, 10):
         (tmp_path / numbered_name(index)).unlink()
     again = DrawnImages(pipeline, tmp_path, 11, (32, 32), "balanced", 3, TWO_STEPS, 4)
@@ -99,7 +100,7 @@ def test_only_what_is_missing_is_drawn(pipeline, tmp_path):
 def test_files_that_the_pipeline_cannot_have_drawn(pipeline, tmp_path):
     Image.new("RGB", (16, 32)).save(tmp_path / numbered_name(0))
     images = DrawnImages(pipeline, tmp_path, 2, (32, 32), "balanced", 3, TWO_STEPS, 4)
-    with pytest.raises(ValueError, match=r"000000\.png has 16x32 pixels; required: 32x32"):
+    with pytest.raises(ValueError, match=r"000000\.png is not the image that was drawn there; required: images as"):
         list(images.read_blocks([range(2)]))
 
 

@@ -23,8 +23,8 @@ def test_all_files_are_there_at_the_end(tmp_path):
 def test_only_so_many_images_wait_in_memory(tmp_path, monkeypatch):
     """While the threads are blocked, the third image has to wait, and the time is recorded."""
     may_go_on = threading.Event()
-    write = image_files._write_png
-    monkeypatch.setattr(image_files, "_write_png", lambda *arguments: (may_go_on.wait(), write(*arguments)))
+    write = image_files.write_png
+    monkeypatch.setattr(image_files, "write_png", lambda *arguments: (may_go_on.wait(), write(*arguments)))
     image = np.zeros((2, 2, 3), np.uint8)
     with ImageWriter(num_threads=1, max_waiting=2) as writer:
         for name in ("a", "b"):
@@ -57,9 +57,10 @@ def test_what_cannot_be_written_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK"])
-def test_any_mode_of_8_bits_becomes_rgb(mode):
+def test_any_mode_of_8_bits_becomes_rgb(mode, tmp_path):
     image = Image.effect_noise((6, 4), 60).convert(mode)
-    decoded = decode_rgb("an image", lambda: image.copy())
+    image.save(tmp_path / "an image", format="TIFF")
+    decoded = decode_rgb("an image", tmp_path / "an image")
     assert decoded.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(decoded), np.asarray(image.convert("RGB")))
 
@@ -71,15 +72,17 @@ def test_any_mode_of_8_bits_becomes_rgb(mode):
         ("RGBA", {"modes": ("L", "RGB")}, "row 3 has mode 'RGBA'; required: one of L, RGB."),
     ],
 )
-def test_another_mode(mode, arguments, message):
+def test_another_mode(mode, arguments, message, tmp_path):
+    Image.new(mode, (6, 4)).save(tmp_path / "row.png")
     with pytest.raises(ValueError, match=message):
-        decode_rgb("row 3", lambda: Image.new(mode, (6, 4)), **arguments)
+        decode_rgb("row 3", tmp_path / "row.png", **arguments)
 
 
-@pytest.mark.parametrize(("error", "reason"), [(OSError("broken\n  data"), "broken data"), (EOFError(), "EOFError")])
-def test_an_image_that_cannot_be_opened(error, reason):
-    def open_image():
-        raise error
-
-    with pytest.raises(ValueError, match=rf"^row 3 cannot be read \({reason}\); required: a PNG file\.$"):
-        decode_rgb("row 3", open_image, kind="a PNG file")
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"", "cannot identify"), (b"\x89PNG\r\n", "cannot identify"), (None, "No such file")]
+)
+def test_an_image_that_cannot_be_opened(content, reason, tmp_path):
+    if content is not None:
+        (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^row 3 cannot be read \(.*{reason}.*\); required: a PNG file\.$"):
+        decode_rgb("row 3", tmp_path / "a.png", kind="a PNG file")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
-from PIL import Image
+from PIL import ExifTags, Image
 
 from diffusers_lightningdit.data.images import center_crop
 from diffusers_lightningdit.evaluation.image_sets import NumberedImages, cut, open_images
@@ -52,7 +52,7 @@ def test_labels_of_a_data_set(arrays, tmp_path):
     rows.to_parquet(tmp_path / "train.parquet")
     images = open_images(str(tmp_path), label_column="label")
     assert images.labels.tolist() == [1, 0, 1] and images.num_classes == 2
-    with pytest.raises(ValueError, match="`reference_label_column` is 'text'; required: a ClassLabel column among"):
+    with pytest.raises(ValueError, match="`reference_label_column` is 'text'; required: a column of class labels"):
         open_images(str(tmp_path), label_column="text")
     with pytest.raises(ValueError, match="`reference_image_column` is 'label'; required: a column of images among"):
         open_images(str(tmp_path), column="label")
@@ -72,13 +72,41 @@ def write(folder, name: str, **options) -> None:
     Image.new(options.get("mode", "RGB"), options.get("size", (7, 9))).save(folder / name)
 
 
-@pytest.mark.parametrize("foreign", ["notes.txt", "train.parquet"])
-def test_a_foreign_file(foreign, tmp_path):
+@pytest.mark.parametrize(
+    ("foreign", "reason"), [("notes.txt", "no image"), ("train.parquet", "rows beside files of images")]
+)
+def test_a_foreign_file(foreign, reason, tmp_path):
     for name in ("a.png", "b.png"):
         write(tmp_path, name)
     (tmp_path / foreign).write_text("seen")
-    with pytest.raises(ValueError, match=rf"holds {foreign}; required: images only"):
+    message = rf"`reference` is .* left out: {foreign} \({reason}\); required: .* or `reference_allow_left_out`"
+    with pytest.raises(ValueError, match=message):
         open_images(str(tmp_path))
+    assert open_images(str(tmp_path), allow_left_out=True).num_images == 2
+
+
+def test_images_are_turned_upright(tmp_path):
+    """As in training: a camera's photograph is stored as its sensor lies, with its orientation beside it."""
+    upright = Image.new("RGB", (6, 4), "black")
+    upright.paste("white", (0, 0, 6, 2))
+    orientation = Image.Exif()
+    orientation[ExifTags.Base.Orientation] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "0.png", exif=orientation)
+    upright.save(tmp_path / "1.png")
+    (images,) = open_images(str(tmp_path)).read_blocks([range(2)])
+    assert np.array_equal(images, [np.array(upright)] * 2)
+
+
+def test_any_folder_that_training_takes(tmp_path):
+    """Folders that are called as splits beside others are classes; words in names mean nothing; links are followed."""
+    for name in ("training/test.png", "cat/val_1.png", "other/1.png"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True)
+        write(tmp_path / "data", name)
+    (tmp_path / "elsewhere").mkdir()
+    write(tmp_path / "elsewhere", "linked.png")
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    images = open_images(str(tmp_path / "data"), label_column="label")
+    assert (images.num_images, images.num_classes, images.labels.tolist()) == (4, 4, [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize("classes", ["", "cat"])

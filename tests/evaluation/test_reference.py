@@ -54,18 +54,18 @@ def config_of(reference: str, **settings) -> GenerationConfig:
 def test_the_same_names_in_another_order(pipeline, names, message, tmp_path):
     config = config_of(data_set(tmp_path / "data", names, [0, 1]), reference_label_column="label")
     with pytest.raises(ValueError, match="`reference_label_column` is 'label', where ") as error:
-        compare_class_names(config, pipeline)
+        compare_class_names(config, open_images(config.reference, label_column="label"), pipeline)
     assert message in str(error.value)
 
 
 def test_other_names_are_a_warning(pipeline, tmp_path, monkeypatch):
     config = config_of(data_set(tmp_path / "a", [*NAMES[:9], "neuf"], [0, 1]), reference_label_column="label")
-    (line,) = compare_class_names(config, pipeline)
+    (line,) = compare_class_names(config, open_images(config.reference, label_column="label"), pipeline)
     assert line.endswith("since their names differ: class 9, 'neuf', is 'nine' there.")
     config = config_of(data_set(tmp_path / "b", NAMES, [0, 1]), reference_label_column="label")
-    assert compare_class_names(config, pipeline) == []
+    assert compare_class_names(config, open_images(config.reference, label_column="label"), pipeline) == []
     monkeypatch.setattr(pipeline, "_internal_dict", {**pipeline.config, "id2label": None})
-    (line,) = compare_class_names(config, pipeline)
+    (line,) = compare_class_names(config, open_images(config.reference, label_column="label"), pipeline)
     assert line.endswith("class 0, 'zero', has no name there.")
 
 

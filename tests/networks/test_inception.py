@@ -8,22 +8,16 @@ import torch
 from diffusers_lightningdit.networks.inception import InceptionFeatures
 
 torch_fidelity = pytest.importorskip("torch_fidelity", exc_type=ImportError)
-torchvision = pytest.importorskip("torchvision", exc_type=ImportError)
 
 
 @pytest.fixture(scope="module")
-def weights_file(tmp_path_factory):
-    """Random weights in torch-fidelity's layout, which is that of torchvision's network with 1008 classes."""
-    torch.manual_seed(0)
-    network = torchvision.models.inception_v3(num_classes=1008, aux_logits=False, init_weights=False)
-    path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    torch.save(network.state_dict(), path)
-    return path
+def weights_file(inception_file):
+    return inception_file[0]
 
 
 @pytest.fixture(scope="module")
-def network(weights_file):
-    return InceptionFeatures(weights_file, hashlib.sha256(weights_file.read_bytes()).hexdigest())
+def network(inception_file):
+    return InceptionFeatures(*inception_file)
 
 
 def test_features_of_torch_fidelity(network, weights_file):

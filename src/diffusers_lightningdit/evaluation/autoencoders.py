@@ -37,8 +37,14 @@ class AutoencoderConfig:
     data: str = required("Folder or Hub id of the images, for `datasets.load_dataset`.", group="Data")
     split: str = setting("train", "The split of the data set.")
     image_column: str = setting("image", "The column of the images.")
+    allow_left_out: bool = setting(False, "Accept that files in a local folder of `data` are left out; they are named.")
     num_images: int | None = setting(None, "The number of images that are measured; null: all.", minimum=1)
-    resolution: int = setting(256, "The side in pixels of the squares that images are cropped to.", minimum=1)
+    resolution: int | None = setting(
+        None,
+        "The side in pixels of the squares that images are cropped to; null: the autoencoder's `sample_size`, the side "
+        "of the images that it was trained on.",
+        minimum=1,
+    )
     preprocessing: str = setting(
         "original",
         "The way to these squares: the centre crop of ADM, as in the original, or plain, one bicubic step and a crop.",
@@ -71,16 +77,20 @@ class AutoencoderConfig:
         check_settings(self)
 
 
-def load_autoencoder(name: str, resolution: int) -> ModelMixin:
+def load_autoencoder(name: str, resolution: int | None = None) -> tuple[ModelMixin, int]:
     """Load an autoencoder for images, frozen, in float32 on the CPU.
 
     Args:
         name: The folder or Hub id. No code of a repository is run.
-        resolution: The side in pixels of the images. An image of this size is encoded and decoded to check that the
-            autoencoder can be used.
+        resolution: The side in pixels of the images; by default the autoencoder's `sample_size`. An image of this size
+            is encoded and decoded to check that the autoencoder can be used.
+
+    Returns:
+        The autoencoder, and the side of the images in pixels.
 
     Raises:
-        ValueError: If there is no such autoencoder, or its reconstructions have another size than the images.
+        ValueError: If there is no such autoencoder, its reconstructions have another size than the images, or neither
+            `resolution` nor its config tells this size.
     """
     try:
         class_name = AutoencoderVAVAE.load_config(name).get("_class_name")
@@ -93,6 +103,9 @@ def load_autoencoder(name: str, resolution: int) -> ModelMixin:
         required = f"required: a folder or Hub id with an undamaged {class_name}"
         raise ValueError(f"`vae` is {name!r}; {required} ({first_line(error)}).") from error
     vae.requires_grad_(False).eval()
+    resolution = vae.config.get("sample_size") if resolution is None else resolution
+    if not isinstance(resolution, int) or resolution < 1:
+        raise ValueError(f"`resolution` is not given; required: a side in pixels, which no {class_name} tells.")
     if is_own:
         latents_size(resolution, vae)
     size = (1, 3, resolution, resolution)
@@ -109,7 +122,7 @@ def load_autoencoder(name: str, resolution: int) -> ModelMixin:
             f"`resolution` is {resolution}; required: one that {class_name} reconstructs, not as "
             f"{list(reconstructed_size[2:])}."
         )
-    return vae
+    return vae, resolution
 
 
 def mean_latents(vae: ModelMixin, pixels: torch.Tensor) -> torch.Tensor:
@@ -155,7 +168,13 @@ def open_dataset(config: AutoencoderConfig, label_column: str | None = None) -> 
         ValueError: As `ImageDataset`, or if there are fewer than `num_images` images.
     """
     dataset = ImageDataset(
-        config.data, config.resolution, config.split, config.image_column, label_column, config.preprocessing
+        config.data,
+        config.resolution,
+        config.split,
+        config.image_column,
+        label_column,
+        config.preprocessing,
+        allow_left_out=config.allow_left_out,
     )
     if config.num_images is not None and config.num_images > len(dataset):
         raise ValueError(f"`num_images` is {config.num_images}; required: at most {len(dataset)}, which `data` has.")
@@ -182,7 +201,7 @@ def measured_batches(
         accelerator: The accelerator whose processes share the batches.
         description: The description of the progress bar.
     """
-    accelerator.wait_for_everyone()  # every process has checked `output_dir` before the main process writes to it
+    accelerator.print(dataset.summary())
     return ordered_batches(
         dataset, measure, accelerator, config.micro_batch_size, config.num_workers, indices, description
     )

@@ -7,6 +7,7 @@ of the set. A smaller set is therefore the beginning of a larger one.
 """
 
 import contextlib
+import hashlib
 import inspect
 import itertools
 import time
@@ -21,7 +22,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 
 from ..files import first_line, one_line
 from ..keyed_random import image_generator, random_label
-from .image_files import ImageWriter, numbered_name
+from .image_files import MARK, ImageWriter, decode_rgb, numbered_name
 from .image_sets import NumberedImages
 
 LABELS = ("balanced", "random")
@@ -228,8 +229,9 @@ def draw_block(
 class DrawnImages(NumberedImages):
     """The images of a pipeline as a set. Reading a block draws those of its images that are not in the folder yet.
 
-    Files that are in the folder are kept, and read instead of drawn. Several processes may share a folder if each of
-    them reads other blocks.
+    Files that are in the folder are kept, and read instead of drawn. Each carries a mark, a hash of its pixels, its
+    number and the identity of the set, so that a set that continues or grows knows its images. Several processes may
+    share a folder if each of them reads other blocks.
 
     Args:
         pipeline: The pipeline.
@@ -240,6 +242,7 @@ class DrawnImages(NumberedImages):
         block_size: The number of images that the networks take at a time.
         num_threads: The number of threads that write files, and of threads that read them.
         max_waiting: The largest number of images that are drawn and not yet written.
+        identity: Everything that the pixels depend on, as text.
 
     Attributes:
         num_drawn: The number of images drawn so far.
@@ -259,17 +262,32 @@ class DrawnImages(NumberedImages):
         block_size: int,
         num_threads: int = 4,
         max_waiting: int = 256,
+        identity: str = "",
     ):
         super().__init__(folder, num_images, num_threads, size)
         self.pipeline, self.labels, self.seed, self.sampling = pipeline, labels, seed, sampling
-        self.block_size, self.max_waiting = block_size, max_waiting
+        self.block_size, self.max_waiting, self.identity = block_size, max_waiting, identity
         self.num_drawn, self.seconds_drawing, self.seconds_held_up = 0, 0.0, 0.0
+
+    def mark(self, index: int, pixels: np.ndarray) -> str:
+        """The mark in the file of an image, uint8 [height, width, 3]: a hash in hexadecimal digits."""
+        return hashlib.sha256(f"{self.identity} {index} ".encode() + pixels.tobytes()).hexdigest()
+
+    def _read(self, index: int) -> np.ndarray:
+        image = decode_rgb(self.image_name(index), self.encoded(index))
+        pixels = np.array(image)
+        if image.info.get(MARK) != self.mark(index, pixels):
+            raise ValueError(
+                f"{self.image_name(index)} is not the image that was drawn there; required: images as they were drawn. "
+                "Those that are removed are drawn again."
+            )
+        return pixels
 
     def read_blocks(self, blocks: Sequence[range]) -> Iterator[np.ndarray]:
         """Yield the images of each block, as `ImageSet.read_blocks`. All files are complete when the iterator ends.
 
         Raises:
-            ValueError: If a file cannot be read; the message names it.
+            ValueError: If a file cannot be read or was not drawn for this set; the message names it.
             OSError: If a file cannot be written.
         """
         present = {path.name for path in self.folder.iterdir()}
@@ -283,7 +301,8 @@ class DrawnImages(NumberedImages):
                     missing = {index for index in block if numbered_name(index) not in present}
                     drawn = self._draw(block, len(missing))
                     for index in missing:
-                        writer.write(self.folder / numbered_name(index), drawn[index - block.start])
+                        pixels = drawn[index - block.start]
+                        writer.write(self.folder / numbered_name(index), pixels, self.mark(index, pixels))
                     self.seconds_held_up = writer.seconds_waited
                     yield np.stack([drawn[i - block.start] if i in missing else self[i] for i in block])
 

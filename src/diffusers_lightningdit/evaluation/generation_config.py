@@ -59,6 +59,9 @@ class GenerationConfig:
         "The column of the labels of a reference that is a data set; with it, the accuracy is measured: whether images "
         "are of the class that was asked for.",
     )
+    reference_allow_left_out: bool = setting(
+        False, "Accept that files in a local folder are left out of the reference; they are named."
+    )
     reference_crop: str = setting(
         "none",
         "The crop of the reference's images: none where they have the size of those drawn, center for the centre "

@@ -15,10 +15,10 @@ from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
-from PIL import Image
 
-from ..files import atomic_write, one_line
-from .image_files import numbered_name, png_files, read_png
+from ..files import HOLDER_FILE, LOCK_FILE, atomic_write, one_line
+from ..locks import locked
+from .image_files import NUMBERED, numbered_name, png_files, read_png, write_png
 
 ARRAY = "arr_0"
 MAX_COMPRESSION = 1040  # of deflate: https://www.zlib.net/zlib_tech.html tells of 1032
@@ -207,22 +207,32 @@ def unpack_archive(path: str | Path, folder: str | Path) -> int:
         OSError: If the images cannot be written.
     """
     archive, folder = ImageArchive(path), Path(folder)
-    is_new, partial = not folder.exists(), folder / UNPACKING
-    if not is_new and (not folder.is_dir() or any(inside != partial for inside in folder.iterdir())):
-        raise ValueError(f"`output` is {str(folder)!r}, which exists; required: a new or an empty folder.")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        for index, image in enumerate(archive):
-            Image.fromarray(image).save(partial / numbered_name(index))
-        for index in range(len(archive)):
-            (partial / numbered_name(index)).rename(folder / numbered_name(index))
-    except BaseException:  # all images or none, also after an interruption
-        for index in range(len(archive)):
-            (folder / numbered_name(index)).unlink(missing_ok=True)
-        raise
-    finally:
+    _check_unpacked(folder)
+    partial = folder / UNPACKING
+    with locked(folder):
+        _check_unpacked(folder)
+        for left in folder.glob("*.png"):
+            left.unlink()
         shutil.rmtree(partial, ignore_errors=True)
-        if is_new and not any(folder.iterdir()):
-            folder.rmdir()
+        try:
+            partial.mkdir()
+            for index, image in enumerate(archive):
+                write_png(partial / numbered_name(index), image)
+            for index in range(len(archive)):
+                (partial / numbered_name(index)).rename(folder / numbered_name(index))
+        except BaseException:  # all images or none, also after an interruption
+            for index in range(len(archive)):
+                (folder / numbered_name(index)).unlink(missing_ok=True)
+            raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return len(archive)
+
+
+def _check_unpacked(folder: Path) -> None:
+    """Raise ValueError if a folder holds anything but what a killed run of `unpack_archive` has left there."""
+    was_killed = (folder / UNPACKING).is_dir()
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    others = set(names) - {UNPACKING, LOCK_FILE, HOLDER_FILE}
+    if (folder.exists() and not folder.is_dir()) or not all(was_killed and NUMBERED.fullmatch(name) for name in others):
+        raise ValueError(f"`output` is {str(folder)!r}, which exists; required: a new or an empty folder.")

@@ -5,29 +5,23 @@ All images of a set have the same size. They are read in blocks, a few blocks ah
 """
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import datasets
 import numpy as np
-import pyarrow.compute
 import torch
-from PIL import Image
 
 from ..data.images import UnusableImage, center_crop, image_name
-from ..data.rows import load_rows
+from ..data.rows import ImageRows, check_labels
 from .image_archive import ImageArchive
 from .image_files import decode_rgb, numbered_name
 from .ordered_batches import read_ahead
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 DEFAULT_SPLIT = "train"
-# `datasets` recognises a data set by these: names of files, names of folders that are splits, files of many images.
-DATA_SET_FILES = ("README.md", "metadata.csv", "metadata.jsonl", "metadata.parquet")
-SPLIT_FOLDERS = ("train", "training", "validation", "valid", "dev", "val", "test", "testing", "eval", "evaluation")
-DATA_SUFFIXES = (".parquet", ".arrow", ".tar", ".zip")
 BLOCKS_AHEAD = 4
+SETTING = re.compile("`(image_column|label_column|allow_left_out)`")  # in messages about `data`
 
 
 class ImageBlocks(Protocol):
@@ -70,12 +64,12 @@ class ImageSet:
         """The name of an image, for messages."""
         raise NotImplementedError
 
-    def open_image(self, index: int) -> Image.Image:
-        """Open an image; may raise anything."""
+    def encoded(self, index: int) -> dict | Path:
+        """An image, as `data.images.open_image` takes it."""
         raise NotImplementedError
 
     def _read(self, index: int) -> np.ndarray:
-        image = decode_rgb(self.image_name(index), lambda: self.open_image(index))
+        image = decode_rgb(self.image_name(index), self.encoded(index))
         if self.crop is None:
             return np.array(image)
         try:
@@ -106,29 +100,6 @@ class ImageSet:
         yield from read_ahead(read_block, blocks, self.num_threads, max(BLOCKS_AHEAD, self.num_threads))
 
 
-class FolderImages(ImageSet):
-    """The image files of a folder and its subfolders, in the order of their paths.
-
-    Raises:
-        ValueError: If the folder holds other files, or its first image cannot be read.
-    """
-
-    def __init__(self, folder: str | Path, crop: int | None = None, num_threads: int = 4):
-        self.files = sorted(path for path in Path(folder).rglob("*") if not path.is_dir())
-        for file in self.files:
-            if file.suffix.lower() not in IMAGE_SUFFIXES:
-                raise ValueError(
-                    f"{folder} holds {file.relative_to(folder)}; required: images only ({', '.join(IMAGE_SUFFIXES)})."
-                )
-        super().__init__(str(folder), len(self.files), crop, num_threads)
-
-    def image_name(self, index: int) -> str:
-        return str(self.files[index])
-
-    def open_image(self, index: int) -> Image.Image:
-        return Image.open(self.files[index])
-
-
 class NumberedImages(ImageSet):
     """The first `num_images` of 000000.png, 000001.png, ... in a folder."""
 
@@ -137,61 +108,56 @@ class NumberedImages(ImageSet):
         super().__init__(str(folder), num_images, None, num_threads, size)
 
     def image_name(self, index: int) -> str:
-        return str(self.folder / numbered_name(index))
+        return str(self.encoded(index))
 
-    def open_image(self, index: int) -> Image.Image:
-        return Image.open(self.image_name(index))
+    def encoded(self, index: int) -> Path:
+        return self.folder / numbered_name(index)
 
 
 class DatasetImages(ImageSet):
-    """A column of images of a data set.
+    """The images of a folder, or a column of images of a data set, as `ImageRows` reads them.
 
     Attributes:
+        source: The `ImageRows`.
         labels: The labels of the images, int64 [N], if a `label_column` is given.
         num_classes: The number of classes of the label column.
 
     Raises:
-        ValueError: As `load_rows`, or if there is no such column.
+        ValueError: As `ImageRows`, and if labels have no names or are missing.
     """
 
     def __init__(
         self,
         data: str,
-        split: str = "train",
+        split: str = DEFAULT_SPLIT,
         column: str = "image",
         crop: int | None = None,
         num_threads: int = 4,
         label_column: str | None = None,
+        allow_left_out: bool = False,
     ):
         try:
-            rows = load_rows(data, split)
+            self.source = ImageRows(data, split, column, label_column, allow_left_out=allow_left_out)
+            if label_column is not None:
+                check_labels(self.source, None)
         except ValueError as error:
-            raise ValueError(str(error).replace("`data` is", "`reference` is", 1)) from error
-        if not isinstance(rows.features.get(column), datasets.Image):
-            names = ", ".join(rows.column_names)
-            raise ValueError(f"`reference_image_column` is {column!r}; required: a column of images among {names}.")
+            raise ValueError(SETTING.sub(r"`reference_\1`", str(error)).replace("`data`", "`reference`")) from error
+        self.column, self.rows = column, self.source.rows
         if label_column is not None:
-            self.labels, self.num_classes = _labels(rows, label_column)
-        self.column = column
-        self.rows = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-        super().__init__(f"{data}, split {split!r}", len(rows), crop, num_threads)
+            if self.source.id2label is None:
+                raise ValueError(
+                    f"`reference_label_column` is {label_column!r}, with numbers; required: labels with names."
+                )
+            self.labels, self.num_classes = torch.tensor(self.rows[label_column][:]), len(self.source.id2label)
+        super().__init__(f"{data}, split {split!r}", len(self.rows), crop, num_threads)
 
     def image_name(self, index: int) -> str:
-        return f"{self.name}, {image_name(self.rows[index][self.column])} (row {index})"
+        if self.source.source.has_image_files:
+            return self.encoded(index)["path"]
+        return f"{self.name}, {image_name(self.encoded(index))} (row {index})"
 
-    def open_image(self, index: int) -> Image.Image:
-        return datasets.Image().decode_example(self.rows[index][self.column])
-
-
-def _labels(rows: datasets.Dataset, column: str) -> tuple[torch.Tensor, int]:
-    feature, name = rows.features.get(column), f"`reference_label_column` is {column!r}"
-    if not isinstance(feature, datasets.ClassLabel):
-        raise ValueError(f"{name}; required: a ClassLabel column among {', '.join(rows.column_names)}.")
-    labels = rows.data.column(column)
-    smallest = pyarrow.compute.min(labels).as_py()
-    if labels.null_count or smallest < 0:
-        raise ValueError(f"{name}, with rows without a label; required: a label in every row.")
-    return torch.tensor(rows[column][:]), feature.num_classes
+    def encoded(self, index: int) -> dict:
+        return self.rows[index][self.column]
 
 
 class ArchiveImages:
@@ -218,20 +184,6 @@ class ArchiveImages:
         yield from read_ahead(lambda block: block, read(), 1, 1)
 
 
-def is_folder_of_images(folder: Path) -> bool:
-    """Whether a folder is read file by file, and not by `datasets`, as a data set with splits is.
-
-    Such a folder holds images, no folder named as a split, and no metadata or card of a data set. It has more images
-    than data files, since `datasets` reads whichever kind is more frequent and ignores the other.
-    """
-    files = [path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()]
-    num_images = sum(file.suffix.lower() in IMAGE_SUFFIXES for file in files)
-    num_data = sum(file.suffix.lower() in DATA_SUFFIXES for file in files)
-    has_metadata = any(file.name in DATA_SET_FILES for file in files)
-    has_splits = any(part in SPLIT_FOLDERS for file in files for part in file.parts[:-1])
-    return num_images > num_data and not has_metadata and not has_splits
-
-
 def open_images(
     name: str,
     split: str = DEFAULT_SPLIT,
@@ -239,27 +191,23 @@ def open_images(
     crop: int | None = None,
     num_threads: int = 4,
     label_column: str | None = None,
-) -> ImageSet | ArchiveImages:
+    allow_left_out: bool = False,
+) -> DatasetImages | ArchiveImages:
     """Open a set of images.
 
     Args:
-        name: An `.npz` file, a folder of images (see `is_folder_of_images`), or a folder or Hub id that
-            `datasets.load_dataset` reads. Every file of a folder of images has to be an image.
-        split: The split of a data set. Another one than the default means that a folder is a data set.
+        name: An `.npz` file, a folder of images, or a folder or Hub id that `datasets.load_dataset` reads.
+        split: The split of the data.
         column: The column of images of a data set.
         crop: The side in pixels of the squares that images are cropped to by `center_crop`; None leaves images as they
             are. The images of an `.npz` file are never cropped.
         num_threads: The number of threads that read.
-        label_column: The column of labels; with it, the name must be that of a data set.
+        label_column: The column of labels; with it, the name must not be that of an `.npz` file.
+        allow_left_out: Accept that files of a local folder are left out.
 
     Raises:
         ValueError: In one line, if the set cannot be read.
     """
-    path = Path(name)
-    if label_column is not None:
-        return DatasetImages(name, split, column, crop, num_threads, label_column)
-    if path.suffix == ".npz":
-        return ArchiveImages(path)
-    if split == DEFAULT_SPLIT and path.is_dir() and is_folder_of_images(path):
-        return FolderImages(path, crop, num_threads)
-    return DatasetImages(name, split, column, crop, num_threads)
+    if label_column is None and Path(name).suffix == ".npz":
+        return ArchiveImages(name)
+    return DatasetImages(name, split, column, crop, num_threads, label_column, allow_left_out)

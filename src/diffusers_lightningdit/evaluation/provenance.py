@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ..files import json_values, partial_name, read_json, weights_sha256
+from ..files import HOLDER_FILE, LOCK_FILE, json_values, partial_name, read_json, weights_sha256
 from .generation_config import GenerationConfig
 
 SAMPLES_FILE = "samples.json"
@@ -116,7 +116,8 @@ def check_folder(folder: Path, provenance: dict[str, Any]) -> None:
         raise ValueError(f"{name}, a file; required: a folder.")
     file = folder / SAMPLES_FILE
     if not file.is_file():
-        if any(path != partial_name(file) for path in folder.iterdir()):  # a killed run may have left it
+        ignored = (partial_name(file).name, LOCK_FILE, HOLDER_FILE)  # a killed run may have left them
+        if any(path.name not in ignored for path in folder.iterdir()):
             raise ValueError(f"{name}, which exists without {SAMPLES_FILE}; required: a new or an empty folder.")
         return
     begun = read_json(file, "another `output_dir`, or that the file be removed")

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from ..files import one_line, read_json
+from ..interruption import interruptible
 from ..processes import patient_accelerator
 from ..settings import one_line_errors, parse_config
 
@@ -57,9 +58,9 @@ def run_command(
         record_file: The name of the record's file in `output_dir`.
         argv: The words of the command line; by default those of this process.
         description: The text that --help prints above the settings.
-        interrupted: The line that Ctrl-C ends the command with.
+        interrupted: The line that Ctrl-C and SIGTERM end the command with.
     """
-    with one_line_errors((ValueError, ImportError, OSError), interrupted=interrupted):
+    with one_line_errors((ValueError, ImportError, OSError)), interruptible(interrupted):
         config = parse_config(config_class, argv, description)
         datasets.disable_progress_bars()
         accelerator = patient_accelerator()

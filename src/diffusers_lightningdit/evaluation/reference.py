@@ -12,17 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ..data.rows import load_rows
+from ..data.folders import nfc
 from ..files import file_sha256, one_line
 from ..networks.inception import InceptionFeatures
 from .generation_config import GenerationConfig
 from .image_archive import ARRAY, read_array
-from .image_sets import ArchiveImages, DatasetImages, FolderImages, ImageBlocks, ImageSet, open_images
+from .image_sets import ArchiveImages, DatasetImages, ImageBlocks, open_images
 from .set_statistics import SetStatistics, measure_images
 
 # Settings that a measured reference depends on, beside the size of the images.
@@ -31,6 +32,7 @@ REFERENCE_SETTINGS = (
     "reference_split",
     "reference_image_column",
     "reference_label_column",
+    "reference_allow_left_out",
     "reference_crop",
     "features",
     "feature_normalization",
@@ -85,6 +87,15 @@ def read_statistics(path: str | Path) -> dict[str, tuple[torch.Tensor, torch.Ten
     return statistics
 
 
+def statistics_arrays(measured: SetStatistics) -> dict[str, np.ndarray]:
+    """The statistics of a set by the names of these arrays, float64."""
+    arrays = {}
+    for kind, statistics in measured.statistics.items():
+        mean_name, covariance_name = STATISTICS_ARRAYS[kind]
+        arrays |= {mean_name: statistics.mean.numpy(), covariance_name: statistics.covariance.numpy()}
+    return arrays
+
+
 def _check_covariance(name: str, covariance: torch.Tensor) -> None:
     largest, size = covariance.abs().max().item(), len(covariance)
     asymmetry = (covariance - covariance.T).abs().max().item()
@@ -137,7 +148,7 @@ class Reference:
 
 def open_reference(
     config: GenerationConfig, network: nn.Module, size: tuple[int, int], pipeline: DiffusionPipeline
-) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], ImageSet | ArchiveImages | None]:
+) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], DatasetImages | ArchiveImages | None]:
     """Open the reference and check it, before anything is drawn.
 
     Args:
@@ -174,6 +185,7 @@ def open_reference(
             crop,
             config.num_workers,
             config.reference_label_column,
+            config.reference_allow_left_out,
         )
         if config.reference_label_column is not None:
             check_labels(config, images, pipeline)
@@ -205,8 +217,8 @@ def check_labels(config: GenerationConfig, images: DatasetImages, pipeline: Diff
         )
 
 
-def compare_class_names(config: GenerationConfig, pipeline: DiffusionPipeline) -> list[str]:
-    """Compare the names of the classes of the reference and the pipeline.
+def compare_class_names(config: GenerationConfig, images: DatasetImages, pipeline: DiffusionPipeline) -> list[str]:
+    """Compare the names of the classes of the reference's images and the pipeline.
 
     Returns:
         A warning, if the names differ, so that only the numbers tell which classes are the same; otherwise nothing.
@@ -214,9 +226,9 @@ def compare_class_names(config: GenerationConfig, pipeline: DiffusionPipeline) -
     Raises:
         ValueError: If both have the same names in another order.
     """
-    names = load_rows(config.reference, config.reference_split).features[config.reference_label_column].names
+    names = list(images.source.id2label.values())
     id2label = pipeline.config.get("id2label") or {}
-    own = [name for _, name in sorted(id2label.items(), key=lambda item: int(item[0]))]
+    own = [nfc(name) for _, name in sorted(id2label.items(), key=lambda item: int(item[0]))]
     if names == own:
         return []
     # The first name that differs; 0 if the pipeline has no names.
@@ -233,15 +245,12 @@ def compare_class_names(config: GenerationConfig, pipeline: DiffusionPipeline) -
     ]
 
 
-def content_sha256(config: GenerationConfig, images: ImageSet | ArchiveImages | None) -> str:
+def content_sha256(config: GenerationConfig, images: DatasetImages | ArchiveImages | None) -> str:
     """Hash the files or rows of the reference in their order. This is cheap, since no image is decoded."""
     if Path(config.reference).suffix == ".npz":
         return file_sha256(config.reference)
-    if isinstance(images, FolderImages):
-        contents = (path.read_bytes() for path in images.files)
-    else:
-        encoded = (row[images.column] for row in images.rows)
-        contents = (Path(each["path"]).read_bytes() if each["bytes"] is None else each["bytes"] for each in encoded)
+    encoded = (row[images.column] for row in images.rows)
+    contents = (Path(each["path"]).read_bytes() if each["bytes"] is None else each["bytes"] for each in encoded)
     digest = hashlib.sha256()
     for content in contents:
         digest.update(hashlib.sha256(content).digest())
@@ -275,7 +284,9 @@ def measure_reference(
     key = (tuple(size), *(getattr(config, name) for name in REFERENCE_SETTINGS))
     known = {} if known is None else known
     if key not in known:
-        warnings = [] if config.reference_label_column is None else compare_class_names(config, pipeline)
+        warnings = [] if config.reference_label_column is None else compare_class_names(config, images, pipeline)
+        if isinstance(images, DatasetImages):
+            accelerator.print(f"reference: {images.source.summary()}")
         description: dict[str, Any] = {
             "reference": config.reference,
             "sha256": content_sha256(config, images),

@@ -186,14 +186,15 @@ def test_without_a_reference_images_are_only_drawn(digits_pipeline, tmp_path):
 
 def error_of(arguments: list[str], folder: Path, changes: dict, capsys) -> str:
     """Return the one line that the command ends with, and check that nothing was measured."""
-    before = (folder / "generation.json").read_bytes() if folder.is_dir() else None
+    record = folder / "generation.json"
+    before = record.read_bytes() if record.is_file() else None
     words = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
     with pytest.raises(SystemExit) as exit_:
         generation.main([*arguments, "--output_dir", str(folder), *words])
     assert exit_.value.code == 2
-    assert ((folder / "generation.json").read_bytes() if folder.is_dir() else None) == before
+    assert (record.read_bytes() if record.is_file() else None) == before
     output = capsys.readouterr()
-    assert output.out == ""
+    assert "wrote" not in output.out
     lines = [line for line in output.err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     return lines[0]
@@ -213,7 +214,10 @@ def error_of(arguments: list[str], folder: Path, changes: dict, capsys) -> str:
         ({"sampling.guidance_scale": "strong"}, "`guidance_scale` is 'strong'; required"),
         ({"feature_size": 12}, "`feature_size` is 12x12; required: multiples of the patch"),
         ({"reference": "nothing_here"}, "`reference` is 'nothing_here', split 'train'; required"),
-        ({"reference_label_column": "image"}, "`reference_label_column` is 'image'; required: a ClassLabel column"),
+        (
+            {"reference_label_column": "image"},
+            "`reference_label_column` is 'image'; required: a column of class labels",
+        ),
         ({"precision_recall": "false"}, "`reference_label_column` is 'label'; required with it"),
         ({"num_image": 4}, "`num_image` is no key"),
     ],
@@ -282,10 +286,38 @@ def test_a_damaged_image_among_them(arguments, copy_of_first_run, capsys):
     assert "000007.png cannot be read" in error
 
 
-def test_an_image_that_was_replaced(arguments, copy_of_first_run, capsys):
-    """The other image is of the same set and can be read, so only the pixels differ."""
-    shutil.copy(copy_of_first_run / "images" / "000003.png", copy_of_first_run / "images" / "000002.png")
-    error = error_of(arguments, copy_of_first_run, {}, capsys)
+@pytest.mark.parametrize("state", ["finished", "interrupted", "growing", "becoming an archive"])
+@pytest.mark.parametrize("source", ["of the same set", "of another set", "saved again"])
+def test_an_image_that_was_replaced(arguments, copy_of_first_run, tmp_path, capsys, state, source):
+    """The other image can be read and has the right size and name."""
+    images = copy_of_first_run / "images"
+    if source == "of the same set":
+        shutil.copy(images / "000003.png", images / "000002.png")
+    elif source == "of another set":
+        run(
+            arguments[:2], tmp_path / "other", "--seed", "1", "--num_images", "3", "--sampling.num_inference_steps", "3"
+        )
+        AcceleratorState._reset_state(reset_partial_state=True)
+        capsys.readouterr()
+        shutil.copy(tmp_path / "other" / "images" / "000002.png", images / "000002.png")
+    else:
+        Image.open(images / "000002.png").rotate(90).save(images / "000002.png")
+    changes = {"growing": {"num_images": NUM_IMAGES + 2}, "becoming an archive": {"format": "npz"}}.get(state, {})
+    if state == "interrupted":
+        (copy_of_first_run / "generation.json").unlink()
+        (images / "000020.png").unlink()
+    error = error_of(arguments, copy_of_first_run, changes, capsys)
+    assert (
+        f"{images / '000002.png'} is not the image that was drawn there; required: images as they were drawn" in error
+    )
+
+
+def test_an_archive_that_was_replaced(arguments, tmp_path, capsys):
+    run(arguments, tmp_path / "out", "--format", "npz")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    capsys.readouterr()
+    np.savez(tmp_path / "out" / "images.npz", np.zeros((NUM_IMAGES, 32, 32, 3), np.uint8))
+    error = error_of(arguments, tmp_path / "out", {"format": "npz"}, capsys)
     assert "whose images are not those that generation.json tells of (pixels_sha256" in error
 
 

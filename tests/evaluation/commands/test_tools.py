@@ -1,6 +1,9 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from diffusers_lightningdit.evaluate import main
 
@@ -31,10 +34,51 @@ def test_a_grid_shows_the_images_that_generation_draws(digits_pipeline, tmp_path
                     assert np.abs(tile - np.asarray(image)).max() <= 1  # drawn in a batch of another size
 
 
+@pytest.fixture
+def inception(inception_file) -> list[str]:
+    path, sha256 = inception_file
+    return [f"inception={path}", f"inception_sha256={sha256}"]
+
+
+def test_statistics_serve_as_the_reference(inception, digits_pipeline, tmp_path, capsys):
+    """Of JPEG files of many sizes that are turned, cropped as is said: the same distance as from the images."""
+    (tmp_path / "photos").mkdir()
+    orientation = Image.Exif()
+    orientation[ExifTags.Base.Orientation] = 6
+    for index in range(5):
+        noise = Image.effect_noise((40 + 9 * index, 36), 60 + 20 * index).convert("RGB")
+        noise.save(tmp_path / "photos" / f"{index}.jpg", exif=orientation)
+    file, photos = str(tmp_path / "reference.npz"), str(tmp_path / "photos")
+    main(["tools", "statistics", f"data={photos}", "resolution=32", *inception, f"output={file}"])
+    assert capsys.readouterr().out.splitlines()[-1] == f"wrote {file}: mu and sigma of 5 images"
+    arrays = np.load(file)
+    assert set(arrays) == {"mu", "sigma", "mu_s", "sigma_s", "record"}
+    record = json.loads(str(arrays["record"]))
+    assert record["results"] == {"num_images": 5, "height": 32, "width": 32}
+    assert record["settings"]["resolution"] == 32
+    assert len(record["warnings"]) == 2  # of so few images
+    drawn = ["generation", f"pipeline={digits_pipeline}", *inception, "num_images=4", "sampling.num_inference_steps=1"]
+    results = []
+    for reference in ([f"reference={file}"], [f"reference={photos}", "reference_crop=center"]):
+        folder = tmp_path / f"out{len(results)}"
+        main([*drawn, "precision_recall=false", *reference, f"output_dir={folder}"])
+        results.append(json.loads((folder / "generation.json").read_text())["results"])
+    assert results[0] == results[1]
+    assert {"fid", "sfid"} <= set(results[0])
+
+
+def test_statistics_of_images_of_many_sizes(inception, error_line, tmp_path):
+    for index in range(3):
+        Image.new("RGB", (32 + index, 32)).save(tmp_path / f"{index}.png")
+    error = error_line("tools", "statistics", f"data={tmp_path}", *inception, f"output={tmp_path}.npz")
+    assert "1.png has 33x32 pixels; required: 32x32, as" in error
+    assert not Path(f"{tmp_path}.npz").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["paint"], "the tool is 'paint'; required: one of pack, unpack, grid."),
+        (["paint"], "the tool is 'paint'; required: one of pack, unpack, statistics, grid."),
         (["pack", "--images", "nowhere", "--output", "new.npz"], "`images` is 'nowhere'; required: a folder of PNG"),
         (["unpack", "--archive", "nowhere.npz", "--output", "new"], "nowhere.npz cannot be read"),
         (
@@ -56,7 +100,7 @@ def test_bad_input_is_one_line(error_line, digits_pipeline, arguments, message, 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("tool", ["pack", "unpack", "grid"])
+@pytest.mark.parametrize("tool", ["pack", "unpack", "statistics", "grid"])
 def test_each_tool_has_help(tool, capsys):
     with pytest.raises(SystemExit):
         main(["tools", tool, "--help"])

@@ -9,6 +9,7 @@ them, and generation.json with the metrics and everything that these depend on. 
 resumes.
 """
 
+import json
 import shutil
 import time
 import warnings
@@ -17,12 +18,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from diffusers import DiffusionPipeline
 from torch import nn
 
 from ...files import write_json
-from ...processes import patient_accelerator
+from ...locks import locked_by_run
+from ...processes import on_main_process, patient_accelerator
 from ..drawn_images import DrawnImages, check_sampling, load_pipeline, set_scheduler, try_pipeline
 from ..generation_config import GenerationConfig
 from ..generation_metrics import compute_metrics, not_computed
@@ -86,6 +87,7 @@ def image_set(
         config.micro_batch_size,
         config.num_workers,
         max_waiting=4 * config.batch_size,
+        identity=json.dumps(provenance, sort_keys=True),
     )
 
 
@@ -172,35 +174,27 @@ def _evaluate(
     if config.dtype != "float32":
         pipeline.to(getattr(torch, config.dtype))
     size = try_pipeline(pipeline, config.sampling)
-    reference = None
     if network is not None:
         network.check_size(*size)
         network.to(device)
-    if config.reference is not None:
-        reference = measure_reference(config, network, size, pipeline, accelerator, known_references)
+    with locked_by_run(accelerator, folder):
+        check_folder(folder, provenance)  # another run may have begun there in the meantime
+        reference = None
+        if config.reference is not None:
+            reference = measure_reference(config, network, size, pipeline, accelerator, known_references)
+        images = image_set(config, pipeline, size, provenance, accelerator)
+        samples, speed = draw_and_measure(config, images, network, accelerator)
 
-    images = image_set(config, pipeline, size, provenance, accelerator)
-    samples, speed = draw_and_measure(config, images, network, accelerator)
-    num_classes = pipeline.transformer.config.num_classes
-    outcome: list[dict[str, Any] | Exception | None] = [None]
-    if accelerator.is_main_process:
-        try:
+        def finish() -> dict[str, Any]:
             if samples is not None:
                 check_pixels(folder, config.num_images, samples.pixels_sha256)
             pack(config, images)
-            outcome = [_record(config, provenance, samples, reference, network, num_classes, size, speed, accelerator)]
-        except (
-            ValueError,
-            ImportError,
-            OSError,
-        ) as error:  # the other processes, which wait, get it as well
-            outcome = [error]
-    (record,) = broadcast_object_list(outcome)
-    if isinstance(record, Exception):
-        raise record
-    if accelerator.is_main_process:
-        write_json(folder / RESULTS_FILE, record)
-    return record
+            num_classes = pipeline.transformer.config.num_classes
+            record = _record(config, provenance, samples, reference, network, num_classes, size, speed, accelerator)
+            write_json(folder / RESULTS_FILE, record)
+            return record
+
+        return on_main_process(accelerator, finish)
 
 
 def _record(

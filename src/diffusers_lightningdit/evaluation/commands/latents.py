@@ -10,6 +10,7 @@ numbers depend on, tsne.png, a t-SNE of the latents coloured by density, and tsn
 Letters in the shape comments: B images, C latent channels, F feature channels, (h, w) grid.
 """
 
+import contextlib
 import csv
 import dataclasses
 import warnings
@@ -22,6 +23,7 @@ from accelerate import Accelerator
 from diffusers import ModelMixin
 
 from ...files import atomic_write, check_output_dir, partial_name, weights_sha256, write_json
+from ...locks import locked_by_run
 from ...metrics.alignment import distance_matrix_gap, linear_cka
 from ...metrics.channel_statistics import channel_statistics
 from ...metrics.finite import check_finite
@@ -182,12 +184,13 @@ def evaluate_latents(config: LatentsConfig, accelerator: Accelerator) -> dict[st
     check_output_dir(config.output_dir, leftovers=LEFTOVERS)
     check_scikit_learn()
     check_matplotlib()
-    with exact_arithmetic(config.num_threads, accelerator.device):
-        return _evaluate(config, accelerator)
+    with exact_arithmetic(config.num_threads, accelerator.device), contextlib.ExitStack() as stack:
+        return _evaluate(config, accelerator, stack)
 
 
-def _evaluate(config: LatentsConfig, accelerator: Accelerator) -> dict[str, Any]:
-    vae = load_autoencoder(config.vae, config.resolution)
+def _evaluate(config: LatentsConfig, accelerator: Accelerator, stack: contextlib.ExitStack) -> dict[str, Any]:
+    vae, resolution = load_autoencoder(config.vae, config.resolution)
+    config = dataclasses.replace(config, resolution=resolution)
     foundation_model, weights = None, {"vae": weights_sha256(vae)}
     if config.features is not None:
         foundation_model = FoundationModel.from_pretrained(config.features, config.feature_normalization)
@@ -198,6 +201,8 @@ def _evaluate(config: LatentsConfig, accelerator: Accelerator) -> dict[str, Any]
     if not 0 < config.perplexity < len(indices):
         raise ValueError(f"`perplexity` is {config.perplexity:g}; required: above 0, below the {len(indices)} images.")
     measures = LatentMeasures(vae.to(accelerator.device), foundation_model)
+    stack.enter_context(locked_by_run(accelerator, config.output_dir))
+    check_output_dir(config.output_dir, leftovers=LEFTOVERS)  # another run may have ended there in the meantime
     batches = list(measured_batches(config, dataset, indices, measures, accelerator, "encoding"))
     if not accelerator.is_main_process:
         return {}
@@ -207,7 +212,6 @@ def _evaluate(config: LatentsConfig, accelerator: Accelerator) -> dict[str, Any]
         results = latent_results(measures, values, plane, config)
 
     folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     density = point_density(plane)
     write_points(folder / POINTS_FILE, indices, plane, density, values.get("labels"))
     gini = results["uniformity"]["tsne"]["gini_coefficient"]

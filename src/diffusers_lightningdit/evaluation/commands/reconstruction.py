@@ -11,6 +11,7 @@ metrics.json, with everything that the numbers depend on, and images.csv, with a
 Letters in the shape comments: B images.
 """
 
+import contextlib
 import csv
 import dataclasses
 import math
@@ -32,6 +33,7 @@ from ...files import (
     weights_sha256,
     write_json,
 )
+from ...locks import locked_by_run
 from ...metrics.finite import check_finite
 from ...metrics.frechet import FeatureStatistics
 from ...metrics.image_similarity import peak_signal_to_noise_ratio, structural_similarity
@@ -197,12 +199,13 @@ def evaluate_reconstruction(config: ReconstructionConfig, accelerator: Accelerat
         OSError: If the files cannot be written.
     """
     check_output_dir(config.output_dir, leftovers=LEFTOVERS)
-    with exact_arithmetic(config.num_threads, accelerator.device):
-        return _evaluate(config, accelerator)
+    with exact_arithmetic(config.num_threads, accelerator.device), contextlib.ExitStack() as stack:
+        return _evaluate(config, accelerator, stack)
 
 
-def _evaluate(config: ReconstructionConfig, accelerator: Accelerator) -> dict[str, Any]:
-    vae = load_autoencoder(config.vae, config.resolution)
+def _evaluate(config: ReconstructionConfig, accelerator: Accelerator, stack: contextlib.ExitStack) -> dict[str, Any]:
+    vae, resolution = load_autoencoder(config.vae, config.resolution)
+    config = dataclasses.replace(config, resolution=resolution)
     weights = {"vae": weights_sha256(vae)}
     features = make_network(config)
     if features is not None:
@@ -223,12 +226,13 @@ def _evaluate(config: ReconstructionConfig, accelerator: Accelerator) -> dict[st
             network.to(accelerator.device)
     measures = ReconstructionMeasures(vae, lpips, features)
     measures({"pixel_values": torch.zeros(1, 3, config.resolution, config.resolution)})  # checks the size of the images
+    stack.enter_context(locked_by_run(accelerator, config.output_dir))
+    check_output_dir(config.output_dir, leftovers=LEFTOVERS)  # another run may have ended there in the meantime
     measured = measured_batches(config, dataset, indices, measures, accelerator, "measuring")
     if not accelerator.is_main_process:
         deque(measured, maxlen=0)
         return {}
     path = Path(config.output_dir) / IMAGES_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         totals = ReconstructionTotals(file)
         for batch in measured:

@@ -21,7 +21,9 @@ import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
-from ...files import atomic_write, json_values, write_json
+from ...files import HOLDER_FILE, LOCK_FILE, atomic_write, json_values, write_json
+from ...interruption import interruptible
+from ...locks import locked_by_run
 from ...processes import patient_accelerator
 from ...settings import check_settings, make_config, nested, one_line_errors, parse_config, required, setting
 from ..drawn_images import load_pipeline, set_scheduler
@@ -233,14 +235,32 @@ def run_sweep(config: SweepConfig, accelerator: Accelerator) -> list[dict[str, A
     """
     check_matplotlib()
     folder = Path(config.output_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / RUNS).is_dir():
-        raise ValueError(f"`output_dir` is {config.output_dir!r}, no sweep; required: a new or an empty folder.")
+    check_sweep_folder(config)
     runs = {combination: generation_config(config, combination) for combination in combinations(config)}
     check_metric(config.metric, metric_names(next(iter(runs.values()))))
     records = {combination: finished_record(settings) for combination, settings in runs.items()}
     check_runs(runs, records, load_pipeline(config.pipeline), accelerator.device)
-    accelerator.wait_for_everyone()  # every process has checked the folder before the main process writes to it
-    rows, references = [], {}
+    with locked_by_run(accelerator, folder):
+        check_sweep_folder(config)
+        records = {combination: finished_record(settings) for combination, settings in runs.items()}
+        return _measure_runs(config, runs, records, accelerator)
+
+
+def check_sweep_folder(config: SweepConfig) -> None:
+    """Raise ValueError if the folder holds anything that is no sweep."""
+    folder = Path(config.output_dir)
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if (folder.exists() and not folder.is_dir()) or (RUNS not in names and names - {LOCK_FILE, HOLDER_FILE}):
+        raise ValueError(f"`output_dir` is {config.output_dir!r}, no sweep; required: a new or an empty folder.")
+
+
+def _measure_runs(
+    config: SweepConfig,
+    runs: dict[Combination, GenerationConfig],
+    records: dict[Combination, dict[str, Any] | None],
+    accelerator: Accelerator,
+) -> list[dict[str, Any]]:
+    folder, rows, references = Path(config.output_dir), [], {}
     for number, (combination, settings) in enumerate(runs.items(), start=1):
         record = records[combination]
         if record is None:
@@ -316,7 +336,7 @@ def plot_sweep(path: Path, rows: list[dict[str, Any]], config: SweepConfig) -> N
 
 
 def main(argv: list[str] | None = None) -> None:
-    with one_line_errors((ValueError, ImportError), interrupted=RESUMES):
+    with one_line_errors((ValueError, ImportError, OSError)), interruptible(RESUMES):
         config = parse_config(SweepConfig, argv, __doc__)
         datasets.disable_progress_bars()
         accelerator = patient_accelerator()

@@ -1,25 +1,35 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Convert sets of images between a folder and one file, and draw grids of classes.
+"""Convert sets of images between a folder and one file, measure reference statistics, and draw grids of classes.
 
     python -m diffusers_lightningdit.evaluate tools pack --images FOLDER --output FILE.npz
     python -m diffusers_lightningdit.evaluate tools unpack --archive FILE.npz --output FOLDER
+    python -m diffusers_lightningdit.evaluate tools statistics --data FOLDER --inception FILE --output FILE.npz
     python -m diffusers_lightningdit.evaluate tools grid --pipeline P --classes "[seven, 3]" --output FILE.png
 
 `python -m diffusers_lightningdit.evaluate tools TOOL --help` lists the settings of a tool.
 """
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable
 
+import numpy as np
 from accelerate import Accelerator
 
 from ...files import atomic_write
 from ...grids import draw_labelled_grid
+from ...interruption import interruptible
+from ...networks.inception import PUBLISHED_SHA256, InceptionFeatures
+from ...processes import patient_accelerator
 from ...settings import check_settings, one_line_errors, parse_config, required, setting
 from ..drawn_images import check_sampling, checked_decoding, load_pipeline, set_scheduler
 from ..image_archive import check_new_file, pack_folder, unpack_archive
-from ..records import BEGINS_ANEW
+from ..image_sets import ArchiveImages, DatasetImages, open_images
+from ..ordered_batches import exact_arithmetic
+from ..records import BEGINS_ANEW, collected_warnings, measurement_record
+from ..reference import statistics_arrays
+from ..set_statistics import measure_images
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -36,6 +46,47 @@ class UnpackConfig:
 
     archive: str = required("The .npz file with arr_0, uint8 [N, height, width, 3].")
     output: str = required("The new or empty folder of the PNG files.", group="Output")
+
+
+@dataclasses.dataclass(kw_only=True)
+class StatisticsConfig:
+    """Settings of `evaluate tools statistics`.
+
+    Raises:
+        ValueError: If a value cannot be used, or the output exists.
+    """
+
+    data: str = required("Folder, Hub id or .npz file of the images.")
+    split: str = setting("train", "The split of the data set.")
+    image_column: str = setting("image", "The column of the images.")
+    allow_left_out: bool = setting(False, "Accept that files in a local folder of `data` are left out; they are named.")
+    resolution: int | None = setting(
+        None,
+        "The side in pixels of the centre squares that images are cropped to, as in ADM's evaluation; null: no crop, "
+        "for images that all have one size.",
+        minimum=1,
+    )
+
+    inception: str = required("File of torch-fidelity's Inception weights.", group="Measures")
+    inception_sha256: str = setting(PUBLISHED_SHA256, "The SHA-256 of the file `inception`, or how it begins.")
+
+    micro_batch_size: int = setting(
+        16,
+        "Images that the network takes at a time; another number changes the last digits.",
+        group="Computation",
+        minimum=1,
+    )
+    batch_size: int = setting(64, "Images that a process handles in one turn.", minimum=1)
+    num_workers: int = setting(4, "Threads that read images, of each process.", minimum=1)
+    num_threads: int = setting(
+        1, "Threads of each process's network on a CPU; another number changes the last digits.", minimum=1
+    )
+
+    output: str = required("The new .npz file, in an existing folder; its array `record` says in JSON how it was made.")
+
+    def __post_init__(self):
+        check_settings(self)
+        check_new_file(self.output, ".npz")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -94,12 +145,59 @@ def draw_class_grid(config: GridConfig) -> tuple[int, int]:
     return len(class_ids), config.num_columns
 
 
+def measure_statistics(config: StatisticsConfig) -> int:
+    """Write the statistics that FID and sFID compare, for `reference` of `evaluate generation`.
+
+    Returns:
+        The number of images.
+
+    Raises:
+        ValueError: If data or network cannot be used, there are fewer than 2 images, or one cannot be read.
+        ImportError: If torch-fidelity is not installed.
+    """
+    network = InceptionFeatures(config.inception, config.inception_sha256)
+    images = open_images(
+        config.data,
+        config.split,
+        config.image_column,
+        config.resolution,
+        config.num_workers,
+        allow_left_out=config.allow_left_out,
+    )
+    if isinstance(images, ArchiveImages) and config.resolution not in (None, *images.size):
+        raise ValueError(f"`resolution` is {config.resolution}; required: null for an .npz file, which is not cropped.")
+    if images.num_images < 2:
+        raise ValueError(f"`data` is {config.data!r}, with 1 image; required: at least 2, for a covariance.")
+    network.check_size(*images.size)
+    accelerator = patient_accelerator()
+    if isinstance(images, DatasetImages):
+        accelerator.print(images.source.summary())
+    with exact_arithmetic(config.num_threads, accelerator.device), collected_warnings() as messages:
+        network.to(accelerator.device)
+        sizes = (config.micro_batch_size, config.batch_size)
+        measured = measure_images(images, network, accelerator, *sizes, title="measuring")
+        arrays = {} if measured is None else statistics_arrays(measured)
+    if measured is not None:
+        results = {"num_images": measured.num_images, "height": images.size[0], "width": images.size[1]}
+        weights = {"features": network.description["sha256"]}
+        record = measurement_record("tools statistics", results, config, weights, accelerator)
+        record |= {"warnings": messages, "pixels_sha256": measured.pixels_sha256}
+        with atomic_write(config.output) as partial, open(partial, "wb") as file:
+            np.savez(file, record=json.dumps(record), **arrays)
+    accelerator.wait_for_everyone()
+    return images.num_images
+
+
 def _pack(config: PackConfig) -> str:
     return f"{pack_folder(config.images, config.output)} images"
 
 
 def _unpack(config: UnpackConfig) -> str:
     return f"{unpack_archive(config.archive, config.output)} images"
+
+
+def _statistics(config: StatisticsConfig) -> str:
+    return f"mu and sigma of {measure_statistics(config)} images"
 
 
 def _grid(config: GridConfig) -> str:
@@ -110,6 +208,7 @@ def _grid(config: GridConfig) -> str:
 TOOLS: dict[str, tuple[type, Callable]] = {
     "pack": (PackConfig, _pack),
     "unpack": (UnpackConfig, _unpack),
+    "statistics": (StatisticsConfig, _statistics),
     "grid": (GridConfig, _grid),
 }
 
@@ -119,7 +218,7 @@ def main(argv: list[str] | None = None) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__.strip())
         raise SystemExit(0)
-    with one_line_errors((ValueError, OSError), interrupted=BEGINS_ANEW):
+    with one_line_errors((ValueError, ImportError, OSError)), interruptible(BEGINS_ANEW):
         if argv[0] not in TOOLS:
             raise ValueError(f"the tool is {argv[0]!r}; required: one of {', '.join(TOOLS)}.")
         config_class, tool = TOOLS[argv[0]]
