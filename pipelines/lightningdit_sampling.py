@@ -363,28 +363,32 @@ def list_images(image, name: str = "image", is_mask: bool = False) -> list:
     return [PIL.ImageOps.exif_transpose(one) if isinstance(one, PIL.Image.Image) else one for one in images]
 
 
-def preprocess(images: list, height: int, width: int, factor: int, is_mask: bool = False) -> torch.Tensor:
-    """Resize images of `list_images` to a height and width that are multiples of `factor`, and stack them.
+def preprocess(images: list, height: int, width: int, vae, is_mask: bool = False) -> torch.Tensor:
+    """Resize images of `list_images` to a height and width that are multiples of the VAE's factor, and stack them.
 
     Returns:
-        Images [B, 3, height, width] in [-1, 1]; masks [B, 1, height, width] of zeros and ones.
+        Images [B, C, height, width] in [-1, 1], C = 3, or 1 (luma of ITU-R BT.601) for a VAE of grey images; masks
+        [B, 1, height, width] of zeros and ones.
     """
     if is_mask:
         settings = {"do_normalize": False, "do_binarize": True, "do_convert_grayscale": True}
     else:
         settings = {"do_convert_rgb": True}
-    processor = VaeImageProcessor(vae_scale_factor=factor, **settings)
+    processor = VaeImageProcessor(vae_scale_factor=vae_geometry(vae)[1], **settings)
 
     def as_float(image):  # diffusers cannot resize half precision, integers or booleans
         if isinstance(image, np.ndarray):
             return image.astype("float32")
         return image.float() if isinstance(image, torch.Tensor) else image
 
-    return torch.cat([processor.preprocess(as_float(image), height, width) for image in images])
+    images = torch.cat([processor.preprocess(as_float(image), height, width) for image in images])
+    if not is_mask and vae.config.get("in_channels") == 1:
+        images = torch.einsum("bchw,c->bhw", images, images.new_tensor([0.299, 0.587, 0.114])).unsqueeze(1)
+    return images
 
 
 def postprocess(processor: VaeImageProcessor, images: torch.Tensor, output_type: str):
-    """Convert images [B, 3, height, width] in [-1, 1] to the output type "pil", "np" or "pt"."""
+    """Convert images [B, 3 or 1, height, width] in [-1, 1] to the output type "pil", "np" or "pt"."""
     if output_type == "pil":
         # 8 bits by truncation, as in the original; then k / 255, which the conversion of diffusers keeps exactly
         pixels = (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
@@ -564,8 +568,9 @@ def check_components(transformer, vae) -> None:
 
 def image_size(transformer, vae, height: int | None, width: int | None) -> tuple[int, int]:
     """Return the height and width of images in pixels, with the size of the training in place of None."""
-    trained_size = transformer.config.sample_size * vae_geometry(vae)[1]
-    return trained_size if height is None else height, trained_size if width is None else width
+    size, factor = transformer.config.sample_size, vae_geometry(vae)[1]
+    trained_height, trained_width = [size * factor] * 2 if isinstance(size, int) else [side * factor for side in size]
+    return trained_height if height is None else height, trained_width if width is None else width
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -612,7 +617,7 @@ pipe = DiffusionPipeline.from_pretrained("{repository}")
 {call}
 ```
 
-Images of {size}x{size} pixels of {num_classes} classes, drawn by a flow-matching transformer (LightningDiT,
+Images of {size} pixels of {num_classes} classes, drawn by a flow-matching transformer (LightningDiT,
 [arXiv 2501.01423](https://arxiv.org/abs/2501.01423), {transformer_parameters:,} parameters) in the latents of an
 autoencoder (`{vae}`, {vae_parameters:,} parameters). The argument is a class id{or_name}, or a list of them{names}.
 
@@ -1076,7 +1081,7 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
             title=repository.rpartition("/")[2],
             repository=repository,
             call=self._card_call.format(label=label),
-            size=image_size(self.transformer, self.vae, None, None)[0],
+            size="{1}x{0}".format(*image_size(self.transformer, self.vae, None, None)),
             num_classes=self.transformer.config.num_classes,
             transformer_parameters=self.transformer.num_parameters(),
             vae=type(self.vae).__name__,

@@ -156,7 +156,7 @@ class LightningDiTImg2ImgPipeline(SamplingMixin, DiffusionPipeline):
 
         # 2. Images, masks and noise
         factor = vae_geometry(self.vae)[1]
-        pixels = preprocess(images, height, width, factor).to(device)  # [1 or labels, 3, height, width]
+        pixels = preprocess(images, height, width, self.vae).to(device)  # [1 or labels, 3, height, width]
         data = encode(self.vae, pixels)
         if check_finite:
             require_finite("vae", self.vae, data)
@@ -168,7 +168,7 @@ class LightningDiTImg2ImgPipeline(SamplingMixin, DiffusionPipeline):
 
         keep_outside_masks = None
         if masks is not None:
-            masks = preprocess(masks, height, width, factor, is_mask=True).to(device)  # [1 or labels, 1, height, width]
+            masks = preprocess(masks, height, width, self.vae, is_mask=True).to(device)  # [1 or labels, 1, H, W]
             latent_masks = F.max_pool2d(masks, factor).repeat_interleave(batch_size // len(masks), dim=0)
 
             def keep_outside_masks(latents: torch.Tensor, t: float) -> torch.Tensor:

@@ -14,7 +14,7 @@ from diffusers_lightningdit import settings
 from diffusers_lightningdit.evaluation.commands.latents import LatentsConfig
 from diffusers_lightningdit.evaluation.commands.reconstruction import ReconstructionConfig
 from diffusers_lightningdit.evaluation.commands.sweep import SweepConfig
-from diffusers_lightningdit.evaluation.commands.tools import GridConfig, PackConfig, UnpackConfig
+from diffusers_lightningdit.evaluation.commands.tools import GridConfig, PackConfig, StatisticsConfig, UnpackConfig
 from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
 from diffusers_lightningdit.settings import help_text, make_config, read_settings
 from diffusers_lightningdit.training.transformer.config import LightningDiTTrainingConfig
@@ -45,6 +45,7 @@ COMMANDS = {
     "tools pack": PackConfig,
     "tools unpack": UnpackConfig,
     "tools grid": GridConfig,
+    "tools statistics": StatisticsConfig,
 }
 
 # One process for all of them: the imports take seconds. Where a script reads its settings, this prints their class.

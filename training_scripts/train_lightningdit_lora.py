@@ -83,6 +83,7 @@ def main(argv: list[str] | None = None) -> None:
             must_match = {
                 "pipeline_sha256": weights_sha256(transformer),  # before the LoRA: the weights that no checkpoint holds
                 "new_classes": classes.new_names,
+                "classes": None if data.id2label is None else list(data.id2label.values()),
                 "alpha": config.alpha or config.rank,  # which no shape tells
             }
             vae.to(accelerator.device)

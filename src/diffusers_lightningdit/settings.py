@@ -384,7 +384,7 @@ def _take_setting(words: deque[str], kinds: dict[str, Any], of: str) -> tuple[st
     while words and not words[0].startswith("--") and "=" not in words[0]:
         texts.append(words.popleft())
     value = _read_value(name, texts[0], kind)  # a whole list, "[1, 2]", or the first of several values
-    if len(texts) == 1 and (isinstance(value, list) or value is None):
+    if len(texts) == 1 and (isinstance(value, list) or type(value) in (types.NoneType, *_kinds(kind))):
         return name, value
     return name, [_read_value(name, text, item_kind) for text in texts]
 

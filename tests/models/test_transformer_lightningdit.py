@@ -265,12 +265,14 @@ def test_the_independent_formula_is_the_original(golden):
     close(reference_forward(weights, 4, tensors["x"], tensors["t"], tensors["y"]), tensors["out_ema"])
 
 
-@pytest.mark.parametrize("size", [2, 8])
+@pytest.mark.parametrize("size", [2, 8, (2, 6)])
 @pytest.mark.parametrize("patch_size", [1, 2])
 @torch.no_grad()
-def test_other_size_equals_model_built_for_it(size, patch_size):
+def test_other_size_equals_model_built_for_it(size, patch_size, tmp_path):
     model, built = tiny(patch_size=patch_size), tiny(patch_size=patch_size, sample_size=size)
-    latents, t, y = inputs(size, size)
+    built.save_pretrained(tmp_path)
+    built = LightningDiTTransformer2DModel.from_pretrained(tmp_path).eval()
+    latents, t, y = inputs(*((size, size) if isinstance(size, int) else size))
     close(model(latents, t, y).sample, built(latents, t, y).sample, 0)
 
 

@@ -86,10 +86,10 @@ class CachingConfig:
         False, "Leave the data where it is; every process reads all of it, and decodes only its own part."
     )
     allow_left_out: bool = setting(False, "Accept that files in a local folder of `data` are left out; they are named.")
-    resolution: int | None = setting(
+    resolution: int | tuple[int, int] | None = setting(
         None,
-        "The side in pixels of the squares that images are cropped to; null: the autoencoder's `sample_size`, the side "
-        "of the images that it was trained on.",
+        "The size in pixels that images are cropped to, the side of squares or [height, width]; null: the "
+        "autoencoder's `sample_size`, the size of the images that it was trained on.",
         minimum=1,
     )
     on_error: str = setting(
@@ -143,7 +143,7 @@ class CachingConfig:
 
 @dataclasses.dataclass
 class Sample:
-    """An image of the data set: `pixels` [3, height, width] in [-1, 1] and `label`, or the `error` that it has."""
+    """An image of the data set: `pixels` [C_in, height, width] in [-1, 1] and `label`, or the `error` that it has."""
 
     index: int
     name: str
@@ -156,16 +156,18 @@ class ShardedImages(ImageRows):
     """The rows of a data set of labelled images, in its order, to read shard by shard.
 
     Args:
-        resolution: The side of the square images, in pixels.
+        resolution: The size of the images in pixels, (height, width) or one number for both.
+        channels: 3 for RGB, 1 for grey.
         arguments: As for `ImageRows`.
 
     Raises:
         ValueError: as `ImageRows`.
     """
 
-    def __init__(self, resolution: int, *arguments):
+    def __init__(self, resolution: int | tuple[int, int], channels: int, *arguments):
         super().__init__(*arguments)
         self.resolution = resolution
+        self.channels = channels
 
     def shards(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[tuple[int, dict]]]]:
         """Yield the wanted ones of the shards of `size` rows: the shard's number, and (index, row) of each row.
@@ -194,7 +196,7 @@ class ShardedImages(ImageRows):
             return sample
         sample.label = label
         try:
-            sample.pixels = read_pixels(image, self.resolution)
+            sample.pixels = read_pixels(image, self.resolution, channels=self.channels)
         except UnusableImage as error:
             sample.error = str(error)
         return sample
@@ -213,8 +215,7 @@ class ShardEncoder:
         self.interruption = interruption
         self.images = images
         self.config = config
-        side = latents_size(images.resolution, vae)
-        self.shape = (vae.config.latent_channels, side, side)
+        self.shape = (vae.config.latent_channels, *latents_size(images.resolution, vae))
 
     def encode(
         self, rows: Iterator[tuple[int, dict]], progress_bar: tqdm
@@ -499,9 +500,9 @@ def cache_latents(config: CachingConfig, accelerator: Accelerator) -> None:
     """
     world_size = accelerator.num_processes
     vae = load_frozen_vae(config.vae, with_statistics=False)
-    columns = (config.image_column, config.label_column)
     resolution = resolution_for(vae, config.resolution)
-    images = ShardedImages(resolution, config.data, config.split, *columns, config.streaming, config.allow_left_out)
+    columns, size = (config.image_column, config.label_column), (resolution, vae.config.in_channels)
+    images = ShardedImages(*size, config.data, config.split, *columns, config.streaming, config.allow_left_out)
     accelerator.print(images.summary())
     interruption = Interruption()
     encoder = ShardEncoder(vae, images, config, interruption)

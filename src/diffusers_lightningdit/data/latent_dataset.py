@@ -117,16 +117,15 @@ class LatentsDataset(Dataset):
         """One line: the number of images, the classes, and the images of each class."""
         return f"{self.data}: latents of {len(self)} images, {describe_classes(self.labels.tolist(), self.id2label)}"
 
-    def identity(self) -> dict:
-        """Everything that the rows are known by, for a resumed run to compare.
+    def data_sha256(self) -> str:
+        """The hash of what the rows are known by, for a resumed run to compare.
 
         Equal shapes make files of equal sizes: labels and the first latents and the last tell more than names do.
         """
         digest = hashlib.sha256(self.labels.numpy().tobytes())
         for index in (0, len(self) - 1):
             digest.update(self._source.read(index, flip=False).float().numpy().tobytes())
-        names = None if self.id2label is None else list(self.id2label.values())
-        return {"data_sha256": digest.hexdigest(), "class_names": names}
+        return digest.hexdigest()
 
     # -- does it belong together? --
 

@@ -247,8 +247,8 @@ class LightningDiTTransformer2DModel(
     """The class-conditional velocity network of LightningDiT (arXiv 2501.01423); by default LightningDiT-XL/1.
 
     Args:
-        sample_size: The height and width of the latents in training, for which the position table is stored. `forward`
-            accepts other sizes, also non-square ones.
+        sample_size: The size of the latents in training, (height, width) or one number for both, for which the position
+            table is stored. `forward` accepts other sizes.
         patch_size: The size p of the p x p patches that latents are cut into.
         in_channels: The number C of latent channels.
         num_layers: The number of blocks.
@@ -271,7 +271,7 @@ class LightningDiTTransformer2DModel(
     @register_to_config
     def __init__(
         self,
-        sample_size: int = 16,
+        sample_size: int | tuple[int, int] = 16,
         patch_size: int = 1,
         in_channels: int = 32,
         num_layers: int = 28,
@@ -298,8 +298,7 @@ class LightningDiTTransformer2DModel(
         # Input
         self.patch_embed = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
         # The table is stored with the weights: that of a checkpoint is used even where it differs from the formula.
-        grid_size = sample_size // patch_size
-        self.register_buffer("pos_embed", sincos_position_table(dim, grid_size, grid_size).unsqueeze(0))  # [1, N, D]
+        self.register_buffer("pos_embed", sincos_position_table(dim, *self._trained_grid()).unsqueeze(0))  # [1, N, D]
         self.rope = LightningDiTRotaryEmbedding(attention_head_dim) if use_rope else None
         # cos first; t in [0, 1] enters as it is, not multiplied by 1000
         self.time_proj = Timesteps(num_channels=256, flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -402,24 +401,31 @@ class LightningDiTTransformer2DModel(
 
     def _position_table(self, height: int, width: int) -> torch.Tensor:
         """Return the stored table for the size of the training, and for another grid the formula at its indices."""
-        trained_size = self.config.sample_size // self.config.patch_size
-        if (height, width) == (trained_size, trained_size):
+        if (height, width) == self._trained_grid():
             return self.pos_embed
         return sincos_position_table(self.inner_dim, height, width, self.pos_embed.device).unsqueeze(0)
+
+    def _trained_grid(self) -> tuple[int, int]:
+        """Return the numbers of patches, (height, width), of latents of `sample_size`."""
+        size, patch_size = self.config.sample_size, self.config.patch_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return height // patch_size, width // patch_size
 
     def _check_config(self) -> None:
         c = self.config
         dim = c.num_attention_heads * c.attention_head_dim
-        grid_size, rest = divmod(c.sample_size, max(c.patch_size, 1))
+        sizes = [c.sample_size] * 2 if isinstance(c.sample_size, int) else c.sample_size
+        patch_size = max(c.patch_size, 1)
         for name, value, fits, required in (
             *((name, c[name], c[name] >= 1, "at least 1") for name in
-              ("sample_size", "patch_size", "in_channels", "num_attention_heads", "attention_head_dim", "num_classes")),
+              ("patch_size", "in_channels", "num_attention_heads", "attention_head_dim", "num_classes")),
             ("num_layers", c.num_layers, 0 <= c.num_layers <= 1000, "from 0 to 1000"),
             ("activation_fn", c.activation_fn, c.activation_fn in ("swiglu", "gelu-approximate"),
              "'swiglu' or 'gelu-approximate'"),
             ("norm_type", c.norm_type, c.norm_type in ("rms_norm", "layer_norm"), "'rms_norm' or 'layer_norm'"),
-            ("sample_size", c.sample_size, 1 <= grid_size <= 1024 and rest == 0,
-             f"a multiple of `patch_size`, {c.patch_size}, up to 1024 times"),
+            ("sample_size", c.sample_size, len(sizes) == 2 and all(
+                 size % patch_size == 0 and 1 <= size // patch_size <= 1024 for size in sizes),
+             f"a multiple of `patch_size`, {c.patch_size}, up to 1024 times, or two, (height, width)"),
             ("attention_head_dim", c.attention_head_dim, not (c.use_rope and c.attention_head_dim % 4),
              "a multiple of 4 for `use_rope=True`"),
             ("num_attention_heads * attention_head_dim", dim, dim % 4 == 0, "a multiple of 4 for the position table"),

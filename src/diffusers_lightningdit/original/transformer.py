@@ -300,9 +300,15 @@ def transformer_to_original(config: dict, state_dict: dict[str, torch.Tensor]) -
     """(config, state dict) of `LightningDiTTransformer2DModel` -> the original's, complete for strict loading.
 
     Raises:
-        ValueError: naming the first key that is missing, unknown, wrongly shaped or not finite.
+        ValueError: naming the first key that is missing, unknown, wrongly shaped or not finite; for latents that
+            are not square, for which the original has no position table.
     """
     model = empty_transformer(config)
+    if not isinstance(model.config.sample_size, int):
+        raise ValueError(
+            f"`sample_size` is {list(model.config.sample_size)}; required: one number, since the original knows square "
+            "latents only."
+        )
     original = translate_to_original(transformer_rows(model), state_dict, model.state_dict())
     dtype = original["pos_embed"].dtype
     return original | {key: table.to(dtype) for key, table in rope_tables(model).items()}

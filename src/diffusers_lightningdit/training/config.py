@@ -22,7 +22,12 @@ class TrainingConfig:
     allow_left_out: bool = setting(False, "Accept that files in a local folder of images are left out; they are named.")
     split: str = setting("train", "The split of the data set that is trained on.")
     image_column: str = setting("image", "The column of the images.")
-    resolution: int = setting(256, "The side in pixels of the squares that images are cropped to.", minimum=1)
+    resolution: int | tuple[int, int] | None = setting(
+        None,
+        "The size in pixels that images are cropped to, the side of squares or [height, width]; null: the "
+        "autoencoder's `sample_size`, the size of the images that it was trained on.",
+        minimum=1,
+    )
     num_workers: int = setting(
         0, "Processes that load images, beside each training process; 0 with `streaming`.", minimum=0
     )

@@ -15,6 +15,7 @@ from ...grids import draw_grid
 from ...interruption import Interruption
 from ...keyed_random import KeyedRandom
 from ...models import AutoencoderVAVAE, LightningDiTTransformer2DModel
+from ...pixels import height_and_width
 from ..batches import train_steps
 from ..moving_averages import MovingAverages
 from ..optimizer_step import accumulating, due, finish_step
@@ -117,7 +118,7 @@ def image_flops(architecture: dict, num_passes: int) -> int:
     """Floating-point operations of training on one image, which costs as much as `num_passes` forward passes."""
     with torch.device("meta"):
         model = LightningDiTTransformer2DModel.from_config(architecture)
-        latents = torch.empty(1, model.config.in_channels, *[model.config.sample_size] * 2)
+        latents = torch.empty(1, model.config.in_channels, *height_and_width(model.config.sample_size))
         return num_passes * forward_flops(model, latents, torch.empty(1), torch.empty(1, dtype=torch.long))
 
 

@@ -7,6 +7,7 @@ rows and names: `LightningDiTTransformer2DModel.load_lora_adapter` says where.
 """
 
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from ...files import read_model
 from ...models import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from ...models.transformer_lightningdit import NEW_CLASSES_NAMES, NEW_CLASSES_WEIGHT
 from ...pipelines.pipeline_lightningdit import LightningDiTPipeline
+from ...pixels import height_and_width, square_or_pair
 from ...settings import required, setting
 from .config import FlowTrainingConfig
 from .data import TransformerData, load_data
@@ -193,6 +195,10 @@ class Relabelled(Dataset):
         """The summary of the data set, with the names of its own classes."""
         return self.dataset.summary()
 
+    def data_sha256(self) -> str:
+        """The hash of the data set, whose ids of classes its names determine."""
+        return self.dataset.data_sha256()
+
     def __len__(self) -> int:
         return len(self.dataset)
 
@@ -216,12 +222,14 @@ def load_lora_data(
         if "`label_column`" in str(error):
             raise ValueError(f"{error} Images of one class without labels: `class_name`.") from error
         raise
-    trained_size = pipeline.transformer.config.sample_size
-    if loaded.sample_size != trained_size:
+    size = height_and_width(loaded.sample_size)
+    trained_size = height_and_width(pipeline.transformer.config.sample_size)
+    if size != trained_size:
         factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+        resolution = square_or_pair(*[side * factor for side in trained_size])
         raise ValueError(
-            f"the data has latents of {loaded.sample_size}x{loaded.sample_size}; required: the pipeline's "
-            f"{trained_size}x{trained_size} (`resolution` {trained_size * factor})."
+            f"the data has latents of {size[0]}x{size[1]}; required: the pipeline's {trained_size[0]}x"
+            f"{trained_size[1]} (`resolution` {json.dumps(resolution)})."
         )
     names = loaded.id2label if config.class_name is None else {None: config.class_name}
     classes = find_classes(pipeline, names, config.new_classes, loaded.num_classes)
