@@ -1,9 +1,11 @@
 """FACM's loss: numbers of the original, derivatives, and a flow map in closed form."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from safetensors.torch import load_file
 
 from diffusers_lightningdit import LightningDiTTransformer2DModel
@@ -226,3 +228,64 @@ def test_the_target_is_the_fixed_point_of_an_exact_average_velocity():
     target = consistency_target(average(noisy, times), derivative, velocity, times)
     torch.testing.assert_close(target, average(noisy, times))
     assert not torch.allclose(consistency_target(average(noisy, times), 0 * derivative, velocity, times), target)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A flow map in closed form
+# ---------------------------------------------------------------------------------------------------------------------
+
+MEANS, STD = torch.tensor([[-1.5], [1.0]]), 0.5  # of a mixture of two Gaussians of equal weights
+
+
+class MixtureFlow(torch.nn.Module):
+    """The exact velocity E[x - n | x_t] of data that is the mixture, one number a sample: [B, 1, 1, 1]."""
+
+    def forward(self, noisy, times, class_labels):
+        means, variance = MEANS * times, (STD * times) ** 2 + (1 - times) ** 2
+        distance = noisy.flatten() - means  # [2, B]
+        weights = torch.softmax(-(distance**2) / (2 * variance), dim=0)
+        velocity = MEANS + (times * STD**2 - (1 - times)) / variance * distance
+        return Transformer2DModelOutput((weights * velocity).sum(0).view(-1, 1, 1, 1))
+
+
+class TinyStudent(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        widths = (3, 64, 64, 64, 1)
+        layers = [torch.nn.Linear(*pair) for pair in pairwise(widths)]
+        self.layers = torch.nn.Sequential(*[module for layer in layers for module in (layer, torch.nn.SiLU())][:-1])
+
+    def forward(self, noisy, times, class_labels, **second):
+        (ends,) = second.values()
+        inputs = torch.stack([noisy.flatten(), 2 * times - 1, 2 * ends - 1], dim=1)
+        return Transformer2DModelOutput(self.layers(inputs).view(-1, 1, 1, 1))
+
+
+def test_a_tiny_network_learns_the_flow_map_of_a_mixture():
+    """In one dimension the flow carries quantiles to quantiles: the map of z is F^-1(Phi(z)), F that of the mixture.
+
+    On average over z ~ N(0, 1), one evaluation is 0.06 from it, where one Euler step of the exact flow is 1.25
+    from it.
+    """
+    student, flow = TinyStudent(), MixtureFlow()
+    optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1000)
+    objective = FlowAnchoredConsistency(null_class=0, guidance_scale=1)
+    for _ in range(1000):
+        latents = MEANS[torch.randint(2, (256,))].view(-1, 1, 1, 1) + STD * torch.randn(256, 1, 1, 1)
+        times, labels = arctan_times(torch.rand(256)), torch.zeros(256, dtype=torch.long)
+        losses = objective.losses(student, student, flow, torch.randn_like(latents), latents, times, labels)
+        optimizer.zero_grad()
+        (losses.consistency.mean() + losses.anchor_mse.mean()).backward()
+        optimizer.step()
+        schedule.step()
+
+    quantiles = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    grid = torch.linspace(-4, 4, 20_001, dtype=torch.float64)
+    exact = grid[torch.searchsorted(torch.special.ndtr((grid - MEANS) / STD).mean(0), quantiles)].float()
+    noise, zeros = torch.special.ndtri(quantiles).float().view(-1, 1, 1, 1), torch.zeros(1000)
+    with torch.no_grad():
+        jump = student(noise, zeros, labels, ends=torch.ones(1000)).sample
+        euler = flow(noise, zeros, labels).sample
+    assert ((noise + jump).flatten() - exact).abs().mean() < 0.08
+    assert ((noise + euler).flatten() - exact).abs().mean() > 1
