@@ -15,7 +15,7 @@ LAYERS = (
         *("files", "processes", "interruption", "keyed_random", "flow_matching", "pixels", "metrics"),
         *("models", "schedulers", "pipelines"),
     ),
-    ("settings", "locks"),
+    ("settings", "locks", "flow_anchored_consistency"),
     ("networks", "losses", "grids"),
     ("original",),
     ("data",),

@@ -30,13 +30,12 @@ from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 from diffusers_lightningdit.training.transformer.data import TransformerData
 from diffusers_lightningdit.training.transformer.loop import NAME, load_validation_data, make_transformer_run, train
 from diffusers_lightningdit.training.transformer.lora import (
-    Classes,
     LoraTrainingConfig,
     add_lora,
     load_lora_data,
-    load_pipeline,
     lora_file_content,
 )
+from diffusers_lightningdit.training.transformer.pipeline_data import Classes, load_pipeline
 
 FILE = "pytorch_lora_weights.safetensors"
 NUM_PASSES = 2  # a forward pass, and back for the activations alone

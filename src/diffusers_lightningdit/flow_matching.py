@@ -105,6 +105,7 @@ def flow_matching_losses(
     latents: torch.Tensor,
     times: torch.Tensor,
     class_labels: torch.Tensor,
+    seen_times: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both losses of a network at given draws.
 
@@ -112,10 +113,12 @@ def flow_matching_losses(
         model: v = model(x_t, t, class_labels).sample.
         noise, latents: [B, C, height, width], the latents normalised.
         times, class_labels: [B].
+        seen_times: [B], the times that the network is given instead of t.
 
     Returns:
         (mean square, cosine), [B] each.
     """
-    velocity = model(interpolate(noise, latents, times), times, class_labels).sample
+    seen_times = times if seen_times is None else seen_times
+    velocity = model(interpolate(noise, latents, times), seen_times, class_labels).sample
     target = velocity_target(noise, latents)
     return velocity_mse_loss(velocity, target), velocity_cosine_loss(velocity, target)

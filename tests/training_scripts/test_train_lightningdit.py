@@ -89,7 +89,7 @@ def test_latents_encoded_on_the_fly(data, trained_vae, transformer_recipe, tmp_p
         ("resolution=9", "`resolution` is 9; required: a multiple of the VAE's factor, 2"),
         ("vae=/no/such/folder", "`vae` is '/no/such/folder'; required"),
         ("label_column=image", "`label_column` is 'image'; required: a column of class labels or whole numbers"),
-        ("time_sampling=cosine", "`time_sampling` is 'cosine'; required: one of logit_normal, uniform"),
+        ("time_sampling=cosine", "`time_sampling` is 'cosine'; required: one of logit_normal, arctan, uniform"),
         ("save_dtype=fp16", "`save_dtype` is 'fp16'; required: one of float32, bfloat16, float16"),
         ("guidance_interval=[0.5, 0.2]", "`guidance_interval` is [0.5, 0.2]; required"),
         ("guidance_channels=5", "`guidance_channels` is 5; required"),

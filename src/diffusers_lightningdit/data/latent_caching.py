@@ -79,8 +79,10 @@ class CachingConfig:
     )
     split: str = setting("train", "The split of the data set.")
     image_column: str = setting("image", "The column of the images; of a webdataset often jpg.")
-    label_column: str = setting(
-        "label", "The column of the class labels, or of whole numbers; of a webdataset often cls."
+    label_column: str | None = setting(
+        "label",
+        "The column of the class labels, or of whole numbers; of a webdataset often cls; null for images without "
+        "classes, which get the label 0.",
     )
     streaming: bool = setting(
         False, "Leave the data where it is; every process reads all of it, and decodes only its own part."
@@ -189,7 +191,7 @@ class ShardedImages(ImageRows):
 
     def read(self, index: int, row: dict) -> Sample:
         """Decode, crop and scale the image of a row; nothing is raised for an unusable one."""
-        image, label = row[self.image_column], row[self.label_column]
+        image, label = row[self.image_column], 0 if self.label_column is None else row[self.label_column]
         sample = Sample(index, f"{image_name(image)} (row {index})")
         if label is None or label < 0 or (self.id2label and label >= len(self.id2label)):
             sample.error = f"its label is {label}"

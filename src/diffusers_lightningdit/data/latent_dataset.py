@@ -70,7 +70,9 @@ class LatentsDataset(Dataset):
         self.shape = self._source.shape
         self.info = self._source.info
         self.id2label = self._source.id2label
-        self._num_classes = num_classes
+        made_with = (self.info or {}).get("settings") or {}
+        is_one_class = "label_column" in made_with and made_with["label_column"] is None
+        self._num_classes = num_classes or (1 if is_one_class else None)
         self._check_labels(num_classes or (self.id2label and len(self.id2label)))
         self._memory = None
         if in_memory:

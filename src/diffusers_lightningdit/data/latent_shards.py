@@ -149,14 +149,19 @@ def _check_shard(path: Path, with_flips: bool) -> tuple[torch.Tensor, tuple[int,
     return labels, shape[1:]
 
 
-def read_info(folder: Path, num_images: int) -> dict | None:
-    """Content of a folder's `latents_info.json`, or None; raises ValueError if it tells of other data."""
-    if not (folder / INFO_FILE).exists():
+def read_info(folder: Path, num_images: int | None = None) -> dict | None:
+    """Content of a folder's `latents_info.json`, or None; raises ValueError if it is another kind or of other data."""
+    path = folder / INFO_FILE
+    if not path.exists():
         return None
-    info = read_json(folder / INFO_FILE)
-    if info.get("num_images") != num_images:
+    info = read_json(path)
+    kinds = {"num_images": int, "vae_sha256": str, "settings": dict, "id2label": dict}
+    known = isinstance(info, dict) and all(isinstance(info.get(name), kind | None) for name, kind in kinds.items())
+    if not known or not all(label.isdecimal() for label in info.get("id2label") or {}):
+        raise ValueError(f"{path} has other content; required: what cache_latents.py writes.")
+    if num_images is not None and info.get("num_images") != num_images:
         raise ValueError(
-            f"{folder / INFO_FILE} tells of {info.get('num_images')} images, the files beside it hold {num_images}; "
+            f"{path} tells of {info.get('num_images')} images, the files beside it hold {num_images}; "
             "required: the files it was written for, no more and no fewer."
         )
     return info

@@ -16,11 +16,11 @@ import pyarrow
 import torch
 from torch.utils.data import Dataset
 
-from ..files import one_line, read_json
+from ..files import one_line
 from ..models import AutoencoderVAVAE
 from .images import UnusableImage, image_name, read_pixels
 from .latent_dataset import check_latent_features, check_made_by, require_finite
-from .latent_shards import INFO_FILE
+from .latent_shards import read_info
 from .rows import ImageRows, Source, describe_classes, known_num_classes, open_source
 
 Row = dict | pyarrow.Table  # one row, undecoded
@@ -216,5 +216,5 @@ class StreamedLatents(StreamedRows):
 
     def check_vae(self, vae: AutoencoderVAVAE) -> None:
         """Raise ValueError if the latents were made by another VAE than this one; see `check_made_by`."""
-        info = Path(self.data) / INFO_FILE  # beside the files of a folder; of a Hub id it is not fetched
-        check_made_by(vae, self.data, self.shape, read_json(info) if info.exists() else None)
+        # the record is beside the files of a folder; of a Hub id it is not fetched
+        check_made_by(vae, self.data, self.shape, read_info(Path(self.data)))

@@ -13,7 +13,7 @@ from ..config import TrainingConfig
 
 DATA_KINDS = ("images", "latents")
 OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit")
-TIME_SAMPLERS = ("logit_normal", "uniform")
+TIME_SAMPLERS = ("logit_normal", "arctan", "uniform")
 FROM_DATA_AND_VAE = ("sample_size", "in_channels", "num_classes")  # arguments of the transformer that are not given
 
 
@@ -31,7 +31,9 @@ class FlowTrainingConfig(TrainingConfig):
         group="Data",
         choices=DATA_KINDS,
     )
-    label_column: str = setting("label", "The column of the class labels of images.")
+    label_column: str | None = setting(
+        "label", "The column of the class labels of images; null for images without classes, which become one class."
+    )
     num_classes: int | None = setting(
         None,
         "The number of classes of data that come without names of classes; required then.",
@@ -57,8 +59,10 @@ class FlowTrainingConfig(TrainingConfig):
     time_sampling: str = setting(
         "logit_normal", "The distribution that training times t are drawn from.", group="Loss", choices=TIME_SAMPLERS
     )
-    logit_normal_mean: float = setting(0.0, "The mean of logit(t) of the logit-normal distribution.")
-    logit_normal_std: float = setting(1.0, "The standard deviation of logit(t).", above=0)
+    logit_normal_mean: float = setting(
+        0.0, "The mean of logit(t) of the logit-normal distribution, or of log(tan(pi t / 2)) of arctan."
+    )
+    logit_normal_std: float = setting(1.0, "The standard deviation of either.", above=0)
     time_range: tuple[float, float] = setting(
         (0.0, 1.0), "The start and end of the interval in [0, 1] that times are drawn from."
     )

@@ -45,7 +45,7 @@ def load_data(
 ) -> TransformerData:
     """Training data, or validation data, which is never mirrored, and of a stream its first samples.
 
-    Without `labels` images need none, and have no classes.
+    Without `labels` images need none, and have no classes. Where `config.label_column` is None, all are of class 0.
 
     Raises:
         ValueError: in one line, if it cannot be read, or doesn't fit the VAE or (if `config.check_statistics`) its
@@ -53,6 +53,7 @@ def load_data(
     """
     if config.streaming:
         return _load_stream(config, vae, data, split, for_training, labels)
+    is_one_class = labels and config.label_column is None
     if config.data_kind == "images":
         resolution = resolution_for(vae, config.resolution)
         sample_size = square_or_pair(*latents_size(resolution, vae))
@@ -67,6 +68,8 @@ def load_data(
             allow_left_out=config.allow_left_out,
             channels=vae.config.in_channels,
         )
+        if is_one_class:
+            return TransformerData(relabel(images, {None: 0}), sample_size, 1, None)
         return TransformerData(images, sample_size, images.num_classes, images.id2label)
     latents = LatentsDataset(
         data,
@@ -86,6 +89,38 @@ def load_data(
     return TransformerData(latents, square_or_pair(*latents.shape[1:]), num_classes, latents.id2label)
 
 
+class Relabelled(Dataset):
+    """A data set whose items have other ids of classes; see `relabel`."""
+
+    def __init__(self, dataset: Dataset, id_of_label: dict[int | None, int]):
+        self.dataset = dataset
+        self.id_of_label = id_of_label
+
+    def summary(self) -> str:
+        """The summary of the data set, with the names of its own classes."""
+        return self.dataset.summary()
+
+    def data_sha256(self) -> str:
+        """The hash of the data set, in whose names the ids of classes have their cause."""
+        return self.dataset.data_sha256()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict:
+        item = self.dataset[index]  # the index may know its epoch
+        label = None if None in self.id_of_label else int(item["class_labels"])
+        return {**item, "class_labels": self.id_of_label[label]}
+
+
+def relabel(dataset: Dataset | StreamedRows, id_of_label: dict[int | None, int]) -> Dataset | StreamedRows:
+    """Give samples other ids of classes; the key None stands for the missing label of every sample."""
+    if isinstance(dataset, StreamedRows):
+        dataset.id_of_label = id_of_label
+        return dataset
+    return Relabelled(dataset, id_of_label)
+
+
 def _load_stream(
     config: FlowTrainingConfig, vae: AutoencoderVAVAE, data: str, split: str, for_training: bool, labels: bool
 ) -> TransformerData:
@@ -99,6 +134,8 @@ def _load_stream(
             data, resolution, split, *columns, random_flip, config.allow_left_out, vae.config.in_channels
         )
         num_classes = len(source.id2label or {})
+        if labels and config.label_column is None:
+            num_classes, source = 1, relabel(source, {None: 0})
     else:
         source = StreamedLatents(data, split, random_flip, config.num_classes)
         source.check_vae(vae)

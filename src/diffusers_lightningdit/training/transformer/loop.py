@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 
 from ...data.global_batches import GlobalBatchSampler
 from ...data.row_stream import RowStream
+from ...flow_anchored_consistency import arctan_times
 from ...flow_matching import flow_matching_losses, logit_normal_times, uniform_times
 from ...grids import draw_grid
 from ...interruption import Interruption
@@ -36,6 +37,16 @@ NAME = "transformer"  # the one model of the run, in checkpoints
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def draw_times(config: FlowTrainingConfig, draws: KeyedRandom, step: int) -> torch.Tensor:
+    """The times t of a batch, [B], of the distribution that the settings ask for at this step."""
+    uniform = draws.uniform("times")
+    uniform_from = math.inf if config.uniform_times_from_step is None else config.uniform_times_from_step
+    if config.time_sampling == "uniform" or step >= uniform_from:
+        return uniform_times(uniform, config.time_range)
+    sample = {"logit_normal": logit_normal_times, "arctan": arctan_times}[config.time_sampling]
+    return sample(uniform, config.logit_normal_mean, config.logit_normal_std, config.time_range)
+
+
 def training_loss(
     config: FlowTrainingConfig,
     model: torch.nn.Module,
@@ -44,18 +55,23 @@ def training_loss(
     draws: KeyedRandom,
     step: int,
     transformer: LightningDiTTransformer2DModel,
-) -> torch.Tensor:
-    """Mean loss of a batch: normalised latents [B, C, height, width], class_labels [B]. `model` wraps `transformer`."""
+) -> dict[str, torch.Tensor]:
+    """Mean loss of a batch, under the name `loss`.
+
+    Args:
+        config: The settings.
+        model: The network, which wraps `transformer`.
+        latents: [B, C, height, width], normalised.
+        class_labels: [B].
+        draws: The random numbers of the batch.
+        step: The optimiser steps before this one.
+        transformer: The same without wrappers.
+    """
     noise = draws.normal("noise", latents.shape[1:])
-    uniform = draws.uniform("times")
-    uniform_from = math.inf if config.uniform_times_from_step is None else config.uniform_times_from_step
-    if config.time_sampling == "uniform" or step >= uniform_from:
-        times = uniform_times(uniform, config.time_range)
-    else:
-        times = logit_normal_times(uniform, config.logit_normal_mean, config.logit_normal_std, config.time_range)
+    times = draw_times(config, draws, step)
     labels = transformer.class_embedder.drop_labels(class_labels, draws.uniform("labels"))
     mse, cosine = flow_matching_losses(model, noise, latents, times, labels)
-    return mse.mean() + cosine.mean() if config.use_cosine_loss else mse.mean()
+    return {"loss": mse.mean() + cosine.mean() if config.use_cosine_loss else mse.mean()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -138,6 +154,7 @@ def train(
     make_pipeline: Callable[[], DiffusionPipeline | None],
     num_passes: int = 3,
     sample_class_ids: Sequence[int] | None = None,
+    loss: Callable[..., dict[str, torch.Tensor]] | None = None,
 ) -> None:
     """Take the steps that are left.
 
@@ -153,7 +170,9 @@ def train(
             the main process, and None on the others.
         num_passes: The forward passes that a step costs as much as; a backward pass for all weights costs two.
         sample_class_ids: The classes to draw; all by default.
+        loss: A function as `training_loss`, the default; what it returns beside `loss` is recorded.
     """
+    loss = training_loss if loss is None else loss
     model, transformer = state.models[NAME], accelerator.unwrap_model(state.models[NAME])
     micro_batch_size = config.global_batch_size // accelerator.num_processes // config.gradient_accumulation_steps
     dataset = dataset_to_train_on(config, data, vae, show_progress=accelerator.is_main_process)
@@ -181,20 +200,17 @@ def train(
         if state.step > 0:
             observe(only_missing=True)
         while state.step < config.max_train_steps:
-            losses = []
+            parts = []
             micro_batches = next(steps)
             for number, (batch, draws) in enumerate(micro_batches, start=1):
                 latents = normalized_latents(batch, vae, draws)
                 with accumulating(accelerator, model, is_last=number == len(micro_batches)):
                     with accelerator.autocast():
-                        loss = training_loss(
-                            config, model, latents, batch["class_labels"], draws, state.step, transformer
-                        )
-                    accelerator.backward(loss / len(micro_batches))
-                losses.append(loss.detach())
-            metrics = finish_step(
-                state, {"loss": torch.stack(losses).mean()}, lambda means: means["loss"], config.max_grad_norm, [NAME]
-            )
+                        losses = loss(config, model, latents, batch["class_labels"], draws, state.step, transformer)
+                    accelerator.backward(losses["loss"] / len(micro_batches))
+                parts.append({name: value.detach() for name, value in losses.items()})
+            losses = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+            metrics = finish_step(state, losses, lambda means: means["loss"], config.max_grad_norm, [NAME])
             progress.update(state.step, metrics)
 
             stop = interruption.of_any_process(accelerator)
