@@ -129,6 +129,8 @@ def plain_state_dict(entry: object, name: str) -> dict[str, torch.Tensor]:
     if not isinstance(entry, dict) or not entry:
         raise ValueError(f"{name} holds no weights; required: a dictionary of tensors.")
     for key, value in entry.items():
+        if not isinstance(key, str):
+            raise ValueError(f"{name} has the key {key!r}; required: names of weights.")
         if not isinstance(value, torch.Tensor):
             raise ValueError(f"{name} has the entry `{key}` of type {type(value).__name__}; required: a tensor.")
     if all(key.startswith("module.") for key in entry):

@@ -132,7 +132,7 @@ class FlowTrainingConfig(TrainingConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
-            raise ValueError("`optimizer` is 'adamw_8bit'; required: the package bitsandbytes.")
+            raise ValueError("`optimizer` is 'adamw_8bit'; required: bitsandbytes (pip install bitsandbytes).")
         if self.data_kind == "images" and self.latents_in_memory and self.random_flip:
             raise ValueError(
                 "`latents_in_memory` encodes each image once, but `random_flip` is true; required: false, or latents "

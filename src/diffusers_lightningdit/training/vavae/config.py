@@ -182,8 +182,8 @@ class VAVAETrainingConfig(VAELossSettings, TrainingConfig):
             )
         if self.validation_steps is not None and find_spec("sklearn") is None:
             raise ValueError(
-                f"`validation_steps` is {self.validation_steps}; required: the package scikit-learn, or null for no "
-                "validation."
+                f"`validation_steps` is {self.validation_steps}; required: scikit-learn (pip install "
+                '"diffusers-lightningdit[evaluation]"), or null for no validation.'
             )
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` is {self.ema_decay}; required: at least 0 and below 1, or null.")
