@@ -638,6 +638,14 @@ class HubMixin:
         if __name__.startswith("diffusers_modules.") and cls.__module__ != __name__:
             sys.modules.pop(__name__, None)
 
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """Save as diffusers does, but refuse a component that cannot be saved before any of them is written."""
+        for name, component in self.components.items():
+            component = getattr(component, "_orig_mod", component)  # a compiled model is a wrapper
+            if hasattr(component, "check_saving"):
+                component.check_saving(Path(save_directory, name))
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
         """Write model_index.json, the code of this pipeline, and the code of its components beside their weights.
 
