@@ -120,7 +120,7 @@ def check_values(state_dict: dict[str, torch.Tensor]) -> None:
             raise ValueError(f"key `{key}` has type {value.dtype}; required: a floating-point type.")
         if value.dtype != dtype:
             raise ValueError(f"key `{key}` has type {value.dtype}; required: {dtype}, as `{first}` has.")
-        if not torch.isfinite(value).all():
+        if not value.is_meta and not torch.isfinite(value).all():  # diffusers' tests give tensors without values
             raise ValueError(f"key `{key}` has values that are NaN or infinite; required: finite values.")
 
 
