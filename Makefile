@@ -1,6 +1,7 @@
 # `make demo` and `make test` do all of their own set-up, in .venv; PYTHON names the interpreter that makes it.
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 4
 BIN = $(VENV)/bin
 DIFFUSERS_REPOSITORY ?= https://github.com/huggingface/diffusers
 
@@ -9,8 +10,9 @@ DIFFUSERS_REPOSITORY ?= https://github.com/huggingface/diffusers
 demo: $(VENV)/.demo
 	$(BIN)/python demo/generate_grid.py
 
+# by a process for each core, at most WORKERS; each takes up to 2.5 GB of memory
 test: $(VENV)/.test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses $(WORKERS) --dist loadfile
 
 # the lowest versions that setup.py declares; needs a Python 3.10
 test-lowest:

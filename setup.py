@@ -31,6 +31,7 @@ EXTRAS = {
     "inception": ["torch-fidelity>=0.4.0"],
     "test": [
         "pytest>=8.2",
+        "pytest-xdist>=3.6.1",
         "torchdiffeq>=0.2.5",
         "scikit-learn>=1.5",
         "matplotlib>=3.10",
