@@ -543,13 +543,15 @@ class Change3DCaptionDecoder(nn.Module):
 def kept_running_statistics(module: nn.Module) -> Iterator[None]:
     """Keep the norms within a module from counting a batch twice, when a block is computed again for its gradients."""
     norms = [norm for norm in module.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, num_batches) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(num_batches)
 
 
 def checkpointed(block: nn.Module, *args) -> torch.Tensor:
