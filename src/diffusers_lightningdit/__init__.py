@@ -4,7 +4,7 @@
 from diffusers import ModelMixin, SchedulerMixin
 
 from .models import AutoencoderVAVAE, Change3DModel, LightningDiTTransformer2DModel
-from .pipelines import LightningDiTPipeline
+from .pipelines import Change3DPipeline, LightningDiTPipeline
 from .registration import register_with_diffusers
 from .schedulers import FlowMatchSDEScheduler
 
@@ -12,6 +12,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "AutoencoderVAVAE",
     "Change3DModel",
+    "Change3DPipeline",
     "FlowMatchSDEScheduler",
     "LightningDiTPipeline",
     "LightningDiTTransformer2DModel",

@@ -1,4 +1,4 @@
-"""The small form of what was recorded of Change3D: that it is cut from the whole set, and that weights are drawn right."""
+"""The small form of what was recorded of Change3D: it is cut from the whole set, and its weights are drawn right."""
 
 import json
 import shutil
