@@ -14,6 +14,7 @@ model's maps.
 
 import colorsys
 import contextlib
+import importlib
 import math
 import os
 from collections.abc import Iterator
@@ -163,7 +164,7 @@ class Scene:
     def __init__(self, image, name: str, files: contextlib.ExitStack):
         if isinstance(image, (str, os.PathLike)):
             image = open_raster(image, name, files)
-        self.image = image
+        self.image, self.name = image, name
         self.is_raster = False
         problem = None
         if isinstance(image, PIL.Image.Image):
@@ -205,9 +206,8 @@ class Scene:
         """Return rows as [3, rows, W], uint8 or float32."""
         last = min(first + number, self.height)
         if self.is_raster:
-            from rasterio.windows import Window
-
-            return torch.from_numpy(self.image.read(window=Window(0, first, self.width, last - first)))
+            window = rasterio_library(self.name).windows.Window(0, first, self.width, last - first)
+            return torch.from_numpy(self.image.read(window=window))
         if isinstance(self.image, torch.Tensor):
             pixels = self.image[:, first:last]
         else:
@@ -219,12 +219,20 @@ class Scene:
         return pixels if pixels.dtype == torch.uint8 else pixels.float()
 
 
+def rasterio_library(name: str):
+    """Return the module rasterio, for the argument of this name.
+
+    It is not imported by a statement: diffusers would then ask everybody who runs this file as remote code for it.
+    """
+    try:
+        return importlib.import_module("rasterio")
+    except ImportError as error:
+        raise ImportError(f"`{name}` is a GeoTIFF file; required: `pip install rasterio`.") from error
+
+
 def open_raster(path: str | os.PathLike, name: str, files: contextlib.ExitStack):
     """Open a GeoTIFF file, of which windows are then read when they are needed."""
-    try:
-        import rasterio
-    except ImportError as error:
-        raise ImportError(f"`{name}` is a path; reading GeoTIFF files needs `pip install rasterio`.") from error
+    rasterio = rasterio_library(name)
     try:
         return files.enter_context(rasterio.open(path))
     except rasterio.errors.RasterioIOError as error:
@@ -369,8 +377,7 @@ class MapsInFile:
         self.partial = path.with_name(f".{path.name}.partial")
 
     def write(self, first: int, rows: dict[str, torch.Tensor]) -> None:
-        import rasterio
-
+        rasterio = rasterio_library("output_file")
         if self.dataset is None:
             self.files.callback(self.partial.unlink, missing_ok=True)
             profile = {
