@@ -4,6 +4,7 @@ The original builds all of X3D-L with its head, the enhancement and seven module
 pass of the task uses. Our model does not have them: their weights are kept apart, as `unused`, for the way back.
 """
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from ..files import read_checkpoint
 from ..models import Change3DModel
 from ..models.change3d import sinusoidal_positions
+from ..pipelines import Change3DPipeline
 from .model_folder import load_model_folder
 from .translation import (
     COUNTER,
@@ -287,7 +289,7 @@ def drawn_unused(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
         elif len(shape) == 1:
             drawn[key] = torch.full(shape, float(name in ("weight", "running_var")))
         else:
-            drawn[key] = torch.randn(shape, generator=generator) * (2 / torch.Size(shape[1:]).numel()) ** 0.5
+            drawn[key] = torch.randn(shape, generator=generator) * math.sqrt(2 / math.prod(shape[1:]))
     return drawn
 
 
@@ -299,7 +301,8 @@ def _check_unused(unused: dict[str, torch.Tensor], shapes: dict[str, list[int]])
 
 
 def _check_positions(table: torch.Tensor) -> None:
-    if not torch.allclose(table[:, 0].float(), sinusoidal_positions(NUM_POSITIONS, WIDTH), atol=1e-3):
+    expected = sinusoidal_positions(NUM_POSITIONS, WIDTH)
+    if not torch.allclose(table[:, 0].float(), expected, atol=1e-2):  # which bfloat16 meets
         raise ValueError(f"key `{POSITIONS}` is not the sinusoidal table; required: that of arXiv 1706.03762.")
 
 
@@ -323,58 +326,96 @@ def build_change3d(parts: Change3DParts) -> Change3DModel:
     return model.eval()
 
 
-def save_change3d(parts: Change3DParts, folder: Path) -> None:
-    """Save the model into a folder of diffusers, and beside it the weights that no forward pass uses."""
-    build_change3d(parts).save_pretrained(folder)
+def save_change3d(parts: Change3DParts, folder: Path, vocabulary: dict | None = None) -> None:
+    """Save a `Change3DPipeline`, and beside the model the weights that no forward pass uses.
+
+    Args:
+        parts: The translated checkpoint.
+        folder: The folder to write.
+        vocabulary: {word: id} for captioning. Without it, the model alone is saved, since there is no pipeline.
+    """
+    model = build_change3d(parts)
+    model_folder = folder
+    if parts.config["task"] == "captioning" and vocabulary is None:
+        model.save_pretrained(folder)
+    else:
+        Change3DPipeline(model, vocabulary=vocabulary).save_pretrained(folder)
+        model_folder = folder / "model"
     if parts.unused:
-        save_file(parts.unused, folder / UNUSED_FILE, {"layout": parts.layout})
+        save_file(parts.unused, model_folder / UNUSED_FILE, {"layout": parts.layout})
 
 
 def read_change3d_folder(folder: str | Path) -> Change3DParts:
-    """Read a folder of diffusers, with the weights that `save_change3d` put beside, if any.
+    """Read a model or pipeline of diffusers, with the weights that `save_change3d` put beside, if any.
 
     Raises:
         ValueError: Naming the folder, file or key that is at fault.
     """
     folder = Path(folder)
+    if (folder / "model_index.json").is_file():
+        folder = folder / "model"
     model = load_model_folder(Change3DModel, folder, (Change3DModel.__name__,))
     config = {key: value for key, value in model.config.items() if not key.startswith("_")}
-    is_captioning = config["task"] == "captioning"
-    parts = Change3DParts(config, model.state_dict(), layout="pair" if is_captioning else "flat")
+    layout = "pair" if config["task"] == "captioning" else "flat"
+    parts = Change3DParts(config, model.state_dict(), layout=layout)
     if (folder / UNUSED_FILE).is_file():
         parts.unused = read_checkpoint(folder / UNUSED_FILE)
         with safe_open(folder / UNUSED_FILE, "pt") as file:
-            parts.layout = (file.metadata() or {}).get("layout", parts.layout)
+            parts.layout = (file.metadata() or {}).get("layout", layout)
     return parts
 
 
-def initialize_from_x3d(model: Change3DModel, checkpoint: str | Path) -> dict[str, torch.Tensor]:
+# ---------------------------------------------------------------------------------------------------------------------
+# X3D-L of Kinetics-400
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def initialize_from_x3d(model: Change3DModel, checkpoint: str | Path | dict) -> dict[str, torch.Tensor]:
     """Load X3D-L of Kinetics-400, `X3D_L.pyth` with its entry `model_state`, into the encoder of a model.
 
     Args:
         model: A model of any task; its perception frames, enhancement and decoders stay as they are.
-        checkpoint: The file, or `user/repo:file` of the Hub.
+        checkpoint: The file (or `user/repo:file` of the Hub), or its content.
 
     Returns:
-        The weights that the task does not use, under the names of a Change3D checkpoint.
+        The weights of X3D-L that the task does not use, under the names of a Change3D checkpoint.
 
     Raises:
         ValueError: Naming the first key that is missing, unknown, wrongly shaped or not finite.
     """
-    content = read_checkpoint(checkpoint)
-    with naming(checkpoint):
+    content = checkpoint if isinstance(checkpoint, dict) else read_checkpoint(checkpoint)
+    with naming("checkpoint" if isinstance(checkpoint, dict) else checkpoint):
         if not isinstance(content.get("model_state"), dict):
-            raise ValueError(
-                "has no entry `model_state`; required: the weights of X3D-L, as PyTorchVideo publishes it."
-            )
+            raise ValueError("has no entry `model_state`; required: that of X3D-L, as PyTorchVideo publishes it.")
         weights = plain_state_dict(content["model_state"], "entry `model_state`")
         weights = {f"encoder.x3d.{key}": value for key, value in weights.items()}
         rows = [row for row in change3d_rows(model) if row.original.startswith(X3D)]
         shapes = {key: shape for key, shape in unused_shapes(dict(model.config)).items() if key.startswith(X3D)}
-        unused = {key: weights.pop(key) for key in shapes if key in weights}
+        unused = {key: weights.pop(key).clone() for key in shapes if key in weights}
         _check_unused(unused, shapes)
         state_dict = model.state_dict()
         of_x3d = {key: state_dict[key] for row in rows for key in row.ours}
         translated = translate_from_original(rows, weights, of_x3d)
     model.load_state_dict(state_dict | translated)
     return unused
+
+
+def change3d_with_x3d(
+    checkpoint: str | Path | dict,
+    task: str,
+    sample_size: int | tuple[int, int] = 256,
+    num_classes: int | None = None,
+    vocab_size: int | None = None,
+) -> Change3DParts:
+    """Return a new model, drawn as for training from scratch from the seed 0, whose encoder is X3D-L of Kinetics-400.
+
+    Its `unused` weights are complete: those of X3D-L, and drawn ones for what else the original builds.
+    """
+    config = {"task": task, "sample_size": sample_size, "num_classes": num_classes, "vocab_size": vocab_size}
+    config = {name: value for name, value in config.items() if value is not None}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Change3DModel(**config)
+    of_x3d = initialize_from_x3d(model, checkpoint)
+    unused = drawn_unused(unused_shapes(config)) | of_x3d
+    return Change3DParts(config, model.state_dict(), unused, "pair" if task == "captioning" else "flat")
