@@ -29,12 +29,15 @@ EXTRAS = {
     "evaluation": ["scikit-learn>=1.5", "matplotlib>=3.10"],
     # FID, sFID and Inception Score by the published network; brings torchvision along
     "inception": ["torch-fidelity>=0.4.0"],
+    # GeoTIFF files of Change3DPipeline
+    "geotiff": ["rasterio>=1.4"],
     "test": [
         "pytest>=8.2",
         "pytest-xdist>=3.6.1",
         "torchdiffeq>=0.2.5",
         "scikit-learn>=1.5",
         "matplotlib>=3.10",
+        "rasterio>=1.4",
         # quantisation of diffusers models, on the CPU
         "optimum-quanto>=0.2.7",
         "torchao>=0.15.0",
@@ -48,7 +51,7 @@ EXTRAS = {
 setup(
     name="diffusers-lightningdit",
     version="0.1.0.dev0",
-    description="VA-VAE and LightningDiT for the Hugging Face ecosystem: models, pipeline, training, conversion.",
+    description="LightningDiT and Change3D for the Hugging Face ecosystem: models, pipelines, training, conversion.",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -60,6 +63,7 @@ setup(
     },
     packages=[
         "diffusers_lightningdit",
+        "diffusers_lightningdit.change3d",
         "diffusers_lightningdit.data",
         "diffusers_lightningdit.evaluation",
         "diffusers_lightningdit.evaluation.commands",

@@ -1,5 +1,6 @@
 """What every test shares: no network, seeds, and the golden data of the original implementation."""
 
+import functools
 import hashlib
 import os
 
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from golden.small_set import restore
+from golden_change3d.change3d_weights import draw_checkpoint
 from packaging.version import Version
 
 torch.set_num_threads(1)
@@ -23,6 +25,7 @@ torch.backends.cudnn.allow_tf32 = False
 TESTS = Path(__file__).parent
 # The whole recorded set, where it lies beside a checkout, and the small form of it that every checkout carries.
 WHOLE_SET, SMALL_SET = TESTS.parent.parent / "shared" / "golden", TESTS / "golden"
+WHOLE_CHANGE3D = TESTS.parent.parent / "shared" / "change3d" / "golden"
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +59,28 @@ def golden_frontier():
         pytest.skip(f"{name} is only in the whole set of recorded numbers")
 
     return find
+
+
+@pytest.fixture(scope="session")
+def golden_change3d():
+    """golden_change3d("bcd_64x64.safetensors") -> path of a file of the numbers recorded from Change3D.
+
+    It is of the whole set where it is present, otherwise of the small one, whose maps are cut.
+    """
+    root = WHOLE_CHANGE3D if WHOLE_CHANGE3D.is_dir() else TESTS / "golden_change3d"
+
+    def find(name: str) -> Path:
+        if not (root / name).exists():
+            pytest.fail(f"{name} is not in {root}; required: a file that tests/golden_change3d/cut_change3d.py keeps")
+        return root / name
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def change3d_checkpoint(golden_change3d):
+    """change3d_checkpoint("bcd_64x64") -> the recorded model's state dict, in the original's names."""
+    return functools.cache(lambda name: draw_checkpoint(golden_change3d("configs.json"), name))
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ SCRIPTS = [
     "training_scripts/train_lightningdit.py",
     "training_scripts/train_lightningdit_lora.py",
     "training_scripts/train_vavae.py",
+    "conversion/convert_change3d_to_diffusers.py",
     "conversion/convert_diffusers_to_lightningdit.py",
     "conversion/convert_lightningdit_to_diffusers.py",
     "conversion/convert_lpips_to_safetensors.py",

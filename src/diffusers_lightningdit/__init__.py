@@ -1,16 +1,18 @@
-"""VA-VAE and LightningDiT (arXiv 2501.01423) for diffusers. Importing this package makes its classes loadable there."""
+"""LightningDiT (arXiv 2501.01423) and Change3D (2503.18803). Importing this package makes them known to diffusers."""
 
 # diffusers looks up these two in a third-party package's namespace to learn how its components load.
 from diffusers import ModelMixin, SchedulerMixin
 
-from .models import AutoencoderVAVAE, LightningDiTTransformer2DModel
-from .pipelines import LightningDiTPipeline
+from .models import AutoencoderVAVAE, Change3DModel, LightningDiTTransformer2DModel
+from .pipelines import Change3DPipeline, LightningDiTPipeline
 from .registration import register_with_diffusers
 from .schedulers import FlowMatchSDEScheduler
 
 __version__ = "0.1.0.dev0"
 __all__ = [
     "AutoencoderVAVAE",
+    "Change3DModel",
+    "Change3DPipeline",
     "FlowMatchSDEScheduler",
     "LightningDiTPipeline",
     "LightningDiTTransformer2DModel",

@@ -9,7 +9,7 @@ from diffusers.loaders import single_file_model
 from diffusers.pipelines import pipeline_loading_utils
 
 from . import pipelines
-from .models import AutoencoderVAVAE, LightningDiTTransformer2DModel
+from .models import AutoencoderVAVAE, Change3DModel, LightningDiTTransformer2DModel
 from .models.transformer_lightningdit import LightningDiTAttnProcessor, LightningDiTTransformerBlock
 from .original.single_file import SINGLE_FILE_CLASSES
 from .schedulers import FlowMatchSDEScheduler
@@ -34,7 +34,7 @@ def register_with_diffusers() -> None:
     empty warning.
     """
     # diffusers looks up a string `_class_name` of model_index.json or config.json as its own attribute.
-    classes = [AutoencoderVAVAE, LightningDiTTransformer2DModel, FlowMatchSDEScheduler]
+    classes = [AutoencoderVAVAE, Change3DModel, LightningDiTTransformer2DModel, FlowMatchSDEScheduler]
     for cls in [*classes, *(getattr(pipelines, name) for name in pipelines.__all__)]:
         setattr(diffusers, cls.__name__, cls)
     # diffusers accepts the library of a component, also from the Hub, if it is a key here. `save_pretrained` writes it.

@@ -13,7 +13,7 @@ from diffusers_lightningdit import LightningDiTPipeline, LightningDiTTransformer
 from diffusers_lightningdit.pipelines.lightningdit_sampling import SHARED_CODE
 
 SOURCE = Path(diffusers_lightningdit.__file__).parent
-MODELS = [SOURCE / "models" / "transformer_lightningdit.py", SOURCE / "models" / "autoencoder_vavae.py"]
+MODELS = [SOURCE / "models" / name for name in ("autoencoder_vavae.py", "change3d.py", "transformer_lightningdit.py")]
 MIXIN = SOURCE / "models" / "model_mixin.py"
 # every file that can lie as <part>/diffusers_lightningdit.py in a repository
 PARTS = [*MODELS, *sorted((SOURCE / "schedulers").glob("scheduling_*.py"))]

@@ -92,6 +92,18 @@ import diffusers_lightningdit
 from diffusers import AutoModel
 AutoModel.from_pretrained("user/vavae-digits")
 """,
+    "change detection": """
+import torch
+import diffusers_lightningdit
+from diffusers import DiffusionPipeline
+torch.manual_seed(0)
+model = diffusers_lightningdit.Change3DModel(sample_size=32, width_factor=0.7, depth_factor=0.1)
+diffusers_lightningdit.Change3DPipeline(model).push_to_hub("user/change3d")
+pipe = DiffusionPipeline.from_pretrained("user/change3d")
+images = torch.rand(2, 3, 40, 32, generator=torch.Generator().manual_seed(1))
+mean = pipe(*images, output_type="pt").change_probability[0].mean().item()
+result = [origin(pipe), origin(pipe.model), mean]
+""",
 }
 MORE_WITHOUT = {
     "variant": """
@@ -149,6 +161,16 @@ type(pipe.transformer).register_for_auto_class()
 pipe.transformer.save_pretrained("transformer-out-of-a-pipeline")
 again = AutoModel.from_pretrained("transformer-out-of-a-pipeline", trust_remote_code=True)
 result = [origin(again), again.num_parameters()]
+""",
+    "change detection, remote": """
+import torch
+from diffusers import DiffusionPipeline
+repository = "user/change3d"
+pipe = DiffusionPipeline.from_pretrained(repository, custom_pipeline=repository, trust_remote_code=True)
+pipe.save_pretrained("change3d-saved-again")
+images = torch.rand(2, 3, 40, 32, generator=torch.Generator().manual_seed(1))
+mean = pipe(*images, output_type="pt").change_probability[0].mean().item()
+result = [origin(pipe), origin(pipe.model), mean]
 """,
     "without trust": """
 from diffusers import DiffusionPipeline
@@ -405,3 +427,30 @@ def test_without_network_or_cache_a_model_says_so(name):
 
     with pytest.raises(OSError, match="Cannot load nobody/nothing: not in the cache, and the Hub is offline"):
         getattr(diffusers_lightningdit, name).from_pretrained("nobody/nothing")
+
+
+# -- the second family ------------------------------------------------------------------------------------------------
+
+
+def test_change_detection_loads_with_and_without_the_package(hub, workplace, with_package, without_package):
+    pipeline, model, mean = with_package["change detection"]["result"]
+    assert [pipeline, model] == ["diffusers_lightningdit"] * 2
+    expected = ["diffusers_modules", "diffusers_modules", pytest.approx(mean, abs=1e-6)]
+    assert without_package["change detection, remote"]["result"] == expected
+    for name in ("pipeline.py", "model/diffusers_lightningdit.py", "model_index.json"):  # saved again, without it
+        found, pushed = (workplace / "change3d-saved-again" / name).read_bytes(), hub.repositories["user/change3d"]
+        if name.endswith(".json"):
+            found, pushed = ({**json.loads(text), "_name_or_path": ""} for text in (found, pushed.files[name]))
+            assert found == {**pushed, "_name_or_path": ""}
+        else:
+            assert found == pushed.files[name]
+
+
+def test_change_detection_is_pushed_with_its_code_and_card(hub, repository, with_package):
+    files = hub.repositories["user/change3d"].files
+    assert files["pipeline.py"] == (repository / "pipelines" / "pipeline_change3d.py").read_bytes()
+    code = (repository / "src" / "diffusers_lightningdit" / "models" / "change3d.py").read_text(encoding="utf-8")
+    assert files["model/diffusers_lightningdit.py"].decode() == self_contained(code)
+    card = files["README.md"].decode()
+    assert 'repository = "user/change3d"' in card and "`output.change[0]`" in card
+    assert "More Information Needed" not in card

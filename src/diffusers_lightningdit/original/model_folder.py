@@ -7,6 +7,7 @@ from diffusers import ModelMixin
 from safetensors import safe_open
 
 from ..files import first_line, read_json
+from .translation import COUNTER
 
 
 def load_model_folder(model_class: type[ModelMixin], folder: Path, class_names: tuple[str, ...]) -> ModelMixin:
@@ -39,7 +40,8 @@ def _stored_dtype(folder: Path) -> torch.dtype:
     for file in sorted(files):
         try:
             with safe_open(file, "pt") as tensors:
-                dtypes = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+                keys = [key for key in tensors.keys() if not key.endswith(COUNTER)]  # noqa: SIM118
+                dtypes = {key: tensors.get_slice(key).get_dtype() for key in keys}
         except Exception as error:
             raise ValueError(f"{file}: is damaged or no safetensors file ({type(error).__name__}).") from error
         for key, dtype in dtypes.items():

@@ -27,7 +27,12 @@ CHANGES = {
         lambda value: [value[:, :, 0, 0] if value.ndim == 4 else value],
         lambda values: values[0][:, :, None, None] if values[0].ndim == 2 else values[0],
     ),
+    # a kernel [out, in, 1, height, width] over time and space, of one frame
+    "kernel of one frame": (lambda value: [value[:, :, 0]], lambda values: values[0][:, :, None]),
 }
+
+
+COUNTER = ".num_batches_tracked"  # of a batch norm, the one tensor of integers
 
 
 @dataclass(frozen=True)
@@ -113,9 +118,11 @@ def check_shape(key: str, value: torch.Tensor, required: torch.Size) -> None:
 
 
 def check_values(state_dict: dict[str, torch.Tensor]) -> None:
-    first = next(iter(state_dict))
+    first = next((key for key in state_dict if not key.endswith(COUNTER)), next(iter(state_dict)))
     dtype = state_dict[first].dtype
     for key, value in state_dict.items():
+        if key.endswith(COUNTER) and value.dtype == torch.int64:
+            continue
         if not value.is_floating_point():
             raise ValueError(f"key `{key}` has type {value.dtype}; required: a floating-point type.")
         if value.dtype != dtype:
