@@ -23,6 +23,8 @@ LAYERS = (
     ("registration", "evaluate"),
     ("__init__",),
     ("scripts",),
+    ("commands",),
+    ("__main__",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 SCRIPT_FOLDERS = ("training_scripts", "conversion", "examples", "benchmarks", "demo")

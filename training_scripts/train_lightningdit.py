@@ -105,7 +105,7 @@ def make_run(
     return state
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, str]:
     with contextlib.ExitStack() as until_the_end:
         with one_line_errors():
             config = parse_config(LightningDiTTrainingConfig, argv, __doc__)
@@ -132,6 +132,7 @@ def main(argv: list[str] | None = None) -> None:
             make = partial(make_pipeline, config, state, vae, data.id2label)
             train(config, accelerator, vae, data, validation, sampler, state, make)
             save(config, accelerator, make)
+    return {"output_dir": config.output_dir}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

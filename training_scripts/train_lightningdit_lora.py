@@ -63,7 +63,7 @@ image = pipe({example!r}).images[0]
 """
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, str]:
     with contextlib.ExitStack() as until_the_end:
         with one_line_errors():
             config = parse_config(LoraTrainingConfig, argv, __doc__)
@@ -98,6 +98,7 @@ def main(argv: list[str] | None = None) -> None:
             make = partial(make_pipeline, config, state, vae, classes)
             train(config, accelerator, vae, data, validation, sampler, state, make, NUM_PASSES, classes.ids)
             save(config, accelerator, state, classes, pipeline)
+    return {"output_dir": config.output_dir}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
