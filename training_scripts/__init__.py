@@ -1,1 +1,1 @@
-"""Training scripts, which `accelerate launch` runs; installed with the package as `diffusers_lightningdit.training_scripts`."""
+"""Scripts for `accelerate launch`; installed with the package as `diffusers_lightningdit.training_scripts`."""

@@ -63,7 +63,7 @@ def test_half_precision_and_another_scheduler(digits_pipeline, tmp_path):
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["--classes", "dog"], "error: `class_labels` has the name 'dog'"),
+        (["--classes", "dog"], "error: `class_labels` has the unknown name 'dog'"),
         (["--classes", "[]"], "error: `classes` is empty; required: at least one class."),
         (["--classes", "1", "--dtype", "int8"], "error: `dtype` is 'int8'; required: one of float32, float16"),
         (["--classes", "1", "--sampling.steps=3"], "error: `sampling.steps`"),

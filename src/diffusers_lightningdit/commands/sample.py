@@ -94,7 +94,7 @@ def sample(config: SampleConfig) -> dict[str, Any]:
 
 
 def _file_name(class_id: int, entry: str, number: int) -> str:
-    """seven-0.png of class 7: "7-seven-0.png", with letters, digits and "_" only."""
+    """The first image of "seven" as "7-seven-0.png"; of the name letters and digits stay, and the rest becomes "_"."""
     name = "".join(letter if letter.isalnum() else "_" for letter in entry.partition(",")[0].strip())[:MAX_NAME]
     return "-".join([str(class_id), *([name] if name else []), f"{number}.png"])
 
