@@ -32,6 +32,7 @@ SCRIPTS = [
     "conversion/convert_lightningdit_to_diffusers.py",
     "conversion/convert_lpips_to_safetensors.py",
     "conversion/convert_vavae_to_diffusers.py",
+    "conversion/convert_yaml_to_recipe.py",
     "examples/digits/judge.py",
     "examples/digits/prepare.py",
     "examples/digits/train_encoder.py",

@@ -43,6 +43,7 @@ def test_the_tables_of_settings_are_up_to_date(page):
     tables = runpy.run_path(str(REPOSITORY / "docs" / "option_tables.py"))
     text = page.read_text(encoding="utf-8")
     assert text.count("<!-- settings: ") == len(tables["TABLE"].findall(text)), "a table has no end"
+    assert text.count("<!-- original keys: ") == len(tables["KEYS"].findall(text)), "a table has no end"
     assert text == tables["updated"](text), "run python docs/option_tables.py"
 
 

@@ -55,7 +55,17 @@ def test_the_grid_shows_all_of_them(drawn):
 
 
 def test_half_precision_and_another_scheduler(digits_pipeline, tmp_path):
-    words = ["--classes", "[0]", "--dtype", "bfloat16", "--scheduler", "FlowMatchHeunDiscreteScheduler", FEW_STEPS]
+    words = [
+        "--classes",
+        "[0]",
+        "--dtype",
+        "bfloat16",
+        "--scheduler",
+        "FlowMatchHeunDiscreteScheduler",
+        "--shift",
+        "1",
+        FEW_STEPS,
+    ]
     commands.main(["sample", "--pipeline", digits_pipeline, *words, "--output_dir", str(tmp_path / "out")])
     assert Image.open(tmp_path / "out" / "0-zero-0.png").size == (32, 32)
 

@@ -94,6 +94,11 @@ COMMANDS = {
                 "conversion.convert_diffusers_to_lightningdit",
                 "conversion.convert_diffusers_to_lightningdit:ConversionConfig",
             ),
+            "yaml": Command(
+                "a YAML of the original to recipes for training and evaluation",
+                "conversion.convert_yaml_to_recipe",
+                "conversion.convert_yaml_to_recipe:ConversionConfig",
+            ),
             "lpips": Command(
                 "the published weights of LPIPS to the file that VA-VAE's training reads",
                 "conversion.convert_lpips_to_safetensors",

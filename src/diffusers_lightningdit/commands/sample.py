@@ -43,6 +43,9 @@ class SampleConfig:
     seed: int = setting(0, "The seed of the images.", minimum=0)
     sampling: dict = setting({}, "Arguments of the pipeline's call, as sampling.num_inference_steps=50.")
     scheduler: str | None = setting(None, "A scheduler class of diffusers; null: the pipeline's own.")
+    shift: float | None = setting(
+        None, "The shift of the time grid (1 / s for the original's shift s); null: the pipeline's.", above=0
+    )
 
     dtype: str = setting("float32", "The type that is computed in.", group="Computation", choices=DTYPES)
     batch_size: int = setting(16, "Images that are drawn at a time.", minimum=1)
@@ -68,7 +71,7 @@ def sample(config: SampleConfig) -> dict[str, Any]:
     """
     pipeline = load_pipeline(config.pipeline)
     check_sampling(pipeline, config.sampling)
-    set_scheduler(pipeline, config.scheduler)
+    set_scheduler(pipeline, config.scheduler, config.shift)
     class_ids = pipeline.get_label_ids(list(config.classes))
     pipeline.to(Accelerator().device, getattr(torch, config.dtype))
     drawn = [class_id for class_id in class_ids for _ in range(config.num_images_per_class)]
