@@ -75,6 +75,7 @@ setup(
         "diffusers_lightningdit.demo",
         "diffusers_lightningdit.evaluation",
         "diffusers_lightningdit.evaluation.commands",
+        "diffusers_lightningdit.hub",
         "diffusers_lightningdit.losses",
         "diffusers_lightningdit.metrics",
         "diffusers_lightningdit.model_cards",
@@ -94,7 +95,7 @@ setup(
         "diffusers_lightningdit.conversion": ["configs/*.yaml"],
         # the checkpoint of the demo (11 MB), without pictures and measurements
         "diffusers_lightningdit.model_cards": [
-            "lightningdit-digits/README.md",
+            "*/README.md",
             "lightningdit-digits/model_index.json",
             "lightningdit-digits/*/*config.json",
             "lightningdit-digits/*/*.safetensors",

@@ -19,7 +19,7 @@ LAYERS = (
     ("networks", "losses", "grids"),
     ("original",),
     ("data",),
-    ("evaluation", "training"),
+    ("evaluation", "hub", "training"),
     ("registration", "evaluate"),
     ("__init__",),
     ("scripts",),

@@ -142,6 +142,12 @@ COMMANDS = {
     "demo": Command(
         "draw every class of the embedded checkpoint", "demo.generate_grid", "demo.generate_grid:GridConfig"
     ),
+    "push": Command(
+        "a complete repository on the Hub of a checkpoint or pipeline",
+        "commands.push",
+        "commands.push:PushConfig",
+        "conversion/configs",
+    ),
     "completion": Command(
         "print the completion script of a shell",
         "commands.completion",
