@@ -26,13 +26,14 @@ def card(name: str) -> str:
 
 
 def test_there_is_a_card_for_each_repository():
-    assert CARDS == sorted([*PUBLISHED, *EMBEDDED])
+    assert sorted([*PUBLISHED, *EMBEDDED]) == CARDS
 
 
 @pytest.mark.parametrize("name", CARDS)
 def test_metadata_and_first_lines_are_those_of_a_card(name):
     data = check_card(card(name), name)
     assert data.to_dict() == check_card(card(name)).to_dict()
+    assert data.license == ("mit" if name in PUBLISHED else "apache-2.0")
     if name in PUBLISHED:
         assert data.base_model.startswith("hustvl/") and data.datasets == ["ILSVRC/imagenet-1k"]
 
@@ -143,13 +144,16 @@ def test_a_composed_card_has_metadata_and_sections(digits_pipeline):
     assert with_section(text, "Training", "In an hour.").endswith("\n\n## Training\n\nIn an hour.\n")
 
 
-GOOD = "---\nlicense: mit\nlibrary_name: diffusers\npipeline_tag: image-to-image\ntags:\n- x\n---\n# T\n\n```python\n1\n```\n"
+GOOD = (
+    "---\nlicense: mit\nlibrary_name: diffusers\npipeline_tag: image-to-image\ntags:\n- x\n---\n"
+    "# T\n\n```python\n1\n```\n"
+)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "error"),
     [
-        ("license: mit\n", "", "its metadata lacks license"),
+        ("pipeline_tag: image-to-image\n", "", "its metadata lacks pipeline_tag"),
         ("license: mit", "license: [", "its metadata cannot be used"),
         ("license: mit", "license: mit\nmodel-index: 3", "its metadata cannot be used"),
         ("# T\n\n```python", "# T\n\nPrompt:\n\n```python", "does not begin with a title and a block of Python"),

@@ -7,6 +7,7 @@ A card begins with the class-conditional call, because the Hub shows a text-prom
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -14,9 +15,11 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 from ..files import one_line
+from ..settings import settings_of
 
 OWNER = "user"  # of the repositories in the snippets of `model_cards/`
-REQUIRED_DATA = ("license", "library_name", "pipeline_tag", "tags")
+REQUIRED_DATA = ("library_name", "pipeline_tag", "tags")
+PRIVATE_SETTINGS = ("output_dir", "push_to_hub", "hub_model_id", "report_to", "resume_from_checkpoint")
 MODEL_CARD = """---
 library_name: diffusers
 pipeline_tag: image-to-image
@@ -109,6 +112,23 @@ def autoencoder_card(vae: torch.nn.Module, repository: str, subfolder: str | Non
         statistics=statistics,
     )
     return _with_data(text, data)
+
+
+def training_section(config: Any, script: str) -> str:
+    """The settings of a training that are not the defaults, as a table; of local paths the last name alone.
+
+    Args:
+        config: The dataclass of the settings.
+        script: The name of the training script.
+    """
+    lines = [f"By `{script}` of diffusers-lightningdit. Settings that are not its defaults:", "", "| | |", "|---|---|"]
+    for name, field in settings_of(type(config)).items():
+        value = getattr(config, name)
+        if name in PRIVATE_SETTINGS or (not field.is_required and value == field.default):
+            continue
+        shown = Path(value).name if isinstance(value, str) and Path(value).exists() else value
+        lines.append(f"| `{name}` | `{shown}` |")
+    return "\n".join(lines)
 
 
 def with_section(card: str, title: str, content: str) -> str:

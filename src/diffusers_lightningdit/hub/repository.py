@@ -16,6 +16,10 @@ CARD, SAMPLES = "README.md", "samples.png"
 VARIANTS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+class HubError(ValueError):
+    """The Hub refused something, or could not be reached."""
+
+
 def write_repository(
     folder: str | Path,
     model: DiffusionPipeline | ModelMixin,
@@ -77,12 +81,12 @@ def create_repository(repository: str, private: bool = True) -> None:
     """Make a repository on the Hub, before anything takes long; one that is there stays as it is.
 
     Raises:
-        ValueError: If the Hub refuses it, or cannot be reached.
+        HubError: If the Hub refuses it, or cannot be reached.
     """
     try:
         HfApi().create_repo(repository, private=private, exist_ok=True)
     except Exception as error:  # a dozen classes: no network, no token, no permission, no such name
-        raise ValueError(f"{repository}: cannot be made on the Hub: {first_line(error)}") from error
+        raise HubError(f"{repository}: cannot be made on the Hub: {first_line(error)}") from error
 
 
 def upload_repository(
@@ -97,7 +101,7 @@ def upload_repository(
         keep_card: Leave out README.md where the repository has one already.
 
     Raises:
-        ValueError: If the Hub refuses it, or cannot be reached.
+        HubError: If the Hub refuses it, or cannot be reached.
     """
     api = HfApi()
     try:
@@ -110,5 +114,5 @@ def upload_repository(
             commit_message="Upload",
         )
     except Exception as error:
-        raise ValueError(f"{repository}: cannot be uploaded to the Hub: {first_line(error)}") from error
+        raise HubError(f"{repository}: cannot be uploaded to the Hub: {first_line(error)}") from error
     return f"{api.endpoint}/{repository}"
