@@ -95,6 +95,7 @@ class Setting:
 
     @property
     def is_required(self) -> bool:
+        """Whether the field has no default."""
         return self.default is dataclasses.MISSING
 
     @property

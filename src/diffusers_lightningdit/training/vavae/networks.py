@@ -191,6 +191,7 @@ class Judgement(nn.Module):
         self.discriminator = discriminator
 
     def forward(self, pixels: torch.Tensor, reconstructions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The discriminator's logits of both batches, pixels [B, 3, height, width] in [-1, 1]."""
         return self.discriminator(pixels), self.discriminator(reconstructions)
 
 
@@ -234,7 +235,9 @@ class Teachers:
                 raise ValueError(str(error)) from error
 
     def features(self, pixels: torch.Tensor, grid_size: int) -> torch.Tensor | None:
+        """The features of pixels [B, 3, height, width], [B, D, grid_size, grid_size]; None without a model."""
         return None if self.foundation is None else self.foundation(pixels, grid_size)
 
     def distances(self, pixels: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor | None:
+        """The distances by LPIPS, [B, 1, 1, 1]; None without LPIPS."""
         return None if self.lpips is None else self.lpips(pixels, reconstructions)
