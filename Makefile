@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DIFFUSERS_REPOSITORY ?= https://github.com/huggingface/diffusers
 
-.PHONY: demo test test-lowest test-diffusers digits style quality clean
+.PHONY: demo test test-lowest test-diffusers digits docs style quality clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/generate_grid.py
@@ -27,6 +27,10 @@ test-diffusers: $(VENV)/.test
 digits: $(VENV)/.test
 	PYTHON=$(BIN)/python sh examples/digits/run.sh outputs/digits
 
+# the documentation as a site, in outputs/site; warnings are errors
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
 style: $(VENV)/.quality
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -47,6 +51,6 @@ $(VENV)/.demo: $(VENV)/bin/python setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.test $(VENV)/.quality: $(VENV)/.%: $(VENV)/bin/python setup.py pyproject.toml
+$(VENV)/.test $(VENV)/.quality $(VENV)/.docs: $(VENV)/.%: $(VENV)/bin/python setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	@touch $@

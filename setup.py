@@ -48,6 +48,8 @@ EXTRAS = {
         "setuptools>=70.1",
     ],
     "quality": ["ruff==0.14.5"],
+    # the documentation as a site
+    "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"],
 }
 
 setup(
