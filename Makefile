@@ -5,7 +5,7 @@ WORKERS ?= 4
 BIN = $(VENV)/bin
 DIFFUSERS_REPOSITORY ?= https://github.com/huggingface/diffusers
 
-.PHONY: demo test test-lowest test-diffusers digits style quality clean
+.PHONY: demo test test-lowest test-diffusers digits docs style quality clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/generate_grid.py
@@ -29,6 +29,10 @@ test-diffusers: $(VENV)/.test
 digits: $(VENV)/.test
 	PYTHON=$(BIN)/python sh examples/digits/run.sh outputs/digits
 
+# the documentation as a site, in outputs/site; warnings are errors
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
 style: $(VENV)/.quality
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -49,6 +53,6 @@ $(VENV)/.demo: $(VENV)/bin/python setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.test $(VENV)/.quality: $(VENV)/.%: $(VENV)/bin/python setup.py pyproject.toml
+$(VENV)/.test $(VENV)/.quality $(VENV)/.docs: $(VENV)/.%: $(VENV)/bin/python setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	@touch $@

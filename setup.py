@@ -1,4 +1,7 @@
-"""The package. `pipelines/` lies at the top level: the same files serve `import` and `custom_pipeline=`."""
+"""The package. Folders of the top level belong to it: the same files serve a checkout, `import` and the command.
+
+`pipelines/` also serves `custom_pipeline=`, `training_scripts/` also `accelerate launch`.
+"""
 
 from pathlib import Path
 
@@ -27,6 +30,8 @@ EXTRAS = {
     "digits": ["scikit-learn>=1.5"],
     # measures of latents and images: linear probe, density, t-SNE; plots
     "evaluation": ["scikit-learn>=1.5", "matplotlib>=3.10"],
+    # the completion script of a shell, for the command diffusers-lightningdit
+    "completion": ["shtab>=1.11.0"],
     # FID, sFID and Inception Score by the published network; brings torchvision along
     "inception": ["torch-fidelity>=0.4.0"],
     # GeoTIFF files of Change3DPipeline
@@ -38,6 +43,7 @@ EXTRAS = {
         "scikit-learn>=1.5",
         "matplotlib>=3.10",
         "rasterio>=1.4",
+        "shtab>=1.11.0",
         # quantisation of diffusers models, on the CPU
         "optimum-quanto>=0.2.7",
         "torchao>=0.15.0",
@@ -46,6 +52,8 @@ EXTRAS = {
         "setuptools>=70.1",
     ],
     "quality": ["ruff==0.14.5"],
+    # the documentation as a site
+    "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"],
 }
 
 setup(
@@ -60,15 +68,24 @@ setup(
     package_dir={
         "diffusers_lightningdit": "src/diffusers_lightningdit",
         "diffusers_lightningdit.pipelines": "pipelines",
+        "diffusers_lightningdit.training_scripts": "training_scripts",
+        "diffusers_lightningdit.conversion": "conversion",
+        "diffusers_lightningdit.demo": "demo",
+        "diffusers_lightningdit.model_cards": "model_cards",
     },
     packages=[
         "diffusers_lightningdit",
         "diffusers_lightningdit.change3d",
+        "diffusers_lightningdit.commands",
+        "diffusers_lightningdit.conversion",
         "diffusers_lightningdit.data",
+        "diffusers_lightningdit.demo",
         "diffusers_lightningdit.evaluation",
         "diffusers_lightningdit.evaluation.commands",
+        "diffusers_lightningdit.hub",
         "diffusers_lightningdit.losses",
         "diffusers_lightningdit.metrics",
+        "diffusers_lightningdit.model_cards",
         "diffusers_lightningdit.models",
         "diffusers_lightningdit.networks",
         "diffusers_lightningdit.original",
@@ -77,8 +94,21 @@ setup(
         "diffusers_lightningdit.training",
         "diffusers_lightningdit.training.transformer",
         "diffusers_lightningdit.training.vavae",
+        "diffusers_lightningdit.training_scripts",
     ],
-    package_data={"diffusers_lightningdit.original": ["*.json"]},
+    package_data={
+        "diffusers_lightningdit.original": ["*.json"],
+        "diffusers_lightningdit.training_scripts": ["recipes/*.yaml", "accelerate_configs/*.yaml"],
+        "diffusers_lightningdit.conversion": ["configs/*.yaml"],
+        # the checkpoint of the demo (11 MB), without pictures and measurements
+        "diffusers_lightningdit.model_cards": [
+            "*/README.md",
+            "lightningdit-digits/model_index.json",
+            "lightningdit-digits/*/*config.json",
+            "lightningdit-digits/*/*.safetensors",
+        ],
+    },
+    entry_points={"console_scripts": ["diffusers-lightningdit = diffusers_lightningdit.commands:main"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
     classifiers=[

@@ -9,6 +9,7 @@ multiplier and, for sizes that were never published, the number of heads. Contra
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from diffusers_lightningdit.files import check_output_dir, new_folder, read_checkpoint
 from diffusers_lightningdit.original import (
@@ -53,7 +54,7 @@ class ConversionConfig:
             )
 
 
-def convert(config: ConversionConfig) -> None:
+def convert(config: ConversionConfig) -> dict[str, Any]:
     check_output_dir(config.output_dir)
     checkpoint = read_checkpoint(config.checkpoint)
     original = OriginalConfig.read(config.config) if config.config else embedded_config(checkpoint)
@@ -82,11 +83,12 @@ def convert(config: ConversionConfig) -> None:
     )
     for note in notes:
         print(note)
+    return {"output_dir": config.output_dir, "class": type(saved).__name__, "remarks": notes}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     with one_line_errors((ValueError, OSError)):
-        convert(parse_config(ConversionConfig, arguments, __doc__))
+        return convert(parse_config(ConversionConfig, arguments, __doc__))
 
 
 if __name__ == "__main__":

@@ -414,23 +414,28 @@ MAX_COUNT, MAX_SIDE, MAX_SCALE = 100_000, 16_384, 1e6
 
 
 def is_integer(value) -> bool:
+    """Whether a value is a whole number; True and False are none."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_real(value, low: float = -MAX_SCALE, high: float = MAX_SCALE) -> bool:
+    """Whether a value is a finite number from `low` to `high`."""
     return isinstance(value, Real) and not isinstance(value, bool) and bool(low <= value <= high)
 
 
 def is_interval(value) -> bool:
+    """Whether a value is a pair of times, 0 <= start <= end <= 1."""
     is_pair = isinstance(value, (tuple, list)) and len(value) == 2 and all(map(is_real, value))
     return is_pair and 0 <= value[0] <= value[1] <= 1
 
 
 def is_latents(value) -> bool:
+    """Whether a value is a floating-point tensor of finite values."""
     return isinstance(value, torch.Tensor) and value.is_floating_point() and bool(value.isfinite().all())
 
 
 def is_generator(value, number: int) -> bool:
+    """Whether a value is a torch.Generator, or a list of as many as there are images."""
     several = value if isinstance(value, list) else [value] * number
     return len(several) == number and all(isinstance(one, torch.Generator) for one in several)
 
@@ -445,14 +450,17 @@ def is_callback(value) -> bool:
 
 
 def is_attention_kwargs(value) -> bool:
+    """Whether a value is a dictionary that has nothing but the LoRA's `scale`."""
     return isinstance(value, dict) and set(value) <= {"scale"} and all(map(is_real, value.values()))
 
 
 def any_of(names: str) -> tuple:
+    """The check of an argument that has to be one of the names in `s[names]`, and its words."""
     return lambda v, s: isinstance(v, str) and v in s[names], f"one of {{{names}}}"
 
 
 def count_from(low: int) -> tuple:
+    """The check of an argument that has to be a whole number of at least `low`, and its words."""
     return lambda v, s: is_integer(v) and low <= v <= MAX_COUNT, f"an integer of at least {low} and at most {MAX_COUNT}"
 
 
@@ -686,6 +694,7 @@ class HubMixin:
 
 
 def normal_name(name: str) -> str:
+    """The name of a class without spaces around it, in Unicode's form NFC."""
     return unicodedata.normalize("NFC", name.strip())
 
 

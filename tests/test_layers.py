@@ -19,12 +19,14 @@ LAYERS = (
     ("networks", "losses", "grids"),
     ("original",),
     ("data",),
-    ("training",),
+    ("hub", "training"),
     ("change3d",),
     ("evaluation",),
     ("registration", "evaluate"),
     ("__init__",),
     ("scripts",),
+    ("commands",),
+    ("__main__",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 SCRIPT_FOLDERS = ("training_scripts", "conversion", "examples", "benchmarks", "demo")

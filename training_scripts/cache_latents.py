@@ -15,13 +15,14 @@ from diffusers_lightningdit.processes import patient_accelerator
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, str]:
     with one_line_errors():
         config = parse_config(CachingConfig, argv, __doc__)
         datasets.disable_progress_bars()
         accelerator = patient_accelerator()  # a process that is done waits for the slowest one
         cache_latents(config, accelerator)
     accelerator.end_training()
+    return {"output_dir": config.output_dir}
 
 
 if __name__ == "__main__":

@@ -13,17 +13,25 @@ tells more.
 import contextlib
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from diffusers import FlowMatchEulerDiscreteScheduler
-from huggingface_hub import create_repo
 
 from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, LightningDiTTransformer2DModel
 from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
 from diffusers_lightningdit.data.latent_encoding import load_frozen_vae
 from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.files import weights_sha256, write_result
+from diffusers_lightningdit.hub.cards import pipeline_card, training_section, with_section
+from diffusers_lightningdit.hub.repository import (
+    HubError,
+    create_repository,
+    repository_patterns,
+    upload_repository,
+    write_repository,
+)
 from diffusers_lightningdit.locks import locked_by_run
 from diffusers_lightningdit.original import read_training_checkpoint
 from diffusers_lightningdit.settings import call_all, one_line_errors, parse_config
@@ -42,6 +50,7 @@ from diffusers_lightningdit.training.transformer.weight_init import (
     load_initial_transformer,
 )
 
+SCRIPT = "train_lightningdit.py"
 ADVICE = "a lower `learning_rate` or `max_grad_norm`, `transformer.use_qk_norm`"  # against divergence
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -105,7 +114,7 @@ def make_run(
     return state
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, str]:
     with contextlib.ExitStack() as until_the_end:
         with one_line_errors():
             config = parse_config(LightningDiTTrainingConfig, argv, __doc__)
@@ -126,12 +135,13 @@ def main(argv: list[str] | None = None) -> None:
             vae.to(accelerator.device)
             until_the_end.enter_context(locked_by_run(accelerator, config.output_dir))
             state = make_run(config, accelerator, vae, data, sampler)
-        with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
+        with one_line_errors((CheckpointWriteError, TrainingDiverged, HubError), status=1, of_one_process=DATA_ERRORS):
             if config.push_to_hub and accelerator.is_main_process:
-                create_repo(config.hub_model_id, private=True, exist_ok=True)  # now, not after days of training
+                create_repository(config.hub_model_id)  # now, not after days of training
             make = partial(make_pipeline, config, state, vae, data.id2label)
             train(config, accelerator, vae, data, validation, sampler, state, make)
             save(config, accelerator, make)
+    return {"output_dir": config.output_dir}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -166,10 +176,13 @@ def save(
     pipeline = make()
     if pipeline is not None:
         pipeline.to(getattr(torch, config.save_dtype))
-        write_result(config.output_dir, pipeline.save_pretrained)
+        repository = config.hub_model_id or f"user/{Path(config.output_dir).name}"
+        card = with_section(pipeline_card(pipeline, repository), "Training", training_section(config, SCRIPT))
+        write_result(config.output_dir, partial(write_repository, model=pipeline, card=card))
         print(f"wrote {config.output_dir}")
         if config.push_to_hub:
-            pipeline.push_to_hub(config.hub_model_id)
+            patterns = repository_patterns(pipeline)
+            upload_repository(config.output_dir, config.hub_model_id, patterns, keep_card=True)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

@@ -90,7 +90,7 @@ def make_run(
     return state
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, str]:
     with contextlib.ExitStack() as until_the_end:
         with one_line_errors():
             config = parse_config(VAVAETrainingConfig, argv, __doc__)
@@ -113,6 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
             train(config, accelerator, dataset, validation, sampler, teachers, state)
             save(config, accelerator, dataset, sampler, state)
+    return {"output_dir": config.output_dir}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -433,3 +433,35 @@ def test_as_a_process(golden, tmp_path, good):
     assert done.stderr.count("error: ") == (0 if good else 1)
     assert "Traceback" not in done.stderr
     assert good or done.stderr.splitlines()[-1].startswith("error: ")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# YAML files
+# ---------------------------------------------------------------------------------------------------------------------
+
+YAML_TO_RECIPE = script("convert_yaml_to_recipe")
+
+
+def test_a_yaml_becomes_recipes_that_name_what_is_left(golden, tmp_path, capsys):
+    values = yaml.safe_load(golden("train/step_clip.yaml").read_text())
+    values["train"]["warmup"] = 100
+    (tmp_path / "original.yaml").write_text(yaml.safe_dump(values))
+    call(YAML_TO_RECIPE, yaml=tmp_path / "original.yaml", output_dir=tmp_path / "out")
+    output = capsys.readouterr().out
+    assert "unknown: train.warmup\n" in output
+    assert "left: data.latent_norm: `latents_mean`, `latents_std` in the VAE's config" in output
+    train, evaluate = ((tmp_path / "out" / f"{name}.yaml").read_text() for name in ("train", "evaluate"))
+    assert yaml.safe_load(train)["learning_rate"] == 2e-4 and yaml.safe_load(evaluate)["num_images"] == 50_000
+    assert "# Unknown: train.warmup\n" in train and "train transformer --config train.yaml" in train
+
+
+def test_bad_yaml_files_write_nothing(fails, tmp_path):
+    file = tmp_path / "original.yaml"
+    for content, required in (
+        ("transport: {path_type: VP}", "`transport.path_type` is 'VP'; required: 'Linear'"),
+        ("[1, 2]", "holds a list; required: a mapping of sections"),
+        ("{}", "has no key that a recipe can take"),
+        ("a: [", "is no readable YAML file"),
+    ):
+        file.write_text(content)
+        assert required in fails(YAML_TO_RECIPE, yaml=file)

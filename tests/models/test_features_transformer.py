@@ -447,7 +447,7 @@ def test_quanto(tmp_path):
 
     tiny().save_pretrained(tmp_path)
     model = LightningDiTTransformer2DModel.from_pretrained(
-        tmp_path, quantization_config=QuantoConfig(weights_dtype="int8"), torch_dtype=torch.float32
+        tmp_path, quantization_config=QuantoConfig(weights_dtype="int8"), dtype=torch.float32
     )
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     assert len(linear) > 7 * NUM_LAYERS
@@ -464,7 +464,7 @@ def test_torchao(tmp_path):
 
     tiny().save_pretrained(tmp_path)
     model = LightningDiTTransformer2DModel.from_pretrained(
-        tmp_path, quantization_config=TorchAoConfig(Int8WeightOnlyConfig()), torch_dtype=torch.float32
+        tmp_path, quantization_config=TorchAoConfig(Int8WeightOnlyConfig()), dtype=torch.float32
     )
     weights = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
     assert all(isinstance(weight, TorchAOBaseTensor) for weight in weights)
@@ -532,7 +532,7 @@ def test_from_single_file(original, tmp_path):
         close(model(*inputs()).sample, tiny()(*inputs()).sample, 0)
         assert not model.training
     model = LightningDiTTransformer2DModel.from_single_file(
-        str(tmp_path / "training.pt"), weights="model", torch_dtype=torch.bfloat16
+        str(tmp_path / "training.pt"), weights="model", dtype=torch.bfloat16
     )
     expected = (tiny().proj_out.weight + 1).to(torch.bfloat16)
     assert torch.equal(model.proj_out.weight, expected)

@@ -255,6 +255,7 @@ class ShardEncoder:
         return {**tensors, "labels": torch.tensor(parts["labels"], dtype=torch.int64)}, skipped
 
     def check_interruption(self) -> None:
+        """Raise Interrupted if a signal has asked for the end; whole shards are kept."""
         if self.interruption.requested:
             raise Interrupted(
                 f"interrupted by {self.interruption.requested.name}; whole shards are kept in "
@@ -375,6 +376,7 @@ class LatentFiles:
         return changed
 
     def name(self, shard: int) -> str:
+        """The file name of a shard."""
         return shard_name(shard) if self.config.format == "safetensors" else f"train-{shard:05d}.parquet"
 
     def _record_path(self, shard: int) -> Path:

@@ -176,10 +176,12 @@ class LatentRows:
         return len(self.labels)
 
     def read(self, index: int, flip: bool) -> torch.Tensor:
+        """The raw latents [C, height, width] of a row, or of the mirrored image."""
         (latents,) = self._columns[flip][index].values()
         return torch.from_numpy(np.array(latents))
 
     def place(self, index: int) -> str:
+        """The place of a row, for messages."""
         return f"{self._place}, row {index}"
 
 

@@ -47,6 +47,7 @@ class Source:
 
     @property
     def has_image_files(self) -> bool:
+        """Whether the images are files of a local folder."""
         return self.details is not None
 
     def sha256(self, rows: slice = ALL_ROWS, with_times: bool = False) -> str:

@@ -64,6 +64,7 @@ class Change3DBinaryOutput(BaseOutput):
 
     @property
     def change(self) -> torch.Tensor:
+        """Return the probability of a change, float32 [B, 1, H, W], within [0, 1]."""
         return self.change_logits.float().sigmoid()
 
 
@@ -83,6 +84,7 @@ class Change3DSemanticOutput(BaseOutput):
 
     @property
     def change(self) -> torch.Tensor:
+        """Return the probability of a change, float32 [B, 1, H, W], within [0, 1]."""
         return self.change_logits.float().sigmoid()
 
 
@@ -101,6 +103,7 @@ class Change3DDamageOutput(BaseOutput):
 
     @property
     def building(self) -> torch.Tensor:
+        """Return the probability of a building, float32 [B, 1, H, W], within [0, 1]."""
         return self.building_logits.float().sigmoid()
 
 
@@ -158,6 +161,7 @@ class Change3DConvNorm(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, frames: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """[B T, C_in, H, W] -> [B T, C_out, H / stride, W / stride], frame by frame or over the clip."""
         if self.training:
             return self.norm(self._convolve(frames, num_frames, self.conv.weight, None))
         norm = self.norm
@@ -194,6 +198,7 @@ class Change3DSqueezeExcitation(nn.Module):
         self.expand = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, frames: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """Scale the channels of frames [B T, C, H, W] by gates of their whole clip."""
         clips = frames.unflatten(0, (-1, num_frames))  # [B, T, C, H, W]
         mean = clips.mean((1, 3, 4)).unflatten(1, (-1, 1, 1))  # [B, C, 1, 1]
         gate = self.expand(F.relu(self.reduce(mean))).sigmoid()
@@ -223,6 +228,7 @@ class Change3DBlock(nn.Module):
         self.narrow = Change3DConvNorm(inner, out_channels)
 
     def forward(self, frames: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """[B T, C_in, H, W] -> [B T, C_out, H / stride, W / stride]."""
         residual = frames
         if isinstance(self.shortcut, Change3DConvNorm):
             residual = self.shortcut(frames, num_frames)
@@ -247,6 +253,7 @@ class Change3DStem(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, frames: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """[B T, 3, H, W] -> [B T, C, H, W]."""
         frames = as_frames(self.conv_time(as_clips(self.conv_space(frames), num_frames)))
         return F.relu(self.norm(frames), inplace=True)
 
@@ -344,6 +351,7 @@ class Change3DUpsample(nn.Module):
         self.upsample = nn.ConvTranspose2d(out_channels, out_channels, 4, stride=2, padding=1)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[B, C_in, H, W] -> [B, C_out, 2 H, 2 W]."""
         return self.upsample(self.conv(hidden_states))
 
 
@@ -404,6 +412,7 @@ class Change3DAttention(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, is_causal: bool = False
     ) -> torch.Tensor:
+        """Attend from hidden states [B, N, D] to keys and values [B, heads, M, D / heads] -> [B, N, D]."""
         dropout = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(
             self._heads(self.to_q(hidden_states)), keys, values, dropout_p=dropout, is_causal=is_causal

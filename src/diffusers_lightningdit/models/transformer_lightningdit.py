@@ -99,6 +99,7 @@ class LightningDiTClassEmbedding(nn.Module):
         self.embedding_table = nn.Embedding(num_classes + 1, dim)
 
     def forward(self, class_labels: torch.LongTensor) -> torch.Tensor:
+        """The embeddings [B, D] of class ids [B]; in training some become the null class."""
         if self.training and self.dropout_prob > 0:
             uniform = torch.rand(class_labels.shape[0], device=class_labels.device)
             class_labels = self.drop_labels(class_labels, uniform)
@@ -176,6 +177,7 @@ class LightningDiTAttention(nn.Module, AttentionModuleMixin):
     def forward(
         self, hidden_states: torch.Tensor, image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None
     ) -> torch.Tensor:
+        """Self-attention over tokens [B, N, D] by the processor, with the (cos, sin) of RoPE, [N, D / H] each."""
         return self.processor(self, hidden_states, image_rotary_emb)
 
 
@@ -217,6 +219,7 @@ class LightningDiTTransformerBlock(nn.Module):
         temb: torch.Tensor,
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
+        """Attention and MLP on tokens [B, N, D], modulated by the condition `temb` [B, D]."""
         vectors = self.adaln(F.silu(temb)).unsqueeze(1)  # [B, 1, 6 D or 4 D]
         if self.use_adaln_shift:
             shift1, scale1, gate1, shift2, scale2, gate2 = vectors.chunk(6, dim=-1)

@@ -71,6 +71,7 @@ class OriginalConfig:
         return value
 
     def error(self, key: str, value, requirement: str) -> ValueError:
+        """The error for a value, which names the file, the key and what is required."""
         return ValueError(f"{self.name}: `{key}` is {value!r}; required: {requirement}.")
 
     def check(self, key: str, kind: type, of_weights) -> None:
@@ -81,6 +82,11 @@ class OriginalConfig:
 
     @property
     def latent_multiplier(self) -> float:
+        """The factor of normalised latents, `data.latent_multiplier`, by default 0.18215 as in the original.
+
+        Raises:
+            ValueError: if it is not positive.
+        """
         value = self.get("data.latent_multiplier", float, 0.18215)  # the original's default
         if value <= 0:
             raise self.error("data.latent_multiplier", value, "a positive number")

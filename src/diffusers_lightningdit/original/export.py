@@ -104,6 +104,7 @@ def _autoencoder_files(parts: AutoencoderParts) -> dict[str, dict]:
 
 
 def write_original_files(files: dict[str, dict], folder: Path) -> None:
+    """Write the files of `original_files` into a folder, tensors by torch.save and settings as YAML."""
     for name, content in files.items():
         if name.endswith(".yaml"):
             (folder / name).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")

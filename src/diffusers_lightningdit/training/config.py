@@ -128,4 +128,5 @@ class TrainingConfig:
 
     @property
     def trackers(self) -> list[str]:
+        """The names of Accelerate's trackers in `report_to`."""
         return self.report_to.split(",") if self.report_to else []

@@ -241,5 +241,5 @@ def _record(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def main(argv: list[str] | None = None) -> None:
-    run_command(GenerationConfig, evaluate_generation, RESULTS_FILE, argv, __doc__, RESUMES)
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    return run_command(GenerationConfig, evaluate_generation, RESULTS_FILE, argv, __doc__, RESUMES)

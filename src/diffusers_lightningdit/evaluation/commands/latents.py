@@ -236,5 +236,5 @@ def write_points(
             writer.writerow([f"{value:.{SIGNIFICANT_DIGITS}g}" if isinstance(value, float) else value for value in row])
 
 
-def main(argv: list[str] | None = None) -> None:
-    run_command(LatentsConfig, evaluate_latents, METRICS_FILE, argv, __doc__)
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    return run_command(LatentsConfig, evaluate_latents, METRICS_FILE, argv, __doc__)

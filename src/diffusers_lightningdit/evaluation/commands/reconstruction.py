@@ -249,5 +249,5 @@ def _evaluate(config: ReconstructionConfig, accelerator: Accelerator, stack: con
     return record
 
 
-def main(argv: list[str] | None = None) -> None:
-    run_command(ReconstructionConfig, evaluate_reconstruction, METRICS_FILE, argv, __doc__)
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    return run_command(ReconstructionConfig, evaluate_reconstruction, METRICS_FILE, argv, __doc__)

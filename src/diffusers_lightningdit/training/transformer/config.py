@@ -153,6 +153,7 @@ class FlowTrainingConfig(TrainingConfig):
 
     @property
     def ema_decays(self) -> tuple[float, ...]:
+        """The decays of all averages, that of the saved one first."""
         return (self.ema_decay, *self.extra_ema_decays)
 
 

@@ -121,6 +121,7 @@ class NewClassTable(nn.Module):
         self.new_classes = nn.Parameter(rows)
 
     def forward(self, class_labels: torch.LongTensor) -> torch.Tensor:
+        """The embeddings [B, D] of class ids [B]; the null class stays the last one."""
         weight = self.table.weight
         return F.embedding(class_labels, torch.cat([weight[:-1], self.new_classes, weight[-1:]]))  # [B, D]
 

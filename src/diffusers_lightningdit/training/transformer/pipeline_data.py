@@ -49,6 +49,7 @@ class Classes:
 
     @property
     def ids(self) -> list[int]:
+        """The ids of the trained classes, each once, in rising order."""
         return sorted(set(self.id_of_label.values()))
 
 

@@ -197,6 +197,7 @@ class Judgement(nn.Module):
         self.discriminator = discriminator
 
     def forward(self, pixels: torch.Tensor, reconstructions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The discriminator's logits of both batches, pixels [B, 3, height, width] in [-1, 1]."""
         return self.discriminator(pixels), self.discriminator(reconstructions)
 
 
@@ -240,9 +241,11 @@ class Teachers:
                 raise ValueError(str(error)) from error
 
     def features(self, pixels: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor | None:
+        """The features of pixels [B, 1 or 3, H, W] on a grid (h, w), [B, D, h, w]; None without a model."""
         return None if self.foundation is None else self.foundation(as_rgb(pixels), grid_size)
 
     def distances(self, pixels: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor | None:
+        """The distances by LPIPS, [B, 1, 1, 1]; None without LPIPS."""
         return None if self.lpips is None else self.lpips(as_rgb(pixels), as_rgb(reconstructions))
 
     def inception_features(self, pixels: torch.Tensor) -> torch.Tensor | None:
