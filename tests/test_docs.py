@@ -72,6 +72,10 @@ def test_every_test_named_in_the_features_exists(repository):
 # ---------------------------------------------------------------------------------------------------------------------
 
 PACKAGE_SOURCES = [file for file in SOURCES if file.parts[len(REPOSITORY.parts)] in ("src", "pipelines")]
+# Properties of modular blocks, which diffusers' base class documents; each has its words in the values.
+OF_BLOCKS = {"description", "inputs", "intermediate_outputs", "expected_components", "expected_configs"} | {
+    f"loop_{name}" for name in ("inputs", "intermediate_outputs", "expected_components", "expected_configs")
+}
 REFERENCE = re.compile(r"^::: (\S+)$", re.MULTILINE)
 
 
