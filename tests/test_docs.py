@@ -72,6 +72,10 @@ def test_every_test_named_in_the_features_exists(repository):
 # ---------------------------------------------------------------------------------------------------------------------
 
 PACKAGE_SOURCES = [file for file in SOURCES if file.parts[len(REPOSITORY.parts)] in ("src", "pipelines")]
+# Properties of modular blocks, which diffusers' base class documents; each has its words in the values.
+OF_BLOCKS = {"description", "inputs", "intermediate_outputs", "expected_components", "expected_configs"} | {
+    f"loop_{name}" for name in ("inputs", "intermediate_outputs", "expected_components", "expected_configs")
+}
 REFERENCE = re.compile(r"^::: (\S+)$", re.MULTILINE)
 
 
@@ -84,14 +88,14 @@ def module_name(file: Path) -> str:
 def test_no_public_name_is_undocumented(file):
     """`main` of a command is told by its module's docstring, a setter by its property's."""
 
+    exempt = {"main", *(OF_BLOCKS if file.stem.startswith("modular_") else ())}
+
     def undocumented(body: list, outer: str = "") -> list[str]:
         found = []
         for node in body:
-            if (
-                not isinstance(node, (ast.ClassDef, ast.FunctionDef))
-                or node.name.startswith("_")
-                or node.name == "main"
-            ):
+            if not isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                continue
+            if node.name.startswith("_") or node.name in exempt:
                 continue
             is_setter = any(isinstance(decorator, ast.Attribute) for decorator in node.decorator_list)
             if not ast.get_docstring(node) and not is_setter:

@@ -160,6 +160,7 @@ def test_a_variant_out_of_range_is_refused(digits_pipeline, tmp_path, capsys):
         ({"pipeline": "p", "variants": "[fp8]"}, "`variants` is 'fp8'; required: one of fp16, bf16."),
         ({"pipeline": "nothing"}, "`pipeline` is 'nothing'; required: a folder or Hub id"),
         ({"vae": "nothing"}, "nothing: no such file"),
+        ({"pipeline": "p", "modular": "true"}, "`modular` is true; required: a pipeline, and `variants=[]`."),
         ({"pipeline": "p", "subfolder": "vae"}, "`subfolder` is 'vae'; required: null"),
         ({"pipeline": "p", "output_dir": "null"}, "`dry_run` is true without `output_dir`"),
     ],

@@ -28,6 +28,7 @@ from ..evaluation.drawn_images import checked_decoding, load_pipeline
 from ..files import check_output_dir, file_sha256, new_folder, read_checkpoint, resolve_file
 from ..grids import draw_labelled_grid
 from ..hub.cards import autoencoder_card, find_card, pipeline_card, with_section
+from ..hub.modular import modular_card, write_modular_repository
 from ..hub.repository import CARD, VARIANTS, create_repository, upload_repository, write_repository
 from ..hub.verification import check_autoencoder, check_transformer
 from ..models import AutoencoderVAVAE
@@ -92,6 +93,9 @@ class PushConfig:
     variants: tuple[str, ...] = setting(
         ("fp16", "bf16"), "Half-precision copies beside the weights.", choices=tuple(VARIANTS)
     )
+    modular: bool = setting(
+        False, "Make a repository of modular blocks in place of a pipeline, which `ModularPipeline` loads."
+    )
     max_shard_size: str = setting("10GB", "The size above which weights are split into several files.")
     dry_run: bool = setting(False, "Write the folder `output_dir`, and upload nothing.")
     output_dir: str | None = setting(
@@ -116,6 +120,8 @@ class PushConfig:
             )
         if self.subfolder is not None and (self.pipeline is not None or self.checkpoint is not None):
             raise ValueError(f"`subfolder` is {self.subfolder!r}; required: null, but for an autoencoder alone.")
+        if self.modular and ((self.pipeline is None and self.checkpoint is None) or self.variants):
+            raise ValueError("`modular` is true; required: a pipeline, and `variants=[]`.")
         if self.dry_run and self.output_dir is None:
             raise ValueError("`dry_run` is true without `output_dir`; required: the folder that is to be written.")
         if self.output_dir is not None:
@@ -187,6 +193,8 @@ def compose_card(config: PushConfig, source: Source) -> str:
     model, data = source.model, {"license": config.license}
     if config.card is not None:
         card = find_card(config.card, config.repository, installed_folder("model_cards"))
+    elif config.modular:
+        card = modular_card(model, config.repository, config.license)
     elif isinstance(model, DiffusionPipeline):
         card = pipeline_card(model, config.repository, **data)
     else:
@@ -231,19 +239,22 @@ def push(config: PushConfig) -> dict[str, Any]:
     source = read_source(config)
     card = compose_card(config, source)
     samples = None
-    if isinstance(source.model, DiffusionPipeline) and config.num_samples_per_class:
+    if isinstance(source.model, DiffusionPipeline) and config.num_samples_per_class and not config.modular:
         samples = draw_samples(config, source.model)
     url = None
     with _folder(config.output_dir) as folder:
-        write_repository(
-            folder,
-            source.model,
-            card,
-            variants=config.variants,
-            samples=samples,
-            max_shard_size=config.max_shard_size,
-            subfolder=config.subfolder,
-        )
+        if config.modular:
+            write_modular_repository(folder, source.model, config.repository, card)
+        else:
+            write_repository(
+                folder,
+                source.model,
+                card,
+                variants=config.variants,
+                samples=samples,
+                max_shard_size=config.max_shard_size,
+                subfolder=config.subfolder,
+            )
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         if not config.dry_run:
             url = upload_repository(folder, config.repository, keep_card=config.card is None)
