@@ -2,8 +2,8 @@
 """Alignment of the transformer's tokens with those of a vision foundation model, while it trains.
 
 REPA (arXiv 2410.06940): the state of the tokens after an early block, through a small projector, is drawn to the
-directions of the patch tokens of the clean image. iREPA (arXiv 2512.10794): the projector is a convolution, and from the
-features a part of their mean over the image is taken, which leaves their differences in space.
+directions of the patch tokens of the clean image. iREPA (arXiv 2512.10794): the projector is a convolution, and a part
+of their mean over the image is taken from the features, which leaves their differences in space.
 
 Letters in the shape comments: B batch, N tokens (row-major), D width of the transformer, F channels of a feature.
 """
