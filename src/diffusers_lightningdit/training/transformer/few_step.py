@@ -99,6 +99,8 @@ class FewStepTrainingConfig(FlowTrainingConfig):
     def __post_init__(self):
         super().__post_init__()
         check_interval("target_guidance_interval", self.target_guidance_interval)
+        if self.expanded_times:
+            raise ValueError("`expanded_times` is true; required: false, `student_times` says what a student sees.")
         if self.derivative == "forward_mode" and self.compile_blocks:
             raise ValueError(
                 "`derivative` is 'forward_mode', and `compile_blocks` is true; required: finite_difference, or blocks "
@@ -216,6 +218,7 @@ class Distillation:
         draws: KeyedRandom,
         step: int,
         transformer: LightningDiTTransformer2DModel,
+        batch: dict[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
         """Mean losses of a batch: their sum, `loss`, and each of them."""
         noise, times = draws.normal("noise", latents.shape[1:]), draw_times(config, draws, step)
