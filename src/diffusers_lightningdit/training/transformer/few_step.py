@@ -25,7 +25,7 @@ from .pipeline_data import load_pipeline
 from .weight_init import load_initial_transformer
 
 DERIVATIVE_DTYPES = ("float32", "mixed")
-SECOND_TIME_SETTING = "use_second_timestep"  # argument of the transformer
+SECOND_TIME_SETTING = "second_time_embedding"  # argument of the transformer
 SECOND_TIME_WEIGHTS = "second_timestep_embedder."
 NUM_PASSES = 10  # forward passes that a step costs: the teacher's 2, the student's 2 and back, 2 for the derivative
 
