@@ -80,6 +80,13 @@ class FlowTrainingConfig(TrainingConfig):
         True, "Add the cosine distance of predicted and true velocity to their mean squared error."
     )
 
+    internal_guidance_weight: float = setting(
+        0.5,
+        "The weight of the mean squared error of the velocity after block `internal_guidance_layer`, of a transformer "
+        "that has it.",
+        above=0,
+    )
+
     optimizer: str = setting(
         "adamw",
         "The optimiser; adamw_8bit needs the package bitsandbytes.",

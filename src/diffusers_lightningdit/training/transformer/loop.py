@@ -74,8 +74,15 @@ def training_loss(
     times = draw_times(config, draws, step)
     labels = transformer.class_embedder.drop_labels(class_labels, draws.uniform("labels"))
     seen_times = expand_times(times, draws.samples, config.global_batch_size) if config.expanded_times else None
-    mse, cosine = flow_matching_losses(model, noise, latents, times, labels, seen_times)
-    return {"loss": mse.mean() + cosine.mean() if config.use_cosine_loss else mse.mean()}
+    has_internal = transformer.config.internal_guidance_layer is not None
+    losses = flow_matching_losses(model, noise, latents, times, labels, seen_times, has_internal)
+    loss = losses.mse.mean()
+    if config.use_cosine_loss:
+        loss = loss + losses.cosine.mean()
+    if not has_internal:
+        return {"loss": loss}
+    internal = losses.internal_mse.mean()
+    return {"loss": loss + config.internal_guidance_weight * internal, "internal_guidance_loss": internal}
 
 
 def aligned_loss(
