@@ -471,7 +471,7 @@ def test_save_and_load(tmp_path):
     loaded = LightningDiTTransformer2DModel.from_pretrained(tmp_path)
     assert public(loaded.config) == public(model.config)
     settings = {"second_timestep": 1.0, "return_internal": True}
-    for value, expected in zip(loaded(*inputs(), **settings).values(), model(*inputs(), **settings).values()):
+    for value, expected in zip(*(one(*inputs(), **settings).values() for one in (loaded, model)), strict=True):
         close(value, expected, 0)
 
 
