@@ -112,7 +112,7 @@ def test_recipe_of_other_methods(tmp_path, method):
         ("sample: {mode: consistency}", "`sample.num_sampling_steps` is None; required: at least 1, the evaluations"),
         ("sample: {mode: consistency, num_sampling_steps: 2, cfg_scale: 2}", "`sample.cfg_scale` is 2.0; required: 1"),
         ("sample: {mode: consistency, num_sampling_steps: 2, timestep_shift: 0.3}", "`sample.timestep_shift` is 0.3"),
-        ("sample: {num_sampling_steps: 9, ig_scale: 0.5}", "`sample.ig_scale` is 0.5; required: at least 1"),
+        ("sample: {num_sampling_steps: 9, ig_scale: -0.5}", "`sample.ig_scale` is -0.5; required: at least 0"),
         ("sample: {num_sampling_steps: 9, reverse: true}", "`sample.reverse` is True"),
         ("transport: {path_type: VP}", "`transport.path_type` is 'VP'; required: 'Linear'"),
         ("transport: {prediction: noise}", "`transport.prediction` is 'noise'"),

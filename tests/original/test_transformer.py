@@ -205,7 +205,7 @@ def test_block_of_internal_guidance(golden_frontier):
     assert transformer_from_original(weights, yaml=yaml)[0]["internal_guidance_layer"] == 2
     with pytest.raises(ValueError, match="internal_guidance_layer is not given, and the weights have `final_layer_xr`"):
         transformer_from_original(weights)
-    with pytest.raises(ValueError, match="internal_guidance_layer is 3, and the weights have .* and 2 blocks"):
+    with pytest.raises(ValueError, match=r"internal_guidance_layer is 3, and the weights have .* and 2 blocks"):
         transformer_from_original(weights, internal_guidance_layer=3)
     with pytest.raises(ValueError, match="internal_guidance_layer is 2; required: none, since the weights have no"):
         transformer_from_original(original(), yaml=yaml)

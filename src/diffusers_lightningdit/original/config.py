@@ -124,8 +124,8 @@ class OriginalConfig:
             raise self.error("sample.cfg_interval_start", start, "a time from 0 to 1")
         # Internal guidance (arXiv 2512.24176) is in the files of a project that guides all channels.
         internal_scale = self.get("sample.ig_scale", float)
-        if internal_scale is not None and internal_scale < 1:
-            raise self.error("sample.ig_scale", internal_scale, "at least 1")
+        if internal_scale is not None and internal_scale < 0:
+            raise self.error("sample.ig_scale", internal_scale, "at least 0")
         recipe = {
             "num_inference_steps": num_points - 1,  # the original counts the points of the grid
             "guidance_scale": scale,

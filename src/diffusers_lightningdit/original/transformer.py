@@ -35,8 +35,8 @@ MODEL_TYPES = {
     "LightningDiT-1p6B/2": (28, 1792, 28, 2),
 }
 
-# The block, counted from 1, before the output layer of internal guidance, which is in no shape, by the number of blocks:
-# of the published model (arXiv 2512.24176).
+# The block, counted from 1, before the output layer of internal guidance, by the number of blocks: it is in no shape,
+# and this one is the published model's (arXiv 2512.24176).
 INTERNAL_GUIDANCE_LAYERS = {28: 8}
 
 # FACM's training files (arXiv 2507.03738) hold two averages of the weights, of which the results are drawn from the
@@ -69,9 +69,8 @@ def select_transformer_weights(checkpoint: dict, weights: str | None = None) -> 
     if weights is not None:
         present = averages | present
         if weights not in present:
-            raise ValueError(
-                f"has no `{weights}` weights; it has {' and '.join(f'`{name}`' for name in present) or 'no such entry'}."
-            )
+            found = " and ".join(f"`{name}`" for name in present) or "no such entry"
+            raise ValueError(f"has no `{weights}` weights; it has {found}.")
         return plain_state_dict(present[weights], f"entry `{weights}`")
     if isinstance(checkpoint.get("state_dict"), dict):  # how autoencoders are saved: the keys will tell
         return plain_state_dict(checkpoint["state_dict"], "entry `state_dict`")
