@@ -82,6 +82,7 @@ setup(
         "diffusers_lightningdit.demo",
         "diffusers_lightningdit.evaluation",
         "diffusers_lightningdit.evaluation.commands",
+        "diffusers_lightningdit.guiders",
         "diffusers_lightningdit.hub",
         "diffusers_lightningdit.losses",
         "diffusers_lightningdit.metrics",
