@@ -154,19 +154,15 @@ def test_compiled_blocks(uninterrupted, arguments, tmp_path, compiled):
     assert compiled == ["LightningDiTTransformerBlock"] * 4  # of the teacher and of the student
 
 
-@pytest.mark.parametrize("derivative", ["finite_difference", "forward_mode"])
-def test_two_processes_are_one(uninterrupted, arguments, tmp_path, derivative):
+def test_two_processes_are_one(arguments, tmp_path):
     """A derivative that led the gradient past its exchange would leave that of half a batch on each process."""
-    expected = uninterrupted
-    settings = [f"derivative={derivative}"]
-    if derivative == "forward_mode":
-        expected = run(arguments, tmp_path / "one", *settings)
+    settings = ["derivative=forward_mode"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*launch, train_lightningdit_few_step.__file__, *arguments, f"output_dir={tmp_path / 'two'}", *settings]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert finished.returncode == 0, finished.stderr
-    assert_close(tmp_path / "two", expected)
+    assert_close(tmp_path / "two", run(arguments, tmp_path / "one", *settings))
 
 
 def test_mixed_precision_computes_the_derivative_in_float32(arguments, tmp_path, monkeypatch):
@@ -198,12 +194,15 @@ def test_other_losses(uninterrupted, arguments, tmp_path, settings):
 
 
 def test_validation_is_of_the_velocity(arguments, tmp_path):
-    settings = ["validation_steps=4", "validation_split=train", "num_validation_samples=4"]
+    """Before it has learnt anything, the student has the teacher's velocity at t; at 2 - t that is another one."""
+    settings = ["validation_steps=1", "validation_split=train", "num_validation_samples=4", "max_train_steps=1"]
+    losses = []
     for times in ("second", "expanded"):
-        folder = run(arguments, tmp_path / times, *settings, f"student_times={times}", "logging_steps=4")
-        (line,) = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()
-                   if "validation_loss" in line]  # fmt: skip
-        assert 0 < line["validation_loss"] < 100
+        chosen = [f"student_times={times}", "learning_rate=1e-12"]
+        folder = run(arguments, tmp_path / times, *settings, *chosen)
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses += [line["validation_loss"] for line in lines if "validation_loss" in line]
+    assert len(losses) == 2 and losses[0] != pytest.approx(losses[1], rel=1e-3)
 
 
 def test_bad_steps_are_skipped(arguments, tmp_path, capsys, monkeypatch):

@@ -166,6 +166,11 @@ class FlowTrainingConfig(TrainingConfig):
     def ema_decays(self) -> tuple[float, ...]:
         return (self.ema_decay, *self.extra_ema_decays)
 
+    @property
+    def has_velocity_at_expanded_times(self) -> bool:
+        """Whether the network that comes out has the velocity of t at 2 - t, and something else at t."""
+        return False
+
 
 def check_interval(name: str, interval: tuple[float, float]) -> None:
     """Raise ValueError if a pair of times is no interval in [0, 1]."""

@@ -105,6 +105,10 @@ class FewStepTrainingConfig(FlowTrainingConfig):
                 "that are not compiled."
             )
 
+    @property
+    def has_velocity_at_expanded_times(self) -> bool:
+        return self.student_times == "expanded"
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Networks
