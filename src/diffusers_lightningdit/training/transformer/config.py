@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from ...models import LightningDiTTransformer2DModel
-from ...settings import argument_list, make_config, make_model_arguments, required, setting, setting_list
+from ...settings import argument_list, make_config, make_model_arguments, required, setting
 from ..config import TrainingConfig
 from .alignment import AlignmentSettings
 
@@ -201,8 +201,8 @@ class LightningDiTTrainingConfig(FlowTrainingConfig):
 
     alignment: dict = setting(
         {},
-        "Alignment with a vision foundation model, as alignment.weight=0.5; none where it is empty. "
-        f"{setting_list(AlignmentSettings)}.",
+        "Alignment of a block's tokens with a vision foundation model, as alignment.weight=0.5; empty: none. Its keys: "
+        f"{argument_list(AlignmentSettings)}.",
         group="Loss",
     )
 
