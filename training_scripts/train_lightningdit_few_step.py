@@ -2,7 +2,7 @@
 r"""Distil a pipeline into one that samples in a few steps (FACM, arXiv 2507.03738).
 
     accelerate launch training_scripts/train_lightningdit_few_step.py \
-        --config training_scripts/recipes/imagenet256_xl_2_steps.yaml \
+        --config training_scripts/recipes/imagenet256_xl_few_step.yaml \
         pipeline=FOLDER_OR_HUB_ID data=FOLDER_OR_HUB_ID output_dir=FOLDER key=value ...
 
 The result is a complete pipeline folder with EMA weights, whose recipe says how it is sampled. The loss is in
