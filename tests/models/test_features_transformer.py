@@ -37,6 +37,10 @@ TINY = {
 }
 
 
+# An output layer after an earlier block, and a second time
+MORE = {"internal_guidance_layer": 2, "second_time_embedding": True}
+
+
 def tiny(**changes) -> LightningDiTTransformer2DModel:
     """A model whose output depends on everything: nothing is left at its zero initialisation."""
     torch.manual_seed(0)
@@ -49,6 +53,11 @@ def tiny(**changes) -> LightningDiTTransformer2DModel:
 def inputs(height: int = 4, width: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(2, 4, height, width, generator=generator), torch.tensor([0.1, 0.9]), torch.tensor([0, 4])
+
+
+def outputs(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Evaluate a model with `MORE`: [velocity, internal velocity]."""
+    return list(model(*inputs(), return_dict=False, second_timestep=1.0, return_internal=True))
 
 
 def count_calls(model: torch.nn.Module, pattern: str) -> Counter:
@@ -251,6 +260,16 @@ def test_compilation_of_the_whole_model(graphs):
 
 
 @torch.no_grad()
+def test_compilation_of_a_model_with_more(graphs):
+    model = tiny(**MORE)
+    compiled = torch.compile(model, fullgraph=True, backend=graphs)
+    for _ in range(2):
+        for value, expected in zip(outputs(compiled), outputs(model), strict=True):
+            close(value, expected)
+    assert len(graphs) == 1
+
+
+@torch.no_grad()
 def test_compilation_with_dynamic_sizes(graphs, dynamic_compilation):
     """One graph for all sizes but the trained one, whose position table is the stored one."""
     model = tiny()
@@ -272,11 +291,13 @@ def test_compiled_code_gives_the_same_numbers():
 
 @torch.no_grad()
 def test_export():
-    model = tiny(num_layers=2)
     names = ("hidden_states", "timestep", "class_labels")
-    arguments = dict(zip(names, inputs(), strict=True))
-    exported = torch.export.export(model, (), arguments).module()
-    close(exported(**arguments).sample, model(**arguments).sample)
+    for changes, more in (({}, {}), (MORE, {"second_timestep": torch.ones(2), "return_internal": True})):
+        model = tiny(num_layers=2, **changes)
+        arguments = {**dict(zip(names, inputs(), strict=True)), **more}
+        exported = torch.export.export(model, (), arguments).module()
+        for value, expected in zip(exported(**arguments).values(), model(**arguments).values(), strict=True):
+            close(value, expected)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -344,15 +365,16 @@ def test_group_offload_to_the_cpu():
 @pytest.mark.parametrize("storage", [torch.float8_e4m3fn, torch.bfloat16])
 @torch.no_grad()
 def test_layerwise_casting(storage):
-    """Weights are kept in the small type, but for norms, embeddings and the output; computing is in float32."""
-    model = tiny()
-    expected = model(*inputs()).sample
+    """Weights are kept in the small type, but for norms, embeddings and the outputs; computing is in float32."""
+    model = tiny(**MORE)
+    expected = outputs(model)
     model.enable_layerwise_casting(storage_dtype=storage, compute_dtype=torch.float32)
     for _ in range(2):
-        output = model(*inputs()).sample
-    assert output.dtype == torch.float32
+        found = outputs(model)
     assert model.dtype == torch.float32  # what pipelines convert their latents to
-    assert 0 < (output - expected).abs().max() < 0.3 * expected.std()
+    for output, before in zip(found, expected, strict=True):
+        assert output.dtype == torch.float32
+        assert 0 < (output - before).abs().max() < 0.3 * before.std()
     small = {name for name, parameter in model.named_parameters() if parameter.dtype == storage}
     projections = {
         f"{name}.{kind}"
@@ -360,9 +382,29 @@ def test_layerwise_casting(storage):
         if isinstance(module, torch.nn.Linear)
         for kind in ("weight", "bias")
     }
+    embedders = ("timestep_embedder", "second_timestep_embedder")
     assert small == projections | {
-        f"timestep_embedder.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")
+        f"{name}.linear_{i}.{kind}" for name in embedders for i in (1, 2) for kind in ("weight", "bias")
     }
+
+
+@torch.no_grad()
+def test_lora_on_the_internal_output_layer(tmp_path):
+    model = tiny(**MORE)
+    before = outputs(model)
+    save_file(
+        {
+            "transformer.internal_proj_out.lora_A.weight": torch.ones(1, 32),
+            "transformer.internal_proj_out.lora_B.weight": torch.ones(4, 1),
+        },
+        tmp_path / "lora.safetensors",
+    )
+    model.load_lora_adapter(tmp_path / "lora.safetensors")
+    after = outputs(model)
+    close(after[0], before[0])
+    assert (after[1] - before[1]).abs().max() > 0.1
+    model.unload_lora()
+    close(outputs(model)[1], before[1])
 
 
 def test_gradient_checkpointing():
@@ -424,8 +466,10 @@ def test_context_parallel(tmp_path):
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors[-2000:]
     results = torch.load(tmp_path / "results.pt", weights_only=True)
-    for changes, result in zip([{}, {"use_rope": False, "use_qk_norm": True}], results, strict=True):
-        close(result["sample"], tiny(**changes)(*inputs()).sample)
+    for changes, result in zip([{}, {"use_rope": False, "use_qk_norm": True}, MORE], results, strict=True):
+        expected = outputs(tiny(**changes)) if changes == MORE else [tiny(**changes)(*inputs()).sample]
+        for value, of_one in zip(result["outputs"], expected, strict=True):
+            close(value, of_one)
         assert result["num_tokens"] == [8]  # of 16
 
 

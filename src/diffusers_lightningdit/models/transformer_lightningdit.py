@@ -13,7 +13,7 @@ import os
 
 import torch
 import torch.nn.functional as F
-from diffusers import FasterCacheConfig
+from diffusers import FasterCacheConfig, FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
@@ -36,6 +36,9 @@ from torch import nn
 from .model_mixin import LightningDiTModelMixin, self_contained
 
 NORM_EPS = 1e-6  # of every norm of the network but the LayerNorm of qk-norm
+
+# These caches replace a run of whole blocks by the change that it made before: within it nothing is computed.
+BLOCK_SKIPPING_CACHES = (FirstBlockCacheConfig, MagCacheConfig)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -276,7 +279,8 @@ class LightningDiTTransformer2DModel(
         use_adaln_shift: Whether the modulation of the blocks has shift vectors; that of the final layer always has.
         learn_sigma: Whether the network has 2 C output channels, of which the first C are returned.
         second_time_embedding: Whether the condition has an embedding of a second time r, too: the end of a jump of a
-            few-step student (FACM, arXiv 2507.03738). A new one is zero.
+            few-step student (FACM, arXiv 2507.03738). A new one is zero, so that a network that did without it computes
+            the same with it.
         internal_guidance_layer: The block, counted from 1, after which a second output layer predicts the velocity
             (internal guidance, arXiv 2512.24176); None: there is none.
 
@@ -362,9 +366,10 @@ class LightningDiTTransformer2DModel(
         Args:
             hidden_states: Normalised noisy latents [B, C, height, width]; height and width are multiples of
                 `patch_size`.
-            timestep: t in [0, 1], 0 = noise, 1 = data; a number, or [1], or [B].
+            timestep: t in [0, 1], 0 = noise, 1 = data; a number, or [1], or [B]. A network that was trained with
+                expanded times (FACM, arXiv 2507.03738) also takes 2 - t, for the velocity at t.
             class_labels: [B], from 0 to `num_classes - 1`, or `num_classes` for the null class.
-            return_dict: Whether to return a `Transformer2DModelOutput` instead of a tuple.
+            return_dict: Whether to return a `LightningDiTTransformer2DModelOutput` instead of a tuple.
             attention_kwargs: `{"scale": s}` scales the active LoRA adapters.
             second_timestep: r in [0, 1] of a model with `second_time_embedding`, as `timestep`: the end of the jump
                 whose average velocity is wanted. None: t, no jump, the velocity itself.
@@ -388,6 +393,11 @@ class LightningDiTTransformer2DModel(
         if return_internal and self.internal_proj_out is None:
             raise ValueError(
                 "`return_internal` is True; required: False for a model without `internal_guidance_layer`."
+            )
+        if return_internal and isinstance(self._cache_config, BLOCK_SKIPPING_CACHES):
+            raise ValueError(
+                f"`return_internal` is True with {type(self._cache_config).__name__}; required: False, or another "
+                "cache, since this one skips the block whose output the velocity is computed from."
             )
         height, width = height // patch_size, width // patch_size
 
@@ -495,7 +505,7 @@ class LightningDiTTransformer2DModel(
     _supports_gradient_checkpointing = True
     _no_split_modules = ["LightningDiTTransformerBlock"]
     _repeated_blocks = ["LightningDiTTransformerBlock"]
-    _skip_layerwise_casting_patterns = ["pos_embed", "patch_embed", "norm", "class_embedder"]
+    _skip_layerwise_casting_patterns = ["pos_embed", "patch_embed", "norm", "class_embedder", "proj_out"]
 
     @property
     def _cp_plan(self) -> dict:
@@ -524,12 +534,20 @@ class LightningDiTTransformer2DModel(
         """Enable a cache as diffusers does, with settings of `FasterCacheConfig` that fit this model.
 
         Its defaults are made for video and text. It must know the arguments whose first half is unconditional, and that
-        latents are images.
+        latents are images. `TaylorSeerCacheConfig` in lite mode predicts both output layers of a model with
+        `internal_guidance_layer`, where diffusers would predict one.
         """
         if isinstance(config, FasterCacheConfig):
             names = dict.fromkeys((*config._unconditional_conditional_input_kwargs_identifiers, "class_labels"))
             config = dataclasses.replace(
                 config, tensor_format="BCHW", _unconditional_conditional_input_kwargs_identifiers=tuple(names)
+            )
+        if isinstance(config, TaylorSeerCacheConfig) and config.use_lite_mode and self.internal_proj_out is not None:
+            config = dataclasses.replace(
+                config,
+                use_lite_mode=False,
+                skip_predict_identifiers=[r"transformer_blocks\.\d+"],
+                cache_identifiers=["proj_out", "internal_proj_out"],
             )
         super().enable_cache(config)
 
