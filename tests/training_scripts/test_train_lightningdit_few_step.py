@@ -119,6 +119,8 @@ def test_the_pipeline_draws_in_two_steps(uninterrupted, teacher):
     recipe = pipeline.config.sampling_recipe
     assert (recipe["num_inference_steps"], recipe["guidance_scale"]) == (2, 1.0)
     assert pipeline.config.id2label == DiffusionPipeline.from_pretrained(teacher).config.id2label
+    for file in uninterrupted.rglob("config.json"):
+        assert "_name_or_path" not in file.read_text(), file
     images = pipeline(["cat", "dog"], output_type="pt").images
     assert images.shape == (2, 3, 8, 8) and images.isfinite().all()
 

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from ...data.latent_encoding import frozen_copy
 from ...flow_anchored_consistency import DERIVATIVES, TIMES, FlowAnchoredConsistency
 from ...keyed_random import KeyedRandom
 from ...models import LightningDiTTransformer2DModel
@@ -132,6 +133,7 @@ def load_teacher(name: str) -> LightningDiTPipeline:
             "`student` is this one, to go on with."
         )
     pipeline.transformer.requires_grad_(False).eval()
+    pipeline.register_modules(vae=frozen_copy(pipeline.vae))
     return pipeline
 
 
