@@ -10,13 +10,19 @@ import pytest
 import torch
 import train_lightningdit
 import train_lightningdit_few_step
+from accelerate.utils import is_torch_version
 from diffusers import DDIMScheduler, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from diffusers_lightningdit import LightningDiTPipeline, LightningDiTTransformer2DModel
 from diffusers_lightningdit.flow_anchored_consistency import FlowAnchoredConsistency
 from diffusers_lightningdit.training.transformer import few_step
-from diffusers_lightningdit.training.transformer.few_step import FewStepTrainingConfig, load_teacher, make_student
+from diffusers_lightningdit.training.transformer.few_step import (
+    FewStepTrainingConfig,
+    check_processes,
+    load_teacher,
+    make_student,
+)
 
 STEPS = ["max_train_steps=4", "checkpointing_steps=2", "global_batch_size=4", "learning_rate=1e-2", "ema_decay=0.5"]
 
@@ -156,15 +162,42 @@ def test_compiled_blocks(uninterrupted, arguments, tmp_path, compiled):
     assert compiled == ["LightningDiTTransformerBlock"] * 4  # of the teacher and of the student
 
 
+def on_two_processes(script: list[str], arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *script]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [*launch, *arguments, f"output_dir={folder}"]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
 def test_two_processes_are_one(arguments, tmp_path):
     """A derivative that led the gradient past its exchange would leave that of half a batch on each process."""
     settings = ["derivative=forward_mode"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launch, train_lightningdit_few_step.__file__, *arguments, f"output_dir={tmp_path / 'two'}", *settings]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(command, capture_output=True, text=True, env=environment)
+    finished = on_two_processes([train_lightningdit_few_step.__file__], [*arguments, *settings], tmp_path / "two")
     assert finished.returncode == 0, finished.stderr
     assert_close(tmp_path / "two", run(arguments, tmp_path / "one", *settings))
+
+
+@pytest.mark.skipif(is_torch_version("<", "2.8"), reason="FSDP2 needs accelerators with torch 2.6")
+def test_sharded_processes_are_one(uninterrupted, arguments, tmp_path):
+    """By finite differences of the sharded network; forward-mode differentiation is refused."""
+    script = [str(Path(__file__).with_name("run_with_fsdp2.py")), "train_lightningdit_few_step"]
+    finished = on_two_processes(script, arguments, tmp_path / "two")
+    assert finished.returncode == 0, finished.stderr
+    assert "sharded as FSDPLightningDiTTransformer2DModel" in finished.stdout
+    assert_close(tmp_path / "two", uninterrupted)
+
+
+def test_what_sharded_weights_do_not_have(arguments, tmp_path):
+    class Sharded:
+        is_fsdp2 = True
+
+    for changes, message in (
+        ({"derivative": "forward_mode"}, "`derivative` is 'forward_mode'; required: finite_difference"),
+        ({"mixed_precision": "bf16"}, "`derivative_dtype` is 'float32'; required: mixed"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_processes(config_of(arguments, tmp_path, **changes), Sharded())
+    check_processes(config_of(arguments, tmp_path), Sharded())
 
 
 def test_mixed_precision_computes_the_derivative_in_float32(arguments, tmp_path, monkeypatch):
