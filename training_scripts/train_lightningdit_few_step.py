@@ -11,6 +11,7 @@ The result is a complete pipeline folder with EMA weights, whose recipe says how
 """
 
 import contextlib
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -107,7 +108,7 @@ def make_pipeline(
     return LightningDiTPipeline(student.eval(), teacher.vae, scheduler, id2label=id2label, sampling_recipe=recipe)
 
 
-def save(config: FewStepTrainingConfig, state: RunState, make) -> None:
+def save(config: FewStepTrainingConfig, state: RunState, make: Callable[[], LightningDiTPipeline | None]) -> None:
     pipeline = make()
     if pipeline is not None:
         pipeline.to(getattr(torch, config.save_dtype))
