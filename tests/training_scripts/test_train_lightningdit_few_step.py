@@ -274,6 +274,7 @@ def error_of(arguments: list[str], folder: Path, capsys, *settings: str) -> str:
         (["student=/no/such"], "`student` is '/no/such'; required"),
         (["derivative=backward"], "`derivative` is 'backward'; required: one of finite_difference, forward_mode"),
         (["derivative=forward_mode", "compile_blocks=true"], "required: finite_difference, or blocks that are not"),
+        (["mixed_precision=fp8"], "`derivative_dtype` is 'float32'; required: mixed with `mixed_precision` fp8"),
         (["target_guidance_interval=[1, 0]"], "`target_guidance_interval` is [1.0, 0.0]; required"),
         (["target_exponent=0"], "`target_exponent` is 0.0; required"),
         (["expanded_times=true"], "`expanded_times` is true; required: false"),

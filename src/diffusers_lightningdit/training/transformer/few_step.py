@@ -105,6 +105,8 @@ class FewStepTrainingConfig(FlowTrainingConfig):
                 "`derivative` is 'forward_mode', and `compile_blocks` is true; required: finite_difference, or blocks "
                 "that are not compiled."
             )
+        if self.mixed_precision == "fp8" and self.derivative_dtype == "float32":
+            raise ValueError("`derivative_dtype` is 'float32'; required: mixed with `mixed_precision` fp8.")
 
     @property
     def has_velocity_at_expanded_times(self) -> bool:
