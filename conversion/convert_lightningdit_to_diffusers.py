@@ -33,7 +33,10 @@ class ConversionConfig:
     checkpoint: str = required("File of the transformer's weights: a path, or user/repo:file of the Hub.")
     config: str | None = setting(None, "The original's YAML; null: the one that the checkpoint holds, if any.")
     weights: str | None = setting(
-        None, "The weights that are taken; null: ema where the checkpoint has it.", choices=("ema", "model")
+        None,
+        "The weights that are taken; null: ema_models.1, the average of FACM's training files, or ema where the "
+        "checkpoint has it.",
+        choices=("ema", "model", "ema_models.0", "ema_models.1"),
     )
     vae: str | None = setting(
         None, "An original checkpoint of the autoencoder, or a folder of diffusers; null: no pipeline is made."
@@ -41,6 +44,11 @@ class ConversionConfig:
     latents_stats: str | None = setting(None, "The original's latents_stats.pt, which goes into the VAE's config.")
     num_attention_heads: int | None = setting(
         None, "The number of attention heads of sizes that were never published.", minimum=1
+    )
+    internal_guidance_layer: int | None = setting(
+        None,
+        "The block, counted from 1, before the output layer of internal guidance, of sizes that were never published.",
+        minimum=1,
     )
 
     output_dir: str = required("Folder of the transformer or pipeline, new or empty.", group="Output")
@@ -58,7 +66,11 @@ def convert(config: ConversionConfig) -> None:
     checkpoint = read_checkpoint(config.checkpoint)
     original = OriginalConfig.read(config.config) if config.config else embedded_config(checkpoint)
     transformer = load_transformer(
-        config.checkpoint, config.weights, config=original, num_attention_heads=config.num_attention_heads
+        config.checkpoint,
+        config.weights,
+        config=original,
+        num_attention_heads=config.num_attention_heads,
+        internal_guidance_layer=config.internal_guidance_layer,
     )
     saved, notes = transformer, []
     if config.vae is not None:

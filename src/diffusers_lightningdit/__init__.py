@@ -1,17 +1,23 @@
 """VA-VAE and LightningDiT (arXiv 2501.01423) for diffusers. Importing this package makes its classes loadable there."""
 
-# diffusers looks up these two in a third-party package's namespace to learn how its components load.
+# diffusers looks up these three in a third-party package's namespace to learn how its components load.
 from diffusers import ModelMixin, SchedulerMixin
+from diffusers.guiders import BaseGuidance
 
+from .guiders import InternalGuidance, IntervalGuidance
 from .models import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from .pipelines import LightningDiTPipeline
 from .registration import register_with_diffusers
-from .schedulers import FlowMatchSDEScheduler
+from .schedulers import FlowMatchSDEScheduler, FlowMatchUCGMScheduler
 
 __version__ = "0.1.0.dev0"
 __all__ = [
     "AutoencoderVAVAE",
+    "BaseGuidance",
     "FlowMatchSDEScheduler",
+    "FlowMatchUCGMScheduler",
+    "InternalGuidance",
+    "IntervalGuidance",
     "LightningDiTPipeline",
     "LightningDiTTransformer2DModel",
     "ModelMixin",

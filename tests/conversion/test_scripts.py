@@ -1,5 +1,6 @@
 """The conversion scripts from the command line: what they write, and that bad input writes nothing."""
 
+import argparse
 import importlib.util
 import os
 import subprocess
@@ -124,6 +125,39 @@ def test_transformer_there_and_back(golden, tmp_path, case, weights):
     )
     names = ("config.json", "diffusion_pytorch_model.safetensors")
     assert all((tmp_path / "again" / n).read_bytes() == (tmp_path / "diffusers" / n).read_bytes() for n in names)
+
+
+@pytest.mark.parametrize(
+    ("file", "options"),
+    [
+        ("facm/ckpt_ema_only.pt", {}),
+        ("facm/ckpt_train_emas.pt", {"config": "facm/config.yaml"}),
+        ("facm/r_embedder/ckpt_ema_only.pt", {}),
+        ("internal_guidance/ckpt_ema_only.pt", {"config": "internal_guidance/config.yaml"}),
+        ("internal_guidance/ckpt_ema_only.pt", {"internal_guidance_layer": 1}),
+    ],
+)
+def test_files_of_other_projects_there_and_back(golden_frontier, tmp_path, file, options):
+    if "config" in options:
+        options = {"config": golden_frontier(options["config"])}
+    call(TO_DIFFUSERS, checkpoint=golden_frontier(file), output_dir=tmp_path / "diffusers", **options)
+    call(TO_ORIGINAL, checkpoint=tmp_path / "diffusers", output_dir=tmp_path / "original")
+    expected = read_checkpoint(golden_frontier(file.replace("ckpt_train_emas", "ckpt_ema_only")))["ema"]
+    assert identical(read_checkpoint(tmp_path / "original/lightningdit.pt")["ema"], expected)
+    call(
+        TO_DIFFUSERS,
+        checkpoint=tmp_path / "original/lightningdit.pt",
+        config=tmp_path / "original/config.yaml",
+        output_dir=tmp_path / "again",
+    )
+    configs = [(tmp_path / name / "config.json").read_bytes() for name in ("diffusers", "again")]
+    assert configs[0] == configs[1]
+
+
+def test_a_training_file_with_python_objects_is_refused(fails, tmp_path):
+    torch.save({"ema": {"x": torch.zeros(1)}, "args": argparse.Namespace(lr=1)}, tmp_path / "facm.pt")
+    line = fails(TO_DIFFUSERS, checkpoint=tmp_path / "facm.pt")
+    assert "facm.pt: contains the Python object argparse.Namespace; required: tensors and plain values only" in line
 
 
 @pytest.mark.parametrize("file", ["ckpt_published_ema_only.pt", "ckpt_module_prefix.pt"])
@@ -417,7 +451,9 @@ def test_way_back_errors(golden, tmp_path, fails):
 
 def test_usage_is_one_line(tmp_path, fails):
     assert "`checkpoint` is not given; required: checkpoint=..." in fails(TO_DIFFUSERS)
-    assert "`weights` is 'other'; required: one of ema, model" in fails(TO_DIFFUSERS, checkpoint="x", weights="other")
+    assert "`weights` is 'other'; required: one of ema, model, ema_models.0" in fails(
+        TO_DIFFUSERS, checkpoint="x", weights="other"
+    )
 
 
 @pytest.mark.parametrize("good", [True, False])

@@ -3,6 +3,7 @@
 The caches are in tests/pipelines/test_features_pipeline.py, since they live on a whole run.
 """
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -581,6 +582,32 @@ def test_from_single_file(original, tmp_path):
     expected = (tiny().proj_out.weight + 1).to(torch.bfloat16)
     assert torch.equal(model.proj_out.weight, expected)
     same_weights(LightningDiTTransformer2DModel.from_single_file(dict(original)), tiny())
+
+
+def test_from_single_file_of_other_projects(original, tmp_path):
+    """FACM's average and not the raw weights; a layer that no shape tells; 64 channels."""
+    average = {f"ema_models.1.ema_model.{key}": value for key, value in original.items()}
+    average |= {"ema_models.1.step": torch.tensor(3), "ema_models.1.initted": torch.tensor(True)}
+    raw = {key: value if "rope" in key else value + 1 for key, value in original.items()}
+    torch.save({"model": raw, "emas": average}, tmp_path / "facm.pt")
+    torch.save({"ema": original, "_extracted_from": "PostHocEMA"}, tmp_path / "extracted.pt")
+    for name in ("facm.pt", "extracted.pt"):
+        same_weights(LightningDiTTransformer2DModel.from_single_file(str(tmp_path / name)), tiny())
+    for changes, settings in ((MORE, {"internal_guidance_layer": 2}), ({"in_channels": 64, "use_qk_norm": True}, {})):
+        model = tiny(**changes)
+        content = {"ema": transformer_to_original(dict(model.config), model.state_dict())}
+        loaded = LightningDiTTransformer2DModel.from_single_file(content, **settings)
+        same_weights(loaded, model)
+        assert loaded.config.internal_guidance_layer == model.config.internal_guidance_layer
+
+
+def test_from_single_file_refuses_python_objects(original, tmp_path):
+    torch.save({"ema": original, "args": argparse.Namespace(lr=1)}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"model\.pt: contains the Python object argparse\.Namespace; required: tens"):
+        LightningDiTTransformer2DModel.from_single_file(str(tmp_path / "model.pt"))
+    (tmp_path / "broken.pt").write_bytes(b"\xff" * 100)
+    with pytest.raises(OSError, match=r"broken\.pt"):
+        LightningDiTTransformer2DModel.from_single_file(str(tmp_path / "broken.pt"))
 
 
 def test_from_single_file_with_a_config(original, tmp_path):

@@ -37,8 +37,9 @@ from .model_mixin import LightningDiTModelMixin, self_contained
 
 NORM_EPS = 1e-6  # of every norm of the network but the LayerNorm of qk-norm
 
-# These caches replace a run of whole blocks by the change that it made before: within it nothing is computed.
-BLOCK_SKIPPING_CACHES = (FirstBlockCacheConfig, MagCacheConfig)
+# The first two of these caches replace a run of whole blocks by the change that it made before: within it nothing is
+# computed. The third replaces the unconditional half of the first output, but not of a second one.
+CACHES_OF_ONE_OUTPUT = (FirstBlockCacheConfig, MagCacheConfig, FasterCacheConfig)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -394,10 +395,10 @@ class LightningDiTTransformer2DModel(
             raise ValueError(
                 "`return_internal` is True; required: False for a model without `internal_guidance_layer`."
             )
-        if return_internal and isinstance(self._cache_config, BLOCK_SKIPPING_CACHES):
+        if return_internal and isinstance(self._cache_config, CACHES_OF_ONE_OUTPUT):
             raise ValueError(
                 f"`return_internal` is True with {type(self._cache_config).__name__}; required: False, or another "
-                "cache, since this one skips the block whose output the velocity is computed from."
+                "cache, since this one has no internal velocity where it skips computing."
             )
         height, width = height // patch_size, width // patch_size
 

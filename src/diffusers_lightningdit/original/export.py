@@ -60,8 +60,8 @@ def original_files(folder: str | Path) -> tuple[dict[str, dict], list[str]]:
         }
         settings["vae"] = {"downsample_ratio": factor}
         recipe = read_json(folder / "model_index.json").get("sampling_recipe") or {}
-        shift = read_json(folder / "scheduler" / "scheduler_config.json").get("shift", 1.0)
-        section = sampling_section(recipe, shift)
+        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        section = sampling_section(recipe, scheduler.get("shift", 1.0), scheduler.get("stochastic_sampling", False))
         if section is not None:
             settings["sample"] = section
         else:

@@ -17,7 +17,7 @@ from ...data.latent_encoding import frozen_copy
 from ...flow_anchored_consistency import DERIVATIVES, TIMES, FlowAnchoredConsistency
 from ...keyed_random import KeyedRandom
 from ...models import LightningDiTTransformer2DModel
-from ...pipelines.lightningdit_sampling import check_scheduler
+from ...pipelines.lightningdit_sampling import check_scheduler, jumps_to_data
 from ...pipelines.pipeline_lightningdit import LightningDiTPipeline
 from ...settings import required, setting
 from .config import FlowTrainingConfig, check_interval
@@ -129,7 +129,7 @@ def load_teacher(name: str) -> LightningDiTPipeline:
         check_scheduler(pipeline.scheduler)
     except ValueError as error:
         raise ValueError(f"`pipeline` is {name!r}; required: one that was trained as a flow ({error})") from error
-    if pipeline.scheduler.config.get("stochastic_sampling"):
+    if jumps_to_data(pipeline.scheduler):
         raise ValueError(
             f"`pipeline` is {name!r}, which samples in a few steps; required: one that was trained as a flow, of which "
             "`student` is this one, to go on with."
