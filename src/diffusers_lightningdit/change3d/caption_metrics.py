@@ -12,6 +12,7 @@ These are conventions of their own, so they are written here.
 Letters: N images, h a caption, r one of its references.
 """
 
+import contextlib
 import math
 import shutil
 import subprocess
@@ -223,6 +224,8 @@ class Meteor:
                 scores = [float(first), *(float(process.stdout.readline()) for _ in texts)]
             except (OSError, ValueError) as error:  # it has ended, or says something else
                 process.kill()
+                with contextlib.suppress(OSError):  # of what it did not take
+                    process.stdin.close()
                 messages.seek(0)
                 lines = messages.read().strip().splitlines() or [one_line(error)]
                 raise OSError(f"METEOR failed: {lines[-1]}") from error
