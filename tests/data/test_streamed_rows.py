@@ -8,11 +8,8 @@ from PIL import Image
 
 from diffusers_lightningdit import AutoencoderVAVAE
 from diffusers_lightningdit.data.images import ImageDataset
-from diffusers_lightningdit.data.streamed_rows import (
-    StreamedImages,
-    StreamedLatents,
-    StreamError,
-)
+from diffusers_lightningdit.data.streamed_latents import StreamedLatents
+from diffusers_lightningdit.data.streamed_rows import StreamedImages, StreamError
 from diffusers_lightningdit.files import weights_sha256, write_json
 
 LABELS = ClassLabel(names=["cat", "dog"])

@@ -1,32 +1,27 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """Hugging Face data sets that are read where they are (on the Hub, say), and the samples that their rows decode to.
 
-The samples are those of `LatentsDataset` and `ImageDataset`. row_stream.py decides in which order they are taken.
+The samples are those of a data set with a length, such as `ImageDataset`. row_stream.py decides in which order they are
+taken.
 """
 
 import contextlib
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import datasets
-import numpy as np
 import pyarrow
-import torch
 from torch.utils.data import Dataset
 
-from ..files import one_line, read_json
-from ..models import AutoencoderVAVAE
+from ..files import one_line
 from .images import UnusableImage, image_name, read_pixels
-from .latent_dataset import check_latent_features, check_made_by, require_finite
-from .latent_shards import INFO_FILE
-from .rows import ImageRows, Source, describe_classes, known_num_classes, open_source
+from .rows import ImageRows, Source, UnusableData, describe_classes
 
 Row = dict | pyarrow.Table  # one row, undecoded
 
 
-class StreamError(ValueError):
+class StreamError(UnusableData):
     """A stream that cannot be read on, or a row of it that cannot be used; the message is one line."""
 
 
@@ -167,52 +162,3 @@ class StreamedImages(StreamedRows):
         except UnusableImage as error:
             raise UnusableImage(f"{image_name(encoded)}: {error}") from error
         return {"pixel_values": pixels.flip(-1) if mirrored else pixels}
-
-
-class StreamedLatents(StreamedRows):
-    """Raw latents: `{"latents": float32 [C, height, width], "class_labels": int}`.
-
-    Args:
-        data, split: As for `load_rows`: data with the columns latents, latents_flip and label, as
-            `cache_latents.py --format parquet` writes it.
-        random_flip: As for `StreamedRows`; without it, no column `latents_flip` is needed.
-        num_classes: The number that labels have to be below; by default the number of names that came with the data.
-
-    Attributes:
-        shape: The shape of the latents, (C, height, width).
-        num_classes: The number of classes; labels are below it.
-
-    Raises:
-        ValueError: as `StreamedRows`, and where nothing tells the number of classes.
-    """
-
-    def __init__(self, data: str, split: str = "train", random_flip: bool = True, num_classes: int | None = None):
-        if any(Path(data).glob("*.safetensors")):
-            raise ValueError(
-                f"`data` is {data!r}, shards of latents; required: no streaming of them, or latents that "
-                "cache_latents.py wrote with `--format parquet`."
-            )
-        self.num_classes = num_classes
-        super().__init__(data, split, random_flip)
-
-    def _load(self, data: str, split: str) -> None:
-        self.source = open_source(data, split, streaming=True)
-        rows = self.source.rows
-        self.shape, self.id2label = check_latent_features(self.data, rows.features, self.random_flip)
-        self.num_classes = known_num_classes(self.num_classes or len(self.id2label or ()), self.data)
-        needed = ["latents", "latents_flip", "label"] if self.random_flip else ["latents", "label"]
-        self.rows = rows.select_columns(needed).with_format("arrow")  # numbers are made of a process's own rows only
-
-    def _label(self, row: Row) -> tuple[int | None, int]:
-        return row["label"][0].as_py(), self.num_classes
-
-    def _decode(self, row: Row, mirrored: bool) -> dict:
-        column = row["latents_flip" if mirrored else "latents"].combine_chunks()
-        numbers = column.storage.flatten().flatten().flatten()  # of nested lists
-        latents = torch.from_numpy(np.array(numbers, dtype=np.float32).reshape(self.shape))
-        return {"latents": require_finite(latents, "the row")}
-
-    def check_vae(self, vae: AutoencoderVAVAE) -> None:
-        """Raise ValueError if the latents were made by another VAE than this one; see `check_made_by`."""
-        info = Path(self.data) / INFO_FILE  # beside the files of a folder; of a Hub id it is not fetched
-        check_made_by(vae, self.data, self.shape, read_json(info) if info.exists() else None)
