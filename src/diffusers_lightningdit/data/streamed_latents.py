@@ -51,7 +51,7 @@ class StreamedLatents(StreamedRows):
     def _label(self, row: Row) -> tuple[int | None, int]:
         return row["label"][0].as_py(), self.num_classes
 
-    def _decode(self, row: Row, mirrored: bool) -> dict:
+    def _decode(self, row: Row, mirrored: bool | None) -> dict:
         column = row["latents_flip" if mirrored else "latents"].combine_chunks()
         numbers = column.storage.flatten().flatten().flatten()  # of nested lists
         latents = torch.from_numpy(np.array(numbers, dtype=np.float32).reshape(self.shape))

@@ -9,12 +9,14 @@ import contextlib
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import datasets
 import pyarrow
 from torch.utils.data import Dataset
 
 from ..files import one_line
+from ..keyed_random import is_flipped
 from .images import UnusableImage, image_name, read_pixels
 from .rows import ImageRows, Source, UnusableData, describe_classes
 
@@ -78,16 +80,25 @@ class StreamedRows(ABC):
         """Everything that the rows are known by, for a resumed run to compare."""
         return self.source.identity(self.id2label)
 
+    def variation(self, seed: int, epoch: int, index: int) -> Any:
+        """What `sample` takes to vary the sample of an epoch in training, a function of these numbers alone."""
+        return self.random_flip and is_flipped(seed, epoch, index)
+
     @abstractmethod
-    def _decode(self, row: Row, mirrored: bool) -> dict:
+    def _decode(self, row: Row, variation: Any) -> dict:
         """Decode a row to a sample without its label; raises ValueError if that cannot be done."""
 
     @abstractmethod
     def _label(self, row: Row) -> tuple[int | None, int]:
         """The label of a row, if it has one, and the number that it has to be below."""
 
-    def sample(self, row: Row, place: str, mirrored: bool = False) -> dict:
+    def sample(self, row: Row, place: str, variation: Any = None) -> dict:
         """Decode a row of `rows`.
+
+        Args:
+            row: The row.
+            place: Where it stands, for messages.
+            variation: What `variation` returned; None leaves the sample as it is.
 
         Raises:
             StreamError: naming the row's `place`, for an image or latents that cannot be used, or a label out of range.
@@ -96,7 +107,7 @@ class StreamedRows(ABC):
         if limit and (label is None or not 0 <= label < limit):
             raise StreamError(f"{self.data}, {place}, has the label {label}; required: 0 to {limit - 1}.")
         try:
-            sample = self._decode(row, mirrored)
+            sample = self._decode(row, variation)
         except ValueError as error:
             raise StreamError(f"{self.data}, {place}: {error}") from error
         if self.id_of_label is not None:
@@ -110,7 +121,7 @@ class StreamedRows(ABC):
 
 
 class FirstRows(Dataset):
-    """Rows at the beginning of a stream as a data set with a length; samples are not mirrored."""
+    """Rows at the beginning of a stream as a data set with a length; samples are not varied."""
 
     def __init__(self, source: StreamedRows, rows: Sequence[Row]):
         self.source = source
@@ -155,7 +166,7 @@ class StreamedImages(StreamedRows):
     def _label(self, row: Row) -> tuple[int | None, int]:
         return (None, 0) if self.label_column is None else (row[self.label_column], len(self.id2label))
 
-    def _decode(self, row: Row, mirrored: bool) -> dict:
+    def _decode(self, row: Row, mirrored: bool | None) -> dict:
         encoded = row[self.image_column]
         try:
             pixels = read_pixels(encoded, self.resolution)
