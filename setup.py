@@ -29,6 +29,8 @@ EXTRAS = {
     "evaluation": ["scikit-learn>=1.5", "matplotlib>=3.10"],
     # FID, sFID and Inception Score by the published network; brings torchvision along
     "inception": ["torch-fidelity>=0.4.0"],
+    # RSICCformer's files of images for captions
+    "captions": ["h5py>=3.11"],
     # GeoTIFF files of Change3DPipeline
     "geotiff": ["rasterio>=1.4"],
     "test": [
@@ -37,6 +39,9 @@ EXTRAS = {
         "scikit-learn>=1.5",
         "matplotlib>=3.10",
         "rasterio>=1.4",
+        "h5py>=3.11",
+        # a second implementation of BLEU
+        "sacrebleu>=2.4",
         # quantisation of diffusers models, on the CPU
         "optimum-quanto>=0.2.7",
         "torchao>=0.15.0",
@@ -62,6 +67,7 @@ setup(
     },
     packages=[
         "diffusers_lightningdit",
+        "diffusers_lightningdit.change3d",
         "diffusers_lightningdit.data",
         "diffusers_lightningdit.evaluation",
         "diffusers_lightningdit.evaluation.commands",
@@ -73,6 +79,7 @@ setup(
         "diffusers_lightningdit.pipelines",
         "diffusers_lightningdit.schedulers",
         "diffusers_lightningdit.training",
+        "diffusers_lightningdit.training.change3d",
         "diffusers_lightningdit.training.transformer",
         "diffusers_lightningdit.training.vavae",
     ],
