@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from diffusers_lightningdit import settings
+from diffusers_lightningdit.evaluation.commands.change import ChangeConfig
 from diffusers_lightningdit.evaluation.commands.latents import LatentsConfig
 from diffusers_lightningdit.evaluation.commands.reconstruction import ReconstructionConfig
 from diffusers_lightningdit.evaluation.commands.sweep import SweepConfig
@@ -42,6 +43,7 @@ COMMANDS = {
     "generation": GenerationConfig,
     "reconstruction": ReconstructionConfig,
     "latents": LatentsConfig,
+    "change": ChangeConfig,
     "sweep": SweepConfig,
     "tools pack": PackConfig,
     "tools unpack": UnpackConfig,
@@ -52,7 +54,8 @@ COMMANDS = {
 PROGRAM = """
 import io, json, runpy, sys
 from contextlib import redirect_stdout
-for name in ("sklearn", "scipy", "matplotlib", "torchvision", "torch_fidelity", "torchdiffeq", "bitsandbytes"):
+for name in ("sklearn", "scipy", "matplotlib", "torchvision", "torch_fidelity", "torchdiffeq", "bitsandbytes", "h5py",
+             "rasterio"):
     sys.modules[name] = None  # its import fails
 from diffusers_lightningdit import evaluate, settings
 
