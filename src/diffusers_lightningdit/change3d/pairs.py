@@ -227,13 +227,17 @@ class PairDataset(Dataset):
         form: What the network needs.
         data: The name of the data, for messages.
         seed: The seed of the variations of training; None for evaluation.
+        is_varied: Whether samples of training are varied.
 
     Raises:
         UnusablePair: When an item is taken, naming the file.
     """
 
-    def __init__(self, source: PairSource, form: PairFormat, data: str, seed: int | None = None):
-        self.source, self.rows, self.form, self.data, self.seed = source, source.rows, form, data, seed
+    def __init__(
+        self, source: PairSource, form: PairFormat, data: str, seed: int | None = None, is_varied: bool = True
+    ):
+        self.source, self.rows, self.form, self.data = source, source.rows, form, data
+        self.seed = seed if is_varied else None
         self.places: list[tuple[int, int | None]] = [(row, None) for row in range(len(self.rows))]
         if form.task == "captioning" and seed is not None:
             numbers = [len(listed_captions(self._captions_row(row))) for row in range(len(self.rows))]
@@ -319,6 +323,7 @@ class StreamedPairs(StreamedRows):
     Args:
         form: What the network needs.
         data, split, columns, allow_left_out: As for `open_pairs`.
+        is_varied: Whether samples are varied where they are taken in a random order.
     """
 
     id2label = None
@@ -330,7 +335,9 @@ class StreamedPairs(StreamedRows):
         split: str,
         columns: dict[str, str] | None = None,
         allow_left_out: bool = False,
+        is_varied: bool = True,
     ):
+        self.is_varied = is_varied
         self.form, self.columns, self.allow_left_out = form, columns, allow_left_out
         super().__init__(data, split, random_flip=False)
 
@@ -352,7 +359,7 @@ class StreamedPairs(StreamedRows):
         caption = None
         if self.form.task == "captioning" and variation is not None:
             caption = variation.randrange(max(len(listed_captions(row)), 1))
-        return make_sample(row, "of the stream", self.form, variation, caption)
+        return make_sample(row, "of the stream", self.form, variation if self.is_varied else None, caption)
 
 
 def known_vocabulary(source: PairSource, file: str | None, min_count: int) -> dict[str, int]:
