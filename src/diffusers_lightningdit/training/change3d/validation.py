@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """Validation of a Change3D in training, and the weights of the best one."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,21 +77,26 @@ class BestWeights:
     Args:
         output_dir: The output folder.
         accelerator: The accelerator of the run.
+        step: The step that the run begins at.
+        resumed_from: The checkpoint that the run goes on from; the best weights beside it, of steps up to this one, are
+            taken along to another folder.
+
+    Raises:
+        ValueError: If the file is damaged.
     """
 
-    def __init__(self, output_dir: str | Path, accelerator: Accelerator):
+    def __init__(self, output_dir: str | Path, accelerator: Accelerator, step: int, resumed_from: str | None = None):
         self.file, self.accelerator = Path(output_dir) / BEST_FILE, accelerator
-        self.step, self.score = on_main_process(accelerator, self._read)
+        origin = None if resumed_from in (None, "latest") else Path(resumed_from).parent / BEST_FILE
 
-    def _read(self) -> tuple[int | None, float]:
-        if not self.file.exists():
-            return None, float("-inf")
-        try:
-            with safe_open(self.file, "pt") as content:
-                metadata = content.metadata() or {}
-            return int(metadata["step"]), float(metadata["score"])
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise ValueError(f"{self.file} is damaged; required: as it was written, or that it be removed.") from error
+        def take_along() -> tuple[int | None, float]:
+            if not self.file.exists() and origin is not None and origin.exists() and _read(origin)[0] <= step:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_write(self.file) as partial:
+                    shutil.copyfile(origin, partial)
+            return _read(self.file) if self.file.exists() else (None, float("-inf"))
+
+        self.step, self.score = on_main_process(accelerator, take_along)
 
     def offer(self, step: int, score: float, weights: Mapping[str, torch.Tensor]) -> None:
         """Keep the weights of a step if its score is better; on the main process only."""
@@ -104,3 +110,13 @@ class BestWeights:
     def load(self) -> dict[str, torch.Tensor]:
         """The weights that are kept."""
         return load_file(self.file)
+
+
+def _read(file: Path) -> tuple[int, float]:
+    """The step and the score of a file of best weights."""
+    try:
+        with safe_open(file, "pt") as content:
+            metadata = content.metadata() or {}
+        return int(metadata["step"]), float(metadata["score"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{file} is damaged; required: as it was written, or that it be removed.") from error
