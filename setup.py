@@ -34,6 +34,8 @@ EXTRAS = {
     "completion": ["shtab>=1.11.0"],
     # FID, sFID and Inception Score by the published network; brings torchvision along
     "inception": ["torch-fidelity>=0.4.0"],
+    # RSICCformer's files of images for captions
+    "captions": ["h5py>=3.11"],
     # GeoTIFF files of Change3DPipeline
     "geotiff": ["rasterio>=1.4"],
     "test": [
@@ -44,6 +46,9 @@ EXTRAS = {
         "matplotlib>=3.10",
         "rasterio>=1.4",
         "shtab>=1.11.0",
+        "h5py>=3.11",
+        # a second implementation of BLEU
+        "sacrebleu>=2.4",
         # quantisation of diffusers models, on the CPU
         "optimum-quanto>=0.2.7",
         "torchao>=0.15.0",
@@ -93,6 +98,7 @@ setup(
         "diffusers_lightningdit.pipelines",
         "diffusers_lightningdit.schedulers",
         "diffusers_lightningdit.training",
+        "diffusers_lightningdit.training.change3d",
         "diffusers_lightningdit.training.transformer",
         "diffusers_lightningdit.training.vavae",
         "diffusers_lightningdit.training_scripts",

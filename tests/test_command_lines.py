@@ -13,6 +13,7 @@ import pytest
 
 from diffusers_lightningdit import commands, settings
 from diffusers_lightningdit.commands.completion import settings_class
+from diffusers_lightningdit.evaluation.commands.change import ChangeConfig
 from diffusers_lightningdit.evaluation.commands.latents import LatentsConfig
 from diffusers_lightningdit.evaluation.commands.reconstruction import ReconstructionConfig
 from diffusers_lightningdit.evaluation.commands.sweep import SweepConfig
@@ -46,6 +47,7 @@ COMMANDS = {
     "generation": GenerationConfig,
     "reconstruction": ReconstructionConfig,
     "latents": LatentsConfig,
+    "change": ChangeConfig,
     "sweep": SweepConfig,
     "tools pack": PackConfig,
     "tools unpack": UnpackConfig,
@@ -60,7 +62,8 @@ LAUNCHED = re.compile(rf"\.py\b|lightningdit\.evaluate|diffusers.lightningdit ({
 PROGRAM = """
 import io, json, runpy, sys
 from contextlib import redirect_stdout
-for name in ("sklearn", "scipy", "matplotlib", "torchvision", "torch_fidelity", "torchdiffeq", "bitsandbytes"):
+for name in ("sklearn", "scipy", "matplotlib", "torchvision", "torch_fidelity", "torchdiffeq", "bitsandbytes", "h5py",
+             "rasterio"):
     sys.modules[name] = None  # its import fails
 from diffusers_lightningdit import evaluate, settings
 

@@ -19,9 +19,8 @@ LAYERS = (
     ("networks", "losses", "grids"),
     ("original",),
     ("data",),
-    ("hub", "training"),
     ("change3d",),
-    ("evaluation",),
+    ("evaluation", "hub", "training"),
     ("registration", "evaluate"),
     ("__init__",),
     ("scripts",),
@@ -111,7 +110,7 @@ def test_commands_stand_above_what_they_share():
     """`evaluation/` holds what its commands share, `training/` what both stages share."""
     for file in FILES:
         module = module_of(file)
-        above = {"evaluation": ("commands",), "training": ("transformer", "vavae")}.get(module[0], ())
+        above = {"evaluation": ("commands",), "training": ("transformer", "vavae", "change3d")}.get(module[0], ())
         if above and module[1] not in above:
             for imported, _ in imported_modules(file):
                 assert not (imported[:2] == (PACKAGE, module[0]) and imported[2:3] and imported[2] in above), (
@@ -119,10 +118,74 @@ def test_commands_stand_above_what_they_share():
                 )
 
 
-def test_the_two_stages_of_training_do_not_import_each_other():
+def test_the_trainings_do_not_import_each_other():
+    trainings = ("transformer", "vavae", "change3d")
     for file in FILES:
         module = module_of(file)
-        if module[0] == "training" and module[1] in ("transformer", "vavae"):
-            other = {"transformer": "vavae", "vavae": "transformer"}[module[1]]
+        if module[0] == "training" and module[1] in trainings:
             for imported, _ in imported_modules(file):
-                assert imported[:3] != (PACKAGE, "training", other), f"{'/'.join(module)} imports {'.'.join(imported)}"
+                assert imported[:2] != (PACKAGE, "training") or imported[2] not in set(trainings) - {module[1]}, (
+                    f"{'/'.join(module)} imports {'.'.join(imported)}"
+                )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two families
+# ---------------------------------------------------------------------------------------------------------------------
+
+# The modules of Change3D, by the beginnings of their names, and the services that know no model. Everything else is
+# LightningDiT's, but for the lists of what there is: packages' __init__.py, `registration`, `evaluate`.
+CHANGE3D = (
+    ("change3d",),
+    ("training", "change3d"),
+    ("evaluation", "commands", "change"),
+    ("models", "change3d"),
+    ("original", "change3d"),
+    ("pipelines", "pipeline_change3d"),
+    ("scripts", "training_scripts", "train_change3d"),
+    ("scripts", "conversion", "convert_change3d_to_diffusers"),
+    ("scripts", "benchmarks", "change3d"),
+    ("scripts", "examples", "change3d_buildings"),
+)
+SERVICES = (
+    *((name,) for name in ("files", "processes", "interruption", "keyed_random", "pixels", "settings", "locks")),
+    *(("data", name) for name in ("folders", "images", "rows", "streamed_rows", "row_stream", "global_batches")),
+    *(("training", name) for name in ("accelerator", "batches", "checkpoints", "config", "moving_averages")),
+    *(("training", name) for name in ("optimizer_step", "optimizers", "progress", "run_state", "spike_guard")),
+    ("training", "state_io"),
+    ("evaluation", "ordered_batches"),
+    ("evaluation", "records"),
+    ("original", "model_folder"),
+    ("original", "translation"),
+    ("models", "model_mixin"),
+)
+LISTS = (("registration",), ("evaluate",), ("__init__",), ("models",), ("pipelines",), ("original",))
+
+
+def is_in(module: tuple[str, ...], parts: tuple[tuple[str, ...], ...]) -> bool:
+    return any(module[: len(part)] == part for part in parts)
+
+
+def own_imports(file: Path) -> list[tuple[str, ...]]:
+    """The modules of the package that a file imports; `from ..models import X` is the list `models` itself."""
+    return [module[1:] for module, _ in imported_modules(file) if module[0] == PACKAGE]
+
+
+def test_every_name_in_the_package_is_that_of_a_file():
+    modules = [module_of(file) for file in FILES]
+    for part in (*(part for part in CHANGE3D if part[0] != "scripts"), *SERVICES):
+        assert any(module[: len(part)] == part for module in modules), ".".join(part)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(REPOSITORY)))
+def test_the_families_are_sealed(file):
+    """Change3D uses services and itself, services use services, LightningDiT uses nothing of Change3D."""
+    module = module_of(file)
+    for imported in own_imports(file):
+        if is_in(module, CHANGE3D):
+            allowed = (*CHANGE3D, *SERVICES)
+            assert is_in(imported, allowed) or imported in LISTS, f"{'.'.join(module)} imports {'.'.join(imported)}"
+        elif is_in(module, SERVICES):
+            assert is_in(imported, SERVICES), f"{'.'.join(module)} imports {'.'.join(imported)}"
+        elif module[-1] != "__init__" and module not in LISTS:
+            assert not is_in(imported, CHANGE3D), f"{'.'.join(module)} imports {'.'.join(imported)}"

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Evaluate pipelines, autoencoders and latents, and record everything that the results depend on.
+"""Evaluate pipelines, autoencoders, latents and change maps, and record everything that the results depend on.
 
     python -m diffusers_lightningdit.evaluate generation --pipeline P --reference REF --output_dir FOLDER
     accelerate launch -m diffusers_lightningdit.evaluate reconstruction --vae VAE --data DATA --output_dir FOLDER
@@ -16,6 +16,7 @@ COMMANDS = {
     "generation": "draw images and compare them with a reference: FID, sFID, IS, precision, recall",
     "reconstruction": "rFID, PSNR, SSIM, LPIPS of an autoencoder over a data set",
     "latents": "how well the latents of an autoencoder are organised",
+    "change": "F1, IoU, SeK, BLEU, ... of Change3D's maps or captions over a data set",
     "sweep": "generation over guidance scales, intervals, steps and schedulers",
     "tools": "convert folders of PNG files to .npz and back, reference statistics, a labelled grid",
 }

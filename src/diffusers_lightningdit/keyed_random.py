@@ -7,13 +7,15 @@ interrupted runs, cached latents and generated sets are continued by later versi
 
 - training: `KeyedRandom` and `seed_process`, by (seed, index of the global batch, sample or process, purpose), which
   `random_key` hashes. (On CUDA devices the streams differ from those on the CPU.)
-- data: `keyed_permutation`, `is_flipped` and `posterior_noise`, by numbers that numpy's `default_rng` mixes itself.
+- data: `keyed_permutation`, `is_flipped` and `posterior_noise`, by numbers that numpy's `default_rng` mixes itself;
+  `python_random`, by (seed, epoch, index of the sample), which `random_key` hashes.
 - generated images: `image_generator` and `random_label`, by (seed, index of the image).
 
 Letters in the shape comments: B samples of this process's batch, C latent channels.
 """
 
 import hashlib
+import random
 from collections.abc import Iterator
 
 import numpy as np
@@ -94,6 +96,11 @@ def keyed_permutation(num_items: int, *key: int) -> np.ndarray:
 def is_flipped(seed: int, epoch: int, index: int) -> bool:
     """Whether a sample is mirrored in an epoch, with probability 0.5."""
     return bool(np.random.default_rng([seed, epoch, index]).random() < 0.5)
+
+
+def python_random(seed: int, epoch: int, index: int) -> random.Random:
+    """A generator of Python's, for the draws that vary a sample in an epoch."""
+    return random.Random(random_key(seed, epoch, index, "variation"))
 
 
 def posterior_noise(seed: int, index: int, flip: bool, shape: tuple[int, int, int]) -> torch.Tensor:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from diffusers_lightningdit.data import row_stream
 from diffusers_lightningdit.data.row_stream import RowStream
-from diffusers_lightningdit.data.streamed_rows import StreamedImages, StreamedLatents, StreamError
+from diffusers_lightningdit.data.streamed_latents import StreamedLatents
+from diffusers_lightningdit.data.streamed_rows import StreamedImages, StreamError
 
 SHAPE = (2, 1, 1)
 NUM_IMAGES = 23

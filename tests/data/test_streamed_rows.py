@@ -8,11 +8,8 @@ from PIL import Image
 
 from diffusers_lightningdit import AutoencoderVAVAE
 from diffusers_lightningdit.data.images import ImageDataset
-from diffusers_lightningdit.data.streamed_rows import (
-    StreamedImages,
-    StreamedLatents,
-    StreamError,
-)
+from diffusers_lightningdit.data.streamed_latents import StreamedLatents
+from diffusers_lightningdit.data.streamed_rows import StreamedImages, StreamError
 from diffusers_lightningdit.files import weights_sha256, write_json
 
 LABELS = ClassLabel(names=["cat", "dog"])
@@ -53,7 +50,7 @@ def test_images_are_those_of_the_data_set(images):
     for index in range(5):
         assert torch.equal(first[index]["pixel_values"], dataset[index]["pixel_values"])
         assert first[index]["class_labels"] == dataset[index]["class_labels"]
-        mirrored = streamed.sample(first.rows[index], "here", mirrored=True)
+        mirrored = streamed.sample(first.rows[index], "here", variation=True)
         assert torch.equal(mirrored["pixel_values"], dataset[index]["pixel_values"].flip(-1))
     assert streamed.rows.column_names == ["image", "label"]  # no other one is read
     assert len(streamed.first(3)) == 3
@@ -77,7 +74,7 @@ def test_latents(latents):
     assert (streamed.shape, streamed.num_classes, streamed.id2label) == ((2, 2, 2), 2, {0: "cat", 1: "dog"})
     first = streamed.first(2)
     assert first[1]["class_labels"] == 1
-    mirrored = streamed.sample(first.rows[1], "here", mirrored=True)
+    mirrored = streamed.sample(first.rows[1], "here", variation=True)
     assert torch.equal(mirrored["latents"], first[1]["latents"].flip(-1))
 
 

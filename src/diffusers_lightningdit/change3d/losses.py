@@ -32,7 +32,7 @@ def bce_dice_loss(probability: torch.Tensor, target: torch.Tensor) -> torch.Tens
 
 
 def class_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The cross entropy of logits [B, K, H, W] and classes [B, H, W]: mean over pixels of other classes than 0."""
+    """The cross entropy of logits [B, K, H, W] and classes [B, H, W], the mean over pixels that are not of class 0."""
     return F.cross_entropy(logits.float(), target.long(), ignore_index=IGNORED_CLASS)
 
 

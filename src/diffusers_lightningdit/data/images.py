@@ -16,14 +16,14 @@ from ..files import one_line
 from ..pixels import from_8_bits, height_and_width
 from ..settings import check_choice
 from .folders import File
-from .rows import ImageRows, check_labels, known_num_classes
+from .rows import ImageRows, UnusableData, check_labels, known_num_classes
 
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 MAX_SIDES_RATIO = 100  # from that of the crop: resizing comes before cropping, and would make a huge image
 MAX_PIXELS = 178_956_970  # of an image, 0.7 GB: Pillow's own limit
 
 
-class UnusableImage(ValueError):
+class UnusableImage(UnusableData):
     """An image of a data set that cannot be decoded or used; the message is one line."""
 
 

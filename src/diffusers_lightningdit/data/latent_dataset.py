@@ -17,10 +17,10 @@ from ..keyed_random import is_flipped
 from ..models import AutoencoderVAVAE
 from .latent_shards import LatentShards, read_info
 from .latent_statistics import check_statistics
-from .rows import describe_classes, known_num_classes, load_rows
+from .rows import UnusableData, describe_classes, known_num_classes, load_rows
 
 
-class UnusableLatents(ValueError):
+class UnusableLatents(UnusableData):
     """Latents of a data set that cannot be used; the message is one line."""
 
 

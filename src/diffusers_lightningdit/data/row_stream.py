@@ -13,7 +13,7 @@ from functools import partial
 
 from torch.utils.data import default_collate
 
-from ..keyed_random import is_flipped, keyed_permutation
+from ..keyed_random import keyed_permutation
 from .global_batches import part_size
 from .streamed_rows import Row, StreamedRows, StreamError, reading
 
@@ -100,15 +100,15 @@ class RowStream:
                 block, _, _ = global_batch[-1]
                 yield parts, {"num_yielded": num_yielded, "block": block}
 
-    def _sample(self, place: tuple[dict, int, Row], may_flip: bool = True) -> dict:
+    def _sample(self, place: tuple[dict, int, Row], may_vary: bool = True) -> dict:
         block, index, row = place
-        mirrored = may_flip and self.source.random_flip and is_flipped(self.seed, block["epoch"], index)
-        return self.source.sample(row, f"sample {index} of epoch {block['epoch']} of the stream", mirrored)
+        variation = self.source.variation(self.seed, block["epoch"], index) if may_vary else None
+        return self.source.sample(row, f"sample {index} of epoch {block['epoch']} of the stream", variation)
 
     def first_epoch(
         self, batch_size: int, num_samples: int | None = None, rank: int = 0, world_size: int = 1
     ) -> Iterator[dict]:
-        """Batches of the first samples, or of all, each once, in the order of the first epoch and not mirrored.
+        """Batches of the first samples, or of all, each once, in the order of the first epoch and not varied.
 
         Of these batches only every `world_size`-th from the `rank`-th on, which is decoded; all rows are read.
         """
@@ -119,7 +119,7 @@ class RowStream:
                 if not places:
                     return
                 if number % world_size == rank:
-                    yield default_collate(list(threads.map(partial(self._sample, may_flip=False), places)))
+                    yield default_collate(list(threads.map(partial(self._sample, may_vary=False), places)))
 
     # -- order --
 

@@ -28,6 +28,10 @@ PREVIEW = "an image beside files of rows"
 ALL_ROWS = slice(None)
 
 
+class UnusableData(ValueError):
+    """An item of a data set that cannot be used; the message is one line."""
+
+
 @dataclasses.dataclass
 class Source:
     """The rows of a split of the data, and the files that they come from.

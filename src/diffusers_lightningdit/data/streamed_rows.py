@@ -1,32 +1,29 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """Hugging Face data sets that are read where they are (on the Hub, say), and the samples that their rows decode to.
 
-The samples are those of `LatentsDataset` and `ImageDataset`. row_stream.py decides in which order they are taken.
+The samples are those of a data set with a length, such as `ImageDataset`. row_stream.py decides in which order they are
+taken.
 """
 
 import contextlib
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow
-import torch
 from torch.utils.data import Dataset
 
 from ..files import one_line
-from ..models import AutoencoderVAVAE
+from ..keyed_random import is_flipped
 from .images import UnusableImage, image_name, read_pixels
-from .latent_dataset import check_latent_features, check_made_by, require_finite
-from .latent_shards import read_info
-from .rows import ImageRows, Source, describe_classes, known_num_classes, open_source
+from .rows import ImageRows, Source, UnusableData, describe_classes
 
 Row = dict | pyarrow.Table  # one row, undecoded
 
 
-class StreamError(ValueError):
+class StreamError(UnusableData):
     """A stream that cannot be read on, or a row of it that cannot be used; the message is one line."""
 
 
@@ -83,16 +80,25 @@ class StreamedRows(ABC):
         """The hash of what the rows are known by, without times, so that a resumed run can go on with a copy."""
         return self.source.sha256()
 
+    def variation(self, seed: int, epoch: int, index: int) -> Any:
+        """What `sample` takes to vary the sample of an epoch in training, a function of these numbers alone."""
+        return self.random_flip and is_flipped(seed, epoch, index)
+
     @abstractmethod
-    def _decode(self, row: Row, mirrored: bool) -> dict:
+    def _decode(self, row: Row, variation: Any) -> dict:
         """Decode a row to a sample without its label; raises ValueError if that cannot be done."""
 
     @abstractmethod
     def _label(self, row: Row) -> tuple[int | None, int]:
         """The label of a row, if it has one, and the number that it has to be below."""
 
-    def sample(self, row: Row, place: str, mirrored: bool = False) -> dict:
+    def sample(self, row: Row, place: str, variation: Any = None) -> dict:
         """Decode a row of `rows`.
+
+        Args:
+            row: The row.
+            place: Where it stands, for messages.
+            variation: What `variation` returned; None leaves the sample as it is.
 
         Raises:
             StreamError: naming the row's `place`, for an image or latents that cannot be used, or a label out of range.
@@ -101,7 +107,7 @@ class StreamedRows(ABC):
         if limit and (label is None or not 0 <= label < limit):
             raise StreamError(f"{self.data}, {place}, has the label {label}; required: 0 to {limit - 1}.")
         try:
-            sample = self._decode(row, mirrored)
+            sample = self._decode(row, variation)
         except ValueError as error:
             raise StreamError(f"{self.data}, {place}: {error}") from error
         if self.id_of_label is not None:
@@ -115,7 +121,7 @@ class StreamedRows(ABC):
 
 
 class FirstRows(Dataset):
-    """Rows at the beginning of a stream as a data set with a length; samples are not mirrored."""
+    """Rows at the beginning of a stream as a data set with a length; samples are not varied."""
 
     def __init__(self, source: StreamedRows, rows: Sequence[Row]):
         self.source = source
@@ -162,59 +168,10 @@ class StreamedImages(StreamedRows):
     def _label(self, row: Row) -> tuple[int | None, int]:
         return (None, 0) if self.label_column is None else (row[self.label_column], len(self.id2label))
 
-    def _decode(self, row: Row, mirrored: bool) -> dict:
+    def _decode(self, row: Row, mirrored: bool | None) -> dict:
         encoded = row[self.image_column]
         try:
             pixels = read_pixels(encoded, self.resolution, channels=self.channels)
         except UnusableImage as error:
             raise UnusableImage(f"{image_name(encoded)}: {error}") from error
         return {"pixel_values": pixels.flip(-1) if mirrored else pixels}
-
-
-class StreamedLatents(StreamedRows):
-    """Raw latents: `{"latents": float32 [C, height, width], "class_labels": int}`.
-
-    Args:
-        data, split: As for `load_rows`: data with the columns latents, latents_flip and label, as
-            `cache_latents.py --format parquet` writes it.
-        random_flip: As for `StreamedRows`; without it, no column `latents_flip` is needed.
-        num_classes: The number that labels have to be below; by default the number of names that came with the data.
-
-    Attributes:
-        shape: The shape of the latents, (C, height, width).
-        num_classes: The number of classes; labels are below it.
-
-    Raises:
-        ValueError: as `StreamedRows`, and where nothing tells the number of classes.
-    """
-
-    def __init__(self, data: str, split: str = "train", random_flip: bool = True, num_classes: int | None = None):
-        if any(Path(data).glob("*.safetensors")):
-            raise ValueError(
-                f"`data` is {data!r}, shards of latents; required: no streaming of them, or latents that "
-                "cache_latents.py wrote with `--format parquet`."
-            )
-        self.num_classes = num_classes
-        super().__init__(data, split, random_flip)
-
-    def _load(self, data: str, split: str) -> None:
-        self.source = open_source(data, split, streaming=True)
-        rows = self.source.rows
-        self.shape, self.id2label = check_latent_features(self.data, rows.features, self.random_flip)
-        self.num_classes = known_num_classes(self.num_classes or len(self.id2label or ()), self.data)
-        needed = ["latents", "latents_flip", "label"] if self.random_flip else ["latents", "label"]
-        self.rows = rows.select_columns(needed).with_format("arrow")  # numbers are made of a process's own rows only
-
-    def _label(self, row: Row) -> tuple[int | None, int]:
-        return row["label"][0].as_py(), self.num_classes
-
-    def _decode(self, row: Row, mirrored: bool) -> dict:
-        column = row["latents_flip" if mirrored else "latents"].combine_chunks()
-        numbers = column.storage.flatten().flatten().flatten()  # of nested lists
-        latents = torch.from_numpy(np.array(numbers, dtype=np.float32).reshape(self.shape))
-        return {"latents": require_finite(latents, "the row")}
-
-    def check_vae(self, vae: AutoencoderVAVAE) -> None:
-        """Raise ValueError if the latents were made by another VAE than this one; see `check_made_by`."""
-        # the record is beside the files of a folder; of a Hub id it is not fetched
-        check_made_by(vae, self.data, self.shape, read_info(Path(self.data)))

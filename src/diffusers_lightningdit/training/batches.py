@@ -9,14 +9,14 @@ from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.global_batches import GlobalBatchSampler, part_size
-from ..data.images import ImageDataset, UnusableImage
-from ..data.latent_dataset import UnusableLatents
+from ..data.images import ImageDataset
 from ..data.row_stream import RowStream
-from ..data.streamed_rows import StreamedRows, StreamError
+from ..data.rows import UnusableData
+from ..data.streamed_rows import StreamedRows
 from ..keyed_random import KeyedRandom, is_flipped, seed_process
 from .config import TrainingConfig
 
-DATA_ERRORS = (UnusableImage, UnusableLatents, StreamError, OSError)  # while training, on any one process
+DATA_ERRORS = (UnusableData, OSError)  # while training, on any one process
 
 
 class RandomlyFlipped(Dataset):

@@ -21,13 +21,6 @@ class TrainingConfig:
     data: str = required("Folder or Hub id of the training data, for `datasets.load_dataset`.", group="Data")
     allow_left_out: bool = setting(False, "Accept that files in a local folder of images are left out; they are named.")
     split: str = setting("train", "The split of the data set that is trained on.")
-    image_column: str = setting("image", "The column of the images.")
-    resolution: int | tuple[int, int] | None = setting(
-        None,
-        "The size in pixels that images are cropped to, the side of squares or [height, width]; null: the "
-        "autoencoder's `sample_size`, the size of the images that it was trained on.",
-        minimum=1,
-    )
     num_workers: int = setting(
         0, "Processes that load images, beside each training process; 0 with `streaming`.", minimum=0
     )
@@ -130,3 +123,16 @@ class TrainingConfig:
     def trackers(self) -> list[str]:
         """The names of Accelerate's trackers in `report_to`."""
         return self.report_to.split(",") if self.report_to else []
+
+
+@dataclasses.dataclass(kw_only=True)
+class ImageTrainingConfig(TrainingConfig):
+    """What the trainings have in common whose data are single images."""
+
+    image_column: str = setting("image", "The column of the images.", group="Data")
+    resolution: int | tuple[int, int] | None = setting(
+        None,
+        "The size in pixels that images are cropped to, the side of squares or [height, width]; null: the "
+        "autoencoder's `sample_size`, the size of the images that it was trained on.",
+        minimum=1,
+    )

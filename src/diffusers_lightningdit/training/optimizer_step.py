@@ -69,6 +69,7 @@ def finish_step(
     loss_of: Callable[[dict[str, float]], float],
     max_grad_norm: float | None,
     names: Sequence[str],
+    max_grad_value: float | None = None,
 ) -> dict[str, float]:
     """Take the step that the gradients are there for, or skip it if it is bad, and count it.
 
@@ -84,6 +85,7 @@ def finish_step(
         names: The models that take part. The gradient norm of the first one is judged by its history. Those of the
             others only have to be finite: a discriminator's rightly vanishes while it wins, and comes back by orders
             of magnitude.
+        max_grad_value: The size to clip each element of these models' gradients to; None leaves them.
 
     Returns:
         The means of the scalars over the processes, `grad_norm` before clipping, `<name>_grad_norm` of the other
@@ -99,6 +101,9 @@ def finish_step(
     # gradients that overflow are the loss scaler's business
     finite = {name: metrics[name] for name in (scalars if has_scaler else {**scalars, **other_norms})}
     spike = guard.check(loss_of(metrics), grad_norm, has_scaler, finite)
+    if max_grad_value is not None:
+        for name in names:
+            nn.utils.clip_grad_value_(state.models[name].parameters(), max_grad_value)
     step_optimizers(accelerator, [state.optimizers[name] for name in names], skip=spike is not None)
     if spike is not None:
         state.report(f"step {state.step + 1} skipped: {spike} ({guard.num_skipped} skipped in all)")

@@ -427,6 +427,7 @@ def make_run_state(
     averages: dict[str, MovingAverages],
     architectures: dict[str, dict],
     advice: str = "a lower `learning_rate` or `max_grad_norm`",
+    make_schedule: Callable[[TrainingConfig, Optimizer], LambdaLR] = make_lr_scheduler,
     **must_match,
 ) -> RunState:
     """A run at its first step, with the schedules and the spike guard that `config` asks for.
@@ -437,6 +438,7 @@ def make_run_state(
         sampler: The order of the data.
         models, optimizers, averages, architectures: As in `RunState`.
         advice: Settings that may help if training diverges, for the error message.
+        make_schedule: A function that makes the schedule of an optimiser; by default that of diffusers.
         must_match: Further plain values that must be the same in a resumed run.
     """
     return RunState(
@@ -444,7 +446,7 @@ def make_run_state(
         config.output_dir,
         models=models,
         optimizers=optimizers,
-        lr_schedulers={name: make_lr_scheduler(config, optimizer.optimizer) for name, optimizer in optimizers.items()},
+        lr_schedulers={name: make_schedule(config, optimizer.optimizer) for name, optimizer in optimizers.items()},
         averages=averages,
         spike_guard=SpikeGuard(
             config.loss_spike_factor, config.grad_norm_spike_factor, patience=config.spike_patience, advice=advice

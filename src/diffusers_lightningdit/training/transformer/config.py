@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from ...models import LightningDiTTransformer2DModel
 from ...settings import argument_list, make_config, make_model_arguments, required, setting
-from ..config import TrainingConfig
+from ..config import ImageTrainingConfig
 from .alignment import AlignmentSettings
 
 DATA_KINDS = ("images", "latents")
@@ -19,7 +19,7 @@ FROM_DATA_AND_VAE = ("sample_size", "in_channels", "num_classes")  # arguments o
 
 
 @dataclass(kw_only=True)
-class FlowTrainingConfig(TrainingConfig):
+class FlowTrainingConfig(ImageTrainingConfig):
     """Fields of every training of the transformer.
 
     Raises:

@@ -11,7 +11,8 @@ from ...data.latent_dataset import LatentsDataset
 from ...data.latent_encoding import MomentsDataset, draw_latents, encode_moments, latents_size, resolution_for
 from ...data.latent_statistics import check_statistics
 from ...data.row_stream import RowStream
-from ...data.streamed_rows import StreamedImages, StreamedLatents, StreamedRows
+from ...data.streamed_latents import StreamedLatents
+from ...data.streamed_rows import StreamedImages, StreamedRows
 from ...keyed_random import KeyedRandom
 from ...models import AutoencoderVAVAE
 from ...pixels import square_or_pair

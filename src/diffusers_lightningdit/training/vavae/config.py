@@ -11,7 +11,7 @@ from ...models import AutoencoderVAVAE
 from ...networks.foundation_model import IMAGE_NORMALIZATIONS
 from ...networks.inception import PUBLISHED_SHA256
 from ...settings import argument_list, make_config, make_model_arguments, setting
-from ..config import TrainingConfig
+from ..config import ImageTrainingConfig
 
 MIN_VALIDATION_SAMPLES = 3  # that have a plane of principal components
 LOSS_SETTINGS = [entry.name for entry in dataclasses.fields(VAELossSettings)]
@@ -45,7 +45,7 @@ class Stage:
 
 
 @dataclass(kw_only=True)
-class VAVAETrainingConfig(VAELossSettings, TrainingConfig):
+class VAVAETrainingConfig(VAELossSettings, ImageTrainingConfig):
     """Settings of train_vavae.py.
 
     Raises:
@@ -159,7 +159,7 @@ class VAVAETrainingConfig(VAELossSettings, TrainingConfig):
     )
 
     def __post_init__(self):
-        TrainingConfig.__post_init__(self)
+        ImageTrainingConfig.__post_init__(self)
         self.schedule = self._make_schedule()
         self.vae = make_model_arguments("vae", self.vae, AutoencoderVAVAE)
         self.discriminator = make_model_arguments("discriminator", self.discriminator, PatchGANDiscriminator)

@@ -1,0 +1,129 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""The pairs that a Change3D is trained and validated with, and the model that fits them."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ...change3d.pairs import PairDataset, PairFormat, StreamedPairs, known_vocabulary
+from ...change3d.sources import open_pairs
+from ...files import read_model
+from ...models import Change3DModel
+from ...original.change3d import initialize_from_x3d
+from ...pipelines import Change3DPipeline
+from .config import Change3DTrainingConfig
+
+
+@dataclass
+class TrainingPairs:
+    """The data of a run.
+
+    Attributes:
+        train: The pairs that are trained on.
+        validation: The pairs to validate with, or None.
+        form: The form that the model needs them in.
+    """
+
+    train: PairDataset | StreamedPairs
+    validation: PairDataset | None
+    form: PairFormat
+
+
+def load_pairs(config: Change3DTrainingConfig, model_config: dict) -> TrainingPairs:
+    """Open and check all data.
+
+    Args:
+        config: The settings.
+        model_config: The arguments of the model.
+
+    Raises:
+        ValueError: In one line, naming the file, for data that cannot be used.
+        ImportError: If h5py is needed and not installed.
+    """
+    size, num_classes = model_config.get("sample_size", 256), model_config.get("num_classes")
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    if config.label_palette is not None and len(config.label_palette) != num_classes:
+        raise ValueError(
+            f"`label_palette` has {len(config.label_palette)} colours; required: {num_classes or 'none'}, one for each "
+            "class."
+        )
+    source, vocabulary = None, None
+    if config.task == "captioning" or not config.streaming:
+        arguments = (config.columns, config.streaming, config.allow_left_out)
+        source = open_pairs(config.task, config.data, config.split, *arguments)
+    if config.task == "captioning":
+        vocabulary = known_vocabulary(source, config.vocabulary, config.min_word_count)
+    form = PairFormat(config.task, size, num_classes, config.label_palette, config.resize, vocabulary)
+    if config.streaming:
+        arguments = (config.split, config.columns, config.allow_left_out, config.random_variation)
+        train = StreamedPairs(form, config.data, *arguments)
+    else:
+        train = PairDataset(source, form, config.data, config.seed, config.random_variation)
+    validation = None
+    if config.validation_steps is not None:
+        validation = _load_validation(config, form)
+    for dataset in (train, validation):
+        if config.check_data and isinstance(dataset, PairDataset):
+            dataset.check()
+    return TrainingPairs(train, validation, form)
+
+
+def _load_validation(config: Change3DTrainingConfig, form: PairFormat) -> PairDataset:
+    data = config.validation_data or config.data
+    try:
+        source = open_pairs(
+            config.task, data, config.validation_split, config.columns, allow_left_out=config.allow_left_out
+        )
+        if source.vocabulary not in (None, form.vocabulary):
+            raise ValueError(f"{data} has another vocabulary than the training data; required: the same.")
+        dataset = PairDataset(source, form, data)
+        if config.num_validation_pairs is not None and config.num_validation_pairs > len(dataset):
+            raise ValueError(
+                f"`num_validation_pairs` is {config.num_validation_pairs}; required: at most the {len(dataset)} pairs."
+            )
+    except ValueError as error:
+        raise ValueError(f"validation data: {error}") from error
+    return dataset
+
+
+def initial_model_config(config: Change3DTrainingConfig) -> tuple[dict, Change3DModel | None]:
+    """The arguments of the model, and the model itself where `weight_init` names one.
+
+    Raises:
+        ValueError: If there is no such model, or one of another task.
+    """
+    if config.weight_init is None:
+        return {"task": config.task, **config.model}, None
+    required = "a folder or Hub id of a Change3DModel or a Change3DPipeline"
+    try:
+        is_pipeline = Change3DPipeline.load_config(config.weight_init).get("_class_name") == Change3DPipeline.__name__
+    except Exception:  # diffusers raises many kinds where there is no model_index.json
+        is_pipeline = False
+    subfolder = "model" if is_pipeline else None
+    model = read_model(Change3DModel, config.weight_init, "weight_init", required, subfolder=subfolder)
+    if model.config.task != config.task:
+        raise ValueError(
+            f"`weight_init` is {config.weight_init!r}, of the task {model.config.task!r}; required: {config.task!r}."
+        )
+    return dict(model.config), model
+
+
+def initial_model(config: Change3DTrainingConfig, arguments: dict, form: PairFormat) -> Change3DModel:
+    """A new model, whose random numbers are torch's global ones, with the weights of X3D-L where they are given.
+
+    Raises:
+        ValueError: In one line, if the file cannot be used.
+    """
+    if form.vocabulary is not None:
+        arguments = {**arguments, "vocab_size": len(form.vocabulary)}
+    model = Change3DModel(**arguments)
+    if config.pretrained_encoder is not None:
+        try:
+            initialize_from_x3d(model, config.pretrained_encoder)
+        except ValueError as error:
+            raise ValueError(f"`pretrained_encoder`: {error}") from error
+        if config.pretrained_channel_order == "rgb":
+            with torch.no_grad():
+                weight = model.encoder.stem.conv_space.weight
+                weight.copy_(weight.flip(1))
+    return model

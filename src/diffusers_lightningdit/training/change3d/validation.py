@@ -1,0 +1,122 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""Validation of a Change3D in training, and the weights of the best one."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, Subset
+
+from ...change3d.pairs import PairDataset
+from ...change3d.scores import CaptionTotals, MapTotals, measure_batch, selection_score
+from ...files import atomic_write
+from ...models import Change3DModel
+from ...processes import on_main_process
+from .config import Change3DTrainingConfig
+
+BEST_FILE = "best.safetensors"  # in the output folder
+BATCH_SIZE = 8
+
+
+class Change3DValidation:
+    """The scores of a model over the validation data, which the processes share.
+
+    Args:
+        config: The settings.
+        dataset: The pairs.
+        accelerator: The accelerator of the run.
+    """
+
+    def __init__(self, config: Change3DTrainingConfig, dataset: PairDataset, accelerator: Accelerator):
+        self.config, self.dataset, self.accelerator = config, dataset, accelerator
+        number = config.num_validation_pairs or len(dataset)
+        rank, num_processes = accelerator.process_index, accelerator.num_processes
+        self.batches = [list(range(first, min(first + BATCH_SIZE, number))) for first in range(0, number, BATCH_SIZE)]
+        self.own = range(rank, len(self.batches), num_processes)
+
+    def __call__(self, model: Change3DModel) -> tuple[float, dict[str, Any]]:
+        """The score that checkpoints are chosen by, and all scores by name, on the main process; (0, {}) on others.
+
+        Every process has to call it.
+        """
+        config, model = self.config, model.to(self.accelerator.device).eval()
+        measured = {}
+        subset = Subset(self.dataset, [index for number in self.own for index in self.batches[number]])
+        for number, batch in zip(self.own, DataLoader(subset, batch_size=BATCH_SIZE), strict=True):
+            counts = measure_batch(model, batch, num_beams=config.num_beams)
+            measured[number] = {name: values.cpu() for name, values in counts.items()}
+        gathered = gather_object([measured])
+        if not self.accelerator.is_main_process:
+            return 0.0, {}
+        counts_of = {number: counts for part in gathered for number, counts in part.items()}
+        totals = CaptionTotals(self.dataset.form.vocabulary) if config.task == "captioning" else MapTotals(config.task)
+        for number, indices in enumerate(self.batches):
+            if config.task == "captioning":
+                totals.update(counts_of[number]["captions"], [self.dataset.references(index) for index in indices])
+            else:
+                totals.update(counts_of[number])
+        results = totals.results()
+        scores = results["original"] or {}
+        metrics = {f"validation_{name}": value for name, value in scores.items() if isinstance(value, float)}
+        if "num_unfinished" in results:
+            metrics["validation_num_unfinished"] = results["num_unfinished"]
+        return selection_score(config.task, results), metrics
+
+
+class BestWeights:
+    """The weights of the best validation of a run, in one file of its output folder, with step and score.
+
+    A run that continues keeps them: a validation has to be better, not equal, to replace them.
+
+    Args:
+        output_dir: The output folder.
+        accelerator: The accelerator of the run.
+        step: The step that the run begins at.
+        resumed_from: The checkpoint that the run goes on from; the best weights beside it, of steps up to this one, are
+            taken along to another folder.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+
+    def __init__(self, output_dir: str | Path, accelerator: Accelerator, step: int, resumed_from: str | None = None):
+        self.file, self.accelerator = Path(output_dir) / BEST_FILE, accelerator
+        origin = None if resumed_from in (None, "latest") else Path(resumed_from).parent / BEST_FILE
+
+        def take_along() -> tuple[int | None, float]:
+            if not self.file.exists() and origin is not None and origin.exists() and _read(origin)[0] <= step:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_write(self.file) as partial:
+                    shutil.copyfile(origin, partial)
+            return _read(self.file) if self.file.exists() else (None, float("-inf"))
+
+        self.step, self.score = on_main_process(accelerator, take_along)
+
+    def offer(self, step: int, score: float, weights: Mapping[str, torch.Tensor]) -> None:
+        """Keep the weights of a step if its score is better; on the main process only."""
+        if score > self.score:
+            tensors = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(self.file) as partial:
+                save_file(tensors, partial, {"step": str(step), "score": repr(score)})
+            self.step, self.score = step, score
+
+    def load(self) -> dict[str, torch.Tensor]:
+        """The weights that are kept."""
+        return load_file(self.file)
+
+
+def _read(file: Path) -> tuple[int, float]:
+    """The step and the score of a file of best weights."""
+    try:
+        with safe_open(file, "pt") as content:
+            metadata = content.metadata() or {}
+        return int(metadata["step"]), float(metadata["score"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{file} is damaged; required: as it was written, or that it be removed.") from error

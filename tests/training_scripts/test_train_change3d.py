@@ -1,0 +1,209 @@
+"""Training of all four tasks on tiny data: to its end, killed and resumed, on two processes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import train_change3d
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tiny_change3d import NUM_CLASSES, TINY_MODEL, write_columns, write_folders, write_raw_captions
+from tiny_training import REPOSITORY, write_recipe
+
+from diffusers_lightningdit import Change3DPipeline
+from diffusers_lightningdit.training.change3d.validation import BEST_FILE
+
+TASKS = ["binary", "semantic", "damage", "captioning"]
+STEPS = ["max_train_steps=5", "checkpointing_steps=2", "validation_steps=1", "logging_steps=1"]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("pairs")
+    data = {task: write_folders(folder / task, task, 6, ("train", "val", "test")) for task in TASKS[:3]}
+    return {**data, "captioning": write_raw_captions(folder / "captioning", 6)}
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory) -> dict[str, str]:
+    folder, recipes = tmp_path_factory.mktemp("recipes"), {}
+    for task in TASKS:
+        recipe = {"task": task, "global_batch_size": 4, "learning_rate": 1e-2, "ema_decay": 0.5}
+        recipe["model"] = {**TINY_MODEL, **({"num_classes": NUM_CLASSES[task]} if task in NUM_CLASSES else {})}
+        if task == "captioning":
+            recipe["model"] |= {"num_caption_layers": 1, "num_attention_heads": 2}
+            recipe |= {"lr_scheduler": "step", "lr_step_epochs": 1, "lr_step_factor": 0.5, "lr_warmup_steps": 0}
+            recipe |= {"max_grad_value": 0.5, "adam_betas": [0.9, 0.999]}
+        recipes[task] = write_recipe(folder / f"{task}.yaml", recipe)
+    return recipes
+
+
+def arguments(recipes, pairs, task: str, folder: Path, *settings: str) -> list[str]:
+    return ["--config", recipes[task], f"data={pairs[task]}", f"output_dir={folder}", *STEPS, *settings]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, recipes, pairs) -> dict[str, Path]:
+    """The folder that a whole run of each task leaves, when it is asked for."""
+
+    class Runs(dict):
+        def __missing__(self, task: str) -> Path:
+            folder = self[task] = tmp_path_factory.mktemp("whole") / task
+            train_change3d.main(arguments(recipes, pairs, task, folder))
+            return folder
+
+    return Runs()
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a finished run: the pipeline's model, the best weights, the last checkpoint."""
+    files = [folder / "model" / "diffusion_pytorch_model.safetensors", folder / BEST_FILE]
+    files += sorted((folder / "checkpoint-5").glob("*.safetensors"))
+    assert len(files) == 5
+    return {f"{file.name}: {name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def assert_identical(folder: Path, expected: Path) -> None:
+    found = tensors(folder)
+    for name, tensor in tensors(expected).items():
+        assert torch.equal(found[name], tensor), name
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_whole_run(uninterrupted, task):
+    folder = uninterrupted[task]
+    pipeline = Change3DPipeline.from_pretrained(folder)
+    assert pipeline.task == task
+    images = [torch.zeros(3, 32, 32, dtype=torch.uint8)] * 2
+    output = pipeline(*images)
+    name = {"captioning": "captions", "damage": "building"}.get(task, "change")
+    assert len(output[name] if task != "captioning" else output.captions) == 1
+    losses = [record["loss"] for record in records(folder) if "loss" in record]
+    assert len(losses) == 5
+    assert min(losses[1:]) < losses[0]
+    validated = [record for record in records(folder) if any(key.startswith("validation_") for key in record)]
+    assert [record["step"] for record in validated] == [1, 2, 3, 4, 5]
+    score = {"binary": "f1", "semantic": "miou", "damage": "overall_f1", "captioning": "bleu_4"}[task]
+    scores = [record[f"validation_{score}"] for record in validated if f"validation_{score}" in record]
+    with safe_open(folder / BEST_FILE, "pt") as content:
+        assert float(content.metadata()["score"]) == pytest.approx(max(scores, default=0.0))
+    best = load_file(folder / BEST_FILE)
+    saved = load_file(folder / "model" / "diffusion_pytorch_model.safetensors")
+    assert best.keys() == saved.keys()
+    assert all(torch.equal(best[key], saved[key]) for key in best)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_kill_and_resume(run_and_be_killed, uninterrupted, recipes, pairs, tmp_path, task, capsys):
+    expected, folder = uninterrupted[task], tmp_path / "run"
+    words = arguments(recipes, pairs, task, folder)
+    said = run_and_be_killed("change3d", "checkpoint-4", "optimizer", *words)
+    assert (folder / "checkpoint-2").is_dir() and not (folder / "checkpoint-4").exists(), said
+    capsys.readouterr()
+    torch.manual_seed(99)
+    train_change3d.main([*words, "--resume_from_checkpoint", "latest"])
+    assert f"resumed from {folder}/checkpoint-2, step 2" in capsys.readouterr().out
+    assert_identical(folder, expected)
+
+
+def test_two_processes(recipes, pairs, tmp_path):
+    """They have batches of their own, which batch norms and Dice look at; the order of the data is the same."""
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes=2",
+        "--main_process_port=0",
+    ]
+    script = str(REPOSITORY / "training_scripts" / "train_change3d.py")
+    words = arguments(recipes, pairs, "semantic", tmp_path / "run")
+    finished = subprocess.run(
+        [*command, script, *words], capture_output=True, text=True, env={**os.environ, "ACCELERATE_USE_CPU": "true"}
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert Change3DPipeline.from_pretrained(tmp_path / "run").task == "semantic"
+    assert len([record for record in records(tmp_path / "run") if "validation_miou" in record]) == 5
+
+
+def test_streams_are_resumed(recipes, tmp_path):
+    data = {"binary": write_columns(tmp_path / "data", "binary")}
+    words = [*arguments(recipes, data, "binary", tmp_path / "whole"), "streaming=true"]
+    train_change3d.main(words)
+    checkpoint = f"resume_from_checkpoint={tmp_path / 'whole' / 'checkpoint-2'}"
+    train_change3d.main([*arguments(recipes, data, "binary", tmp_path / "resumed"), "streaming=true", checkpoint])
+    model = "model/diffusion_pytorch_model.safetensors"
+    whole, resumed = (
+        load_file(tmp_path / name / "checkpoint-5" / "model.safetensors") for name in ("whole", "resumed")
+    )
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert (tmp_path / "resumed" / model).is_file()
+
+
+def test_other_ways_to_train(recipes, pairs, uninterrupted, tmp_path):
+    words = ["gradient_checkpointing=true", "gradient_accumulation_steps=2", "ema_decay=null", "keep_best=false"]
+    words += [f"weight_init={uninterrupted['binary']}", "model={}", "random_variation=false", "channels_last=true"]
+    folder = tmp_path / "run"
+    train_change3d.main([*arguments(recipes, pairs, "binary", folder), *words, "select_on_test_split=true"])
+    last = load_file(folder / "checkpoint-5" / "model.safetensors")
+    saved = load_file(folder / "model" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(last[name], saved[name]) for name in saved)
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "message"),
+    [
+        ("binary", ["validation_split=test"], "`validation_split` is 'test'; required: a split that no result"),
+        ("binary", ["validation_split=train"], "`validation_split` is 'train', that of the training"),
+        ("binary", ["split=nothing"], "`split` is 'nothing', and .* has the splits test, train, val"),
+        ("binary", ["task=other"], "`task` is 'other'; required: one of binary, semantic, damage, captioning"),
+        ("binary", ["model.sample_size=20"], "`sample_size` is 20"),
+        ("binary", ["model.sample_size=64"], "t1/pair_.*png has 32x32 pixels .*required: 64x64, or `resize`"),
+        ("binary", ["weight_init=x"], "`weight_init` is 'x' with `model`"),
+        ("binary", ["pretrained_encoder=none.pyth"], "`pretrained_encoder`: none.pyth: no such file"),
+        ("binary", ["pretrained_channel_order=rgb"], "`pretrained_channel_order` is rgb; required: as_read"),
+        ("binary", ["model.vocab_size=9"], "`model.vocab_size` is given; required: nothing"),
+        ("semantic", ["model.num_classes=2"], "it has the label 2; required: 0 to 1"),
+        ("semantic", ["label_palette=[[0,0,0]]"], "`label_palette` has 1 colours; required: 3"),
+        ("captioning", ["min_word_count=99"], "no word of the captions occurs more than 99 times"),
+        ("captioning", ["streaming=true", "lr_scheduler=poly"], "has raw captions; required: false, or columns"),
+    ],
+)
+def test_what_cannot_be_trained(recipes, pairs, tmp_path, capsys, task, settings, message):
+    with pytest.raises(SystemExit) as exit:
+        train_change3d.main(arguments(recipes, pairs, task, tmp_path / "run", *settings))
+    assert exit.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(message, line), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_another_task(recipes, pairs, uninterrupted, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        words = arguments(recipes, pairs, "damage", tmp_path / "run")
+        train_change3d.main([*words, "model={}", f"weight_init={uninterrupted['binary']}"])
+    assert "of the task 'binary'; required: 'damage'" in capsys.readouterr().err
+
+
+def test_a_run_is_not_resumed_with_other_data(recipes, uninterrupted, tmp_path, capsys):
+    other = {"binary": write_folders(tmp_path / "other", "binary", 6, ("val", "train"))}
+    with pytest.raises(SystemExit):
+        words = arguments(recipes, other, "binary", tmp_path / "run")
+        train_change3d.main([*words, f"resume_from_checkpoint={uninterrupted['binary'] / 'checkpoint-2'}"])
+    assert "`data_sha256` is" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_in_another_folder(recipes, pairs, uninterrupted, tmp_path):
+    """It takes the best weights along, if they are of the steps before."""
+    words = arguments(recipes, pairs, "binary", tmp_path / "run")
+    train_change3d.main([*words, f"resume_from_checkpoint={uninterrupted['binary'] / 'checkpoint-4'}"])
+    assert_identical(tmp_path / "run", uninterrupted["binary"])
