@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""What do few evaluations of the network cost in quality, and which sampler needs the fewest?
+"""Quality over the number of network evaluations: which sampler needs the fewest?
 
     python examples/digits/prepare.py --output_dir outputs/digits/data
     python benchmarks/samplers.py --data outputs/digits/data --output_dir outputs/samplers
@@ -9,7 +9,7 @@ examples/digits/judge.py and by the evaluator: the part of the images that a sup
 digit asked for; the variance within a class over that of the real digits, mean and worst of the classes (1 is best:
 fewer evaluations lose variety before they lose legibility); and the Fréchet distance from the real digits in the
 features of `--features` (lower is better). A network for a few steps, `--students FOLDER ...`, is drawn with its own
-scheduler, and has the name of its folder. Writes `samplers.json` and `samplers.png`; run again, it goes on where it was.
+scheduler, and has the name of its folder. Writes `samplers.json` and `samplers.png`; run again, it goes on.
 """
 
 import sys
