@@ -32,6 +32,7 @@ DESCRIPTIONS = {
     "constraints-lowest.txt": "the lowest versions of all dependencies, tried together",
     "pyproject.toml": "build system, ruff, pytest",
     "examples/digits/run.sh": "the embedded checkpoint from nothing",
+    "examples/digits/few_step.sh": "the embedded few-step checkpoint from the embedded one",
     "training_scripts/accelerate_configs/1_gpu.yaml": "one GPU",
     "training_scripts/accelerate_configs/2_nodes_fsdp2.yaml": "two nodes of 8 GPUs, sharded by FSDP2",
     "training_scripts/accelerate_configs/8_gpus_ddp.yaml": "8 GPUs, DDP",

@@ -24,6 +24,7 @@ REPOSITORY = Path(__file__).parents[1]
 SCRIPTS = [
     "training_scripts/cache_latents.py",
     "training_scripts/train_lightningdit.py",
+    "training_scripts/train_lightningdit_few_step.py",
     "training_scripts/train_lightningdit_lora.py",
     "training_scripts/train_vavae.py",
     "conversion/convert_diffusers_to_lightningdit.py",
@@ -125,7 +126,7 @@ def test_help_is_wrapped_to_the_terminal(width):
 def written_command_lines() -> list[tuple[str, str]]:
     """Pairs of a file and a command line in it: in README, docs, cards, run.sh and the docstrings of scripts."""
     files = [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("model_cards/*/README.md")]
-    files += [REPOSITORY / "examples/digits/run.sh", *(REPOSITORY / name for name in SCRIPTS)]
+    files += [*REPOSITORY.glob("examples/digits/*.sh"), *(REPOSITORY / name for name in SCRIPTS)]
     files += (REPOSITORY / "src/diffusers_lightningdit/evaluation/commands").glob("*.py")
     found = []
     for file in files:

@@ -2,7 +2,7 @@
 r"""Distil a pipeline into one that samples in a few steps (FACM, arXiv 2507.03738).
 
     accelerate launch training_scripts/train_lightningdit_few_step.py \
-        --config training_scripts/recipes/imagenet256_xl_2_steps.yaml \
+        --config training_scripts/recipes/imagenet256_xl_few_step.yaml \
         pipeline=FOLDER_OR_HUB_ID data=FOLDER_OR_HUB_ID output_dir=FOLDER key=value ...
 
 The result is a complete pipeline folder with EMA weights, whose recipe says how it is sampled. The loss is in
@@ -11,6 +11,7 @@ The result is a complete pipeline folder with EMA weights, whose recipe says how
 """
 
 import contextlib
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -107,7 +108,7 @@ def make_pipeline(
     return LightningDiTPipeline(student.eval(), teacher.vae, scheduler, id2label=id2label, sampling_recipe=recipe)
 
 
-def save(config: FewStepTrainingConfig, state: RunState, make) -> None:
+def save(config: FewStepTrainingConfig, state: RunState, make: Callable[[], LightningDiTPipeline | None]) -> None:
     pipeline = make()
     if pipeline is not None:
         pipeline.to(getattr(torch, config.save_dtype))

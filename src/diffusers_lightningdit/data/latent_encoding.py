@@ -25,10 +25,17 @@ def load_frozen_vae(name: str, with_statistics: bool = True) -> AutoencoderVAVAE
             f"`vae` is {name!r}, without `latents_mean` in its config; required: a VAE with statistics of its latents, "
             "as train_vavae.py writes it, and cache_latents.py to `vae` in its `output_dir`."
         )
-    # `_name_or_path`, a local folder perhaps, would be saved with every pipeline that is trained on this VAE
-    vae = AutoencoderVAVAE.from_config({k: v for k, v in loaded.config.items() if k != "_name_or_path"})
-    vae.load_state_dict(loaded.state_dict())
-    return vae.requires_grad_(False).eval()
+    return frozen_copy(loaded)
+
+
+def frozen_copy(vae: AutoencoderVAVAE) -> AutoencoderVAVAE:
+    """A VAE for encoding only, that may be saved with a pipeline which is trained on it.
+
+    Its config does not tell where it was loaded from, as a local folder.
+    """
+    copy = AutoencoderVAVAE.from_config({k: v for k, v in vae.config.items() if k != "_name_or_path"})
+    copy.load_state_dict(vae.state_dict())
+    return copy.requires_grad_(False).eval()
 
 
 def resolution_for(vae: AutoencoderVAVAE, resolution: int | None) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from ...models import LightningDiTTransformer2DModel
-from ...settings import argument_list, make_config, make_model_arguments, required, setting, setting_list
+from ...settings import argument_list, make_config, make_model_arguments, required, setting
 from ..config import TrainingConfig
 from .alignment import AlignmentSettings
 
@@ -166,6 +166,11 @@ class FlowTrainingConfig(TrainingConfig):
     def ema_decays(self) -> tuple[float, ...]:
         return (self.ema_decay, *self.extra_ema_decays)
 
+    @property
+    def has_velocity_at_expanded_times(self) -> bool:
+        """Whether the network that comes out has the velocity of t at 2 - t, and something else at t."""
+        return False
+
 
 def check_interval(name: str, interval: tuple[float, float]) -> None:
     """Raise ValueError if a pair of times is no interval in [0, 1]."""
@@ -196,8 +201,8 @@ class LightningDiTTrainingConfig(FlowTrainingConfig):
 
     alignment: dict = setting(
         {},
-        "Alignment with a vision foundation model, as alignment.weight=0.5; none where it is empty. "
-        f"{setting_list(AlignmentSettings)}.",
+        "Alignment of a block's tokens with a vision foundation model, as alignment.weight=0.5; empty: none. Its keys: "
+        f"{argument_list(AlignmentSettings)}.",
         group="Loss",
     )
 

@@ -13,10 +13,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from ...data.latent_encoding import frozen_copy
 from ...flow_anchored_consistency import DERIVATIVES, TIMES, FlowAnchoredConsistency
 from ...keyed_random import KeyedRandom
 from ...models import LightningDiTTransformer2DModel
-from ...pipelines.lightningdit_sampling import check_scheduler
+from ...pipelines.lightningdit_sampling import check_scheduler, jumps_to_data
 from ...pipelines.pipeline_lightningdit import LightningDiTPipeline
 from ...settings import required, setting
 from .config import FlowTrainingConfig, check_interval
@@ -104,6 +105,12 @@ class FewStepTrainingConfig(FlowTrainingConfig):
                 "`derivative` is 'forward_mode', and `compile_blocks` is true; required: finite_difference, or blocks "
                 "that are not compiled."
             )
+        if self.mixed_precision == "fp8" and self.derivative_dtype == "float32":
+            raise ValueError("`derivative_dtype` is 'float32'; required: mixed with `mixed_precision` fp8.")
+
+    @property
+    def has_velocity_at_expanded_times(self) -> bool:
+        return self.student_times == "expanded"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -122,12 +129,13 @@ def load_teacher(name: str) -> LightningDiTPipeline:
         check_scheduler(pipeline.scheduler)
     except ValueError as error:
         raise ValueError(f"`pipeline` is {name!r}; required: one that was trained as a flow ({error})") from error
-    if pipeline.scheduler.config.get("stochastic_sampling"):
+    if jumps_to_data(pipeline.scheduler):
         raise ValueError(
             f"`pipeline` is {name!r}, which samples in a few steps; required: one that was trained as a flow, of which "
             "`student` is this one, to go on with."
         )
     pipeline.transformer.requires_grad_(False).eval()
+    pipeline.register_modules(vae=frozen_copy(pipeline.vae))
     return pipeline
 
 

@@ -211,10 +211,9 @@ def train(
         """Measure and draw after this step what is due, or only what a run that was killed after it did not come to."""
         step, last = state.step, config.max_train_steps
         if due(step, config.validation_steps, last) and not (only_missing and progress.has_validation(step)):
-            num_samples = config.num_validation_samples
-            progress.record(
-                step, validation_losses(model, validation, vae, num_samples, micro_batch_size, config.seed, accelerator)
-            )
+            drawn = (config.num_validation_samples, micro_batch_size, config.seed)
+            expanded = config.has_velocity_at_expanded_times
+            progress.record(step, validation_losses(model, validation, vae, *drawn, accelerator, expanded))
         if due(step, config.sample_steps, last) and not (only_missing and progress.has_image(step)):
             pipeline = make_pipeline()
             if pipeline is not None:
