@@ -62,6 +62,7 @@ setup(
         "diffusers_lightningdit.data",
         "diffusers_lightningdit.evaluation",
         "diffusers_lightningdit.evaluation.commands",
+        "diffusers_lightningdit.guiders",
         "diffusers_lightningdit.losses",
         "diffusers_lightningdit.metrics",
         "diffusers_lightningdit.models",
