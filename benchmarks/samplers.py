@@ -66,6 +66,7 @@ class SamplersConfig:
         "Evaluations of the network; Heun's are odd, so that it takes one less.",
         minimum=1,
     )
+    student_evaluations: tuple[int, ...] = setting((1, 2, 4, 8), "Evaluations of the students.", minimum=1)
     num_images: int = setting(1000, "Images that are drawn for each point, the same number of each class.", minimum=1)
     seed: int = setting(0, "The seed of the first image; image i has `seed` + i.", minimum=0)
 
@@ -207,7 +208,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     for name in (*config.samplers, *config.students):
         sampler = name if name in SAMPLERS else Path(name).name
         pipeline = pipelines.get(name, flow)
-        for wanted in config.num_evaluations:
+        for wanted in config.num_evaluations if name in SAMPLERS else config.student_evaluations:
             if any((result["sampler"], result["asked_for"]) == (sampler, wanted) for result in results):
                 continue
             if name in SAMPLERS:

@@ -41,6 +41,7 @@ SCRIPTS = [
     "examples/digits/train_encoder.py",
     "benchmarks/alignment.py",
     "benchmarks/evaluation_throughput.py",
+    "benchmarks/samplers.py",
     "demo/generate_grid.py",
 ]
 COMMANDS = {
