@@ -174,7 +174,7 @@ def test_a_forward_pass_in_training_mode(recorded_model, golden_change3d):
     model, inputs = recorded_model("bcd_64x64").train(), load_file(golden_change3d("bcd_64x64.safetensors"))
     recorded = load_file(golden_change3d("train_bcd_64x64.safetensors"))
     with torch.no_grad():
-        assert_near(model(inputs["pre"], inputs["post"]).change, recorded["train_mode_pred"], 1e-4)
+        assert_near(model(inputs["pre"], inputs["post"]).change, recorded["train_mode_pred"], 3e-4)
     rows = {row.original: row.ours[0] for row in change3d_rows(model)}
     state_dict, compared = model.state_dict(), 0
     for key, value in recorded.items():
