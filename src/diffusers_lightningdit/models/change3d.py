@@ -136,6 +136,48 @@ class Change3DGenerateOutput(BaseOutput):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class BatchNormByStatistics(torch.autograd.Function):
+    """Normalise by the mean and variance of the batch, which the caller has computed; the gradients pass through them.
+
+    Arguments are frames [N, C, H, W], weight, bias, mean and variance (biased), [C] each, and eps.
+    """
+
+    @staticmethod
+    def forward(ctx, frames, weight, bias, mean, variance, eps):
+        ctx.save_for_backward(frames, weight, mean, torch.rsqrt(variance + eps))
+        ctx.eps = eps
+        return F.batch_norm(frames, mean, variance, weight, bias, training=False, eps=eps)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        grad_output = grad_output.contiguous(memory_format=torch.channels_last)
+        frames, weight, mean, inverse_deviation = ctx.saved_tensors
+        gradients = torch.ops.aten.native_batch_norm_backward(
+            grad_output, frames, weight, None, None, mean, inverse_deviation, True, ctx.eps, [True, True, True]
+        )
+        return *gradients, None, None, None
+
+
+class Change3DBatchNorm(nn.BatchNorm2d):
+    """Batch norm whose statistics are as exact on a CPU as elsewhere.
+
+    For float32 with the channels last in memory, torch adds the pixels of a batch one after the other there, which
+    loses two digits; its sum of a tensor loses none.
+    """
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        if not (self.training and frames.device.type == "cpu" and frames.dtype == torch.float32):
+            return super().forward(frames)
+        with torch.no_grad():
+            mean = frames.mean((0, 2, 3))
+            variance = (frames - mean[:, None, None]).square_().mean((0, 2, 3))
+            number = frames.numel() // frames.shape[1]
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (number / max(number - 1, 1)), self.momentum)
+            self.num_batches_tracked.add_(1)
+        return BatchNormByStatistics.apply(frames, self.weight, self.bias, mean, variance, self.eps)
+
+
 class Change3DConvNorm(nn.Module):
     """A convolution without bias and a batch norm, of frames [B T, C, H, W].
 
@@ -155,7 +197,7 @@ class Change3DConvNorm(nn.Module):
             )
         else:
             self.conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.norm = Change3DBatchNorm(out_channels)
 
     def forward(self, frames: torch.Tensor, num_frames: int) -> torch.Tensor:
         if self.training:
@@ -248,7 +290,7 @@ class Change3DStem(nn.Module):
         super().__init__()
         self.conv_space = nn.Conv2d(3, channels, 3, padding=1, bias=False)
         self.conv_time = nn.Conv3d(channels, channels, (5, 1, 1), padding=(2, 0, 0), groups=channels, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = Change3DBatchNorm(channels)
 
     def forward(self, frames: torch.Tensor, num_frames: int) -> torch.Tensor:
         frames = self.conv_space(frames)
