@@ -122,3 +122,26 @@ def test_the_two_stages_of_training_do_not_import_each_other():
             other = {"transformer": "vavae", "vavae": "transformer"}[module[1]]
             for imported, _ in imported_modules(file):
                 assert imported[:3] != (PACKAGE, "training", other), f"{'/'.join(module)} imports {'.'.join(imported)}"
+
+
+# The services that Change3D shares with LightningDiT; all else of its own has its name in the path.
+CHANGE3D_SERVICES = {
+    *("files", "processes", "interruption", "keyed_random", "settings", "locks", "models.model_mixin"),
+    *("original.translation", "original.model_folder", "models", "pipelines"),  # the last two: their public classes
+}
+
+
+def test_change3d_is_sealed():
+    """Its files use nothing of LightningDiT, and LightningDiT nothing of them."""
+    family = [file for file in FILES if any("change3d" in part for part in module_of(file))]
+    assert {module_of(file)[0] for file in family} >= {"models", "pipelines", "original", "scripts"}
+    for file in FILES:
+        for module, _ in imported_modules(file):
+            if module[0] != PACKAGE:
+                continue
+            target = ".".join(module[1:])
+            if file in family:
+                allowed = "change3d" in target or target in CHANGE3D_SERVICES or module_of(file)[0] == "scripts"
+                assert allowed, f"{file.name} imports {target}"
+            elif "change3d" in target:  # lists of public classes only
+                assert file.name == "__init__.py", f"{file.name} imports {target}"
