@@ -40,6 +40,7 @@ SCRIPTS = [
     "examples/digits/prepare.py",
     "examples/digits/train_encoder.py",
     "benchmarks/alignment.py",
+    "benchmarks/change3d.py",
     "benchmarks/evaluation_throughput.py",
     "benchmarks/samplers.py",
     "demo/generate_grid.py",
