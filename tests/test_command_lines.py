@@ -24,6 +24,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 SCRIPTS = [
     "training_scripts/cache_latents.py",
+    "training_scripts/train_change3d.py",
     "training_scripts/train_lightningdit.py",
     "training_scripts/train_lightningdit_lora.py",
     "training_scripts/train_vavae.py",

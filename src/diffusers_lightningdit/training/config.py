@@ -126,7 +126,7 @@ class TrainingConfig:
 
 @dataclasses.dataclass(kw_only=True)
 class ImageTrainingConfig(TrainingConfig):
-    """What the trainings have in common whose data are single images."""
+    """Fields of the trainings whose data are single images."""
 
     image_column: str = setting("image", "The column of the images.", group="Data")
     resolution: int = setting(256, "The side in pixels of the squares that images are cropped to.", minimum=1)
