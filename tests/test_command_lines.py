@@ -37,6 +37,7 @@ SCRIPTS = [
     "examples/digits/prepare.py",
     "examples/digits/train_encoder.py",
     "benchmarks/alignment.py",
+    "benchmarks/change3d.py",
     "benchmarks/evaluation_throughput.py",
     "demo/generate_grid.py",
 ]
