@@ -26,6 +26,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 SCRIPTS = [
     "training_scripts/cache_latents.py",
+    "training_scripts/train_change3d.py",
     "training_scripts/train_lightningdit.py",
     "training_scripts/train_lightningdit_few_step.py",
     "training_scripts/train_lightningdit_lora.py",

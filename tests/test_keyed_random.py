@@ -10,6 +10,7 @@ from diffusers_lightningdit.keyed_random import (
     is_flipped,
     keyed_permutation,
     posterior_noise,
+    python_random,
     random_key,
     random_label,
     seed_process,
@@ -100,3 +101,12 @@ def test_the_noise_of_an_image_depends_on_seed_and_index():
     different = [noise(seed, index) for seed in (0, 1) for index in range(20)]
     assert len({tuple(values) for values in different}) == 40
     assert noise(1, 7) == different[27]
+
+
+def test_variations_of_a_sample():
+    draws = {
+        (seed, epoch, index): python_random(seed, epoch, index).random() for seed, epoch, index in np.ndindex(3, 4, 5)
+    }
+    assert len(set(draws.values())) == 60
+    assert draws[0, 0, 0] == python_random(0, 0, 0).random()
+    assert python_random(3, 4, 2).random() == 0.2711107537471984  # may never change

@@ -160,6 +160,7 @@ SERVICES = (
     ("models", "model_mixin"),
 )
 LISTS = (("registration",), ("evaluate",), ("__init__",), ("models",), ("pipelines",), ("original",))
+PREFIX = "Change3D"  # of the family's classes
 
 
 def is_in(module: tuple[str, ...], parts: tuple[tuple[str, ...], ...]) -> bool:
@@ -169,6 +170,18 @@ def is_in(module: tuple[str, ...], parts: tuple[tuple[str, ...], ...]) -> bool:
 def own_imports(file: Path) -> list[tuple[str, ...]]:
     """The modules of the package that a file imports; `from ..models import X` is the list `models` itself."""
     return [module[1:] for module, _ in imported_modules(file) if module[0] == PACKAGE]
+
+
+def classes_of_lists(file: Path) -> set[str]:
+    """The public classes that a file imports from the lists of them, as `from ..models import Change3DModel`."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            base = tuple(node.module.split(".")) if node.module else ()
+            base = (PACKAGE, *module_of(file)[: -node.level], *base) if node.level else base
+            if base[:1] == (PACKAGE,) and base[1:] in {(), *LISTS}:
+                names |= {alias.name for alias in node.names if alias.name[0].isupper()}
+    return names
 
 
 def test_every_name_in_the_package_is_that_of_a_file():
@@ -189,3 +202,7 @@ def test_the_families_are_sealed(file):
             assert is_in(imported, SERVICES), f"{'.'.join(module)} imports {'.'.join(imported)}"
         elif module[-1] != "__init__" and module not in LISTS:
             assert not is_in(imported, CHANGE3D), f"{'.'.join(module)} imports {'.'.join(imported)}"
+    is_own = is_in(module, CHANGE3D)
+    if module[-1] != "__init__" and module not in LISTS:
+        for name in classes_of_lists(file):
+            assert name.startswith(PREFIX) == is_own, f"{'.'.join(module)} imports {name}"

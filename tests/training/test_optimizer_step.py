@@ -160,3 +160,18 @@ def test_the_host_reads_numbers_of_the_device_once_a_step(tmp_path, monkeypatch)
 def test_due():
     assert [step for step in range(1, 8) if due(step, 3, last=7)] == [3, 6, 7]
     assert not due(7, None, last=7)
+
+
+def test_gradients_are_clipped_element_by_element(tmp_path):
+    """The norm is that before; plain gradient descent at 0.1 then moves no weight further than a tenth of the limit."""
+    state = run_of_two_models(tmp_path, [])
+    before = [model.weight.detach().clone() for model in state.models.values()]
+    backward_of_both(state, factor=1e-3)
+    gradients = [model.weight.grad.clone() for model in state.models.values()]
+    metrics = finish_step(
+        state, {"loss": torch.tensor(2.0)}, lambda means: means["loss"], None, list(state.models), 0.01
+    )
+    assert metrics["grad_norm"] > 0.01
+    for model, weight, gradient in zip(state.models.values(), before, gradients, strict=True):
+        torch.testing.assert_close(model.weight.detach(), weight - 0.1 * gradient.clamp(-0.01, 0.01))
+    assert gradients[0].abs().max() > 0.01 > gradients[1].abs().max()

@@ -7,12 +7,13 @@ import yaml
 
 from diffusers_lightningdit import LightningDiTTransformer2DModel
 from diffusers_lightningdit.settings import parse_config
+from diffusers_lightningdit.training.change3d.config import Change3DTrainingConfig
 from diffusers_lightningdit.training.transformer.config import LightningDiTTrainingConfig
 from diffusers_lightningdit.training.transformer.few_step import FewStepTrainingConfig
 from diffusers_lightningdit.training.transformer.lora import LoraTrainingConfig
 
 FOLDER = Path(train_vavae.__file__).parent
-RECIPES = sorted([*FOLDER.glob("recipes/*.yaml"), *FOLDER.parent.glob("examples/digits/recipes/*.yaml")])
+RECIPES = sorted([*FOLDER.glob("recipes/*.yaml"), *FOLDER.parent.glob("examples/*/recipes/*.yaml")])
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parents[1].name}-{path.stem}")
@@ -24,13 +25,16 @@ def test_recipes_are_valid_and_hold_differences_only(recipe, tmp_path):
         config_class, needed = LoraTrainingConfig, ["pipeline=x"]
     elif "few_step" in recipe.stem:
         config_class, needed = FewStepTrainingConfig, ["pipeline=x"]
+    elif "task" in yaml.safe_load(recipe.read_text()):
+        config_class, needed = Change3DTrainingConfig, [f"task={yaml.safe_load(recipe.read_text())['task']}"]
     needed += ["data=x", f"output_dir={tmp_path / 'new'}"]
+    classes = ["model.num_classes=2"] if "task=semantic" in needed else []  # which have no default
     defaults, config = (
-        parse_config(config_class, needed),
+        parse_config(config_class, [*needed, *classes]),
         parse_config(config_class, ["--config", str(recipe), *needed]),
     )
     for name in yaml.safe_load(recipe.read_text()):
-        if name not in ("resolution", "foundation_model"):
+        if name not in ("resolution", "foundation_model", "task"):
             assert getattr(config, name) != getattr(defaults, name), name
 
 
@@ -83,6 +87,23 @@ def test_the_released_autoencoder(tmp_path):
     assert [2 * part.disc_start + 1 for part in losses] == [5001, 1, 1]  # the original counts two steps a batch
     assert (config.learning_rate, config.adam_betas, config.global_batch_size) == (1e-4, (0.5, 0.9), 256)
     assert all((part.kl_weight, part.disc_weight, part.perceptual_weight) == (1e-6, 0.5, 1.0) for part in losses)
+
+
+def test_published_change3d_recipes(tmp_path):
+    """Section 6 of the specification."""
+    rows = {
+        "levir_cd": ("binary", 16, 80_000, 2e-4, (0.9, 0.99), 1e-4, None),
+        "second": ("semantic", 8, 80_000, 2e-4, (0.9, 0.99), 1e-4, None),
+        "hrscd": ("semantic", 8, 80_000, 2e-4, (0.9, 0.99), 1e-4, None),
+        "xbd": ("damage", 12, 200_000, 2e-4, (0.9, 0.99), 1e-4, None),
+        "levir_cc": ("captioning", 32, 212_800, 1e-4, (0.9, 0.999), 1e-5, 5.0),
+    }
+    for name, row in rows.items():
+        recipe = str(FOLDER / "recipes" / f"change3d_{name}.yaml")
+        config = parse_config(Change3DTrainingConfig, ["--config", recipe, "data=x", f"output_dir={tmp_path / 'new'}"])
+        found = (config.task, config.global_batch_size, config.max_train_steps, config.learning_rate)
+        assert (*found, config.adam_betas, config.adam_weight_decay, config.max_grad_value) == row
+    assert config.max_train_steps == 200 * (6815 * 5 // config.global_batch_size)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ class UnusablePair(UnusableData):
 
 @dataclass(frozen=True)
 class PairFormat:
-    """What a network needs of pairs.
+    """The form in which a network needs pairs.
 
     Attributes:
         task: One of `TASKS`.

@@ -81,7 +81,7 @@ class StreamedRows(ABC):
         return self.source.sha256()
 
     def variation(self, seed: int, epoch: int, index: int) -> Any:
-        """What `sample` takes to vary the sample of an epoch in training, a function of these numbers alone."""
+        """The argument of `sample` that varies a sample of an epoch in training, a function of these numbers alone."""
         return self.random_flip and is_flipped(seed, epoch, index)
 
     @abstractmethod

@@ -127,7 +127,7 @@ class TrainingConfig:
 
 @dataclasses.dataclass(kw_only=True)
 class ImageTrainingConfig(TrainingConfig):
-    """What the trainings have in common whose data are single images."""
+    """Fields of the trainings whose data are single images."""
 
     image_column: str = setting("image", "The column of the images.", group="Data")
     resolution: int | tuple[int, int] | None = setting(
