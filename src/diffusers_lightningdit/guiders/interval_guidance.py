@@ -19,11 +19,13 @@ TIME_TOLERANCE = 1e-6
 
 
 def check_scale(name: str, value: Any) -> None:
+    """Raise ValueError if a scale is no number from 0 to 1e6."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1e6:
         raise ValueError(f"`{name}` is {value!r}; required: a number from 0 to 1e6.")
 
 
 def check_interval(name: str, value: Any) -> None:
+    """Raise ValueError if a value is neither None nor an interval of t in [0, 1]."""
     is_pair = isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(end, Real) for end in value)
     if value is not None and not (is_pair and 0 <= value[0] <= value[1] <= 1):
         raise ValueError(f"`{name}` is {value!r}; required: (start, end) with 0 <= start <= end <= 1, or None.")
@@ -94,10 +96,12 @@ class IntervalGuidance(BaseGuidance):
 
     @property
     def num_conditions(self) -> int:
+        """The number of predictions that this step needs."""
         return 2 if self.is_guided else 1
 
     @property
     def is_conditional(self) -> bool:
+        """Whether the prediction that is prepared is the conditional one."""
         return self._count_prepared == 1
 
     def prepare_inputs(self, data: dict[str, tuple[Any, Any]]) -> list:

@@ -147,12 +147,14 @@ class BatchNormByStatistics(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, frames, weight, bias, mean, variance, eps):
+        """Normalise frames [N, C, H, W] by a mean and variance [C]."""
         ctx.save_for_backward(frames, weight, mean, torch.rsqrt(variance + eps))
         ctx.eps = eps
         return F.batch_norm(frames, mean, variance, weight, bias, training=False, eps=eps)
 
     @staticmethod
     def backward(ctx, grad_output):
+        """The gradients of a batch norm in training, for frames, weight and bias."""
         grad_output = grad_output.contiguous(memory_format=torch.channels_last)
         frames, weight, mean, inverse_deviation = ctx.saved_tensors
         gradients = torch.ops.aten.native_batch_norm_backward(
@@ -169,6 +171,7 @@ class Change3DBatchNorm(nn.BatchNorm2d):
     """
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """Normalise frames [N, C, H, W]."""
         if not (self.training and frames.device.type == "cpu" and frames.dtype == torch.float32):
             return super().forward(frames)
         with torch.no_grad():

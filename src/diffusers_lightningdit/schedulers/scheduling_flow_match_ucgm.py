@@ -115,6 +115,7 @@ class FlowMatchUCGMScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def begin_index(self) -> int | None:
+        """The index of `timesteps` that sampling begins at; None for the first."""
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:

@@ -114,6 +114,7 @@ class AlignmentProjector(nn.Module):
             )
 
     def forward(self, tokens: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+        """Project tokens [B, N, D] of a grid (h, w) to [B, N, F]."""
         if self.kind == "mlp":
             return self.layers(tokens)
         grid = tokens.transpose(1, 2).unflatten(2, grid_size)  # [B, D, height, width]

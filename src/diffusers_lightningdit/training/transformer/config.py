@@ -246,6 +246,7 @@ class LightningDiTTrainingConfig(FlowTrainingConfig):
 
     @property
     def alignment_settings(self) -> AlignmentSettings | None:
+        """The settings of the alignment, or None without one."""
         return make_config(AlignmentSettings, self.alignment) if self.alignment else None
 
     def _check_alignment(self) -> None:

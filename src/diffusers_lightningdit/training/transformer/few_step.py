@@ -110,6 +110,7 @@ class FewStepTrainingConfig(FlowTrainingConfig):
 
     @property
     def has_velocity_at_expanded_times(self) -> bool:
+        """Whether the student's velocity is that at t in [1, 2]."""
         return self.student_times == "expanded"
 
 
