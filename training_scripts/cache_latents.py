@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 r"""Encode the images of a data set to raw latents, once, for training on them.
 
-    accelerate launch training_scripts/cache_latents.py --data FOLDER_OR_HUB_ID --vae FOLDER_OR_HUB_ID \
+    accelerate launch --quiet training_scripts/cache_latents.py --data FOLDER_OR_HUB_ID --vae FOLDER_OR_HUB_ID \
         --output_dir FOLDER --resolution 256 --dtype float16 --on_error skip
 
 Writes shards of latents with `latents_stats.pt`, and a copy of the VAE, `vae/`, with their statistics in its config.

@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 r"""Train the transformer (second stage) on the latents of a frozen autoencoder.
 
-    accelerate launch training_scripts/train_lightningdit.py \
+    accelerate launch --quiet training_scripts/train_lightningdit.py \
         --config examples/digits/recipes/lightningdit.yaml \
         data=FOLDER_OR_HUB_ID vae=FOLDER_OR_HUB_ID output_dir=FOLDER key=value ...
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 r"""Distil a pipeline into one that samples in a few steps (FACM, arXiv 2507.03738).
 
-    accelerate launch training_scripts/train_lightningdit_few_step.py \
+    accelerate launch --quiet training_scripts/train_lightningdit_few_step.py \
         --config training_scripts/recipes/imagenet256_xl_few_step.yaml \
         pipeline=FOLDER_OR_HUB_ID data=FOLDER_OR_HUB_ID output_dir=FOLDER key=value ...
 

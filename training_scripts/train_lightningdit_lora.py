@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 r"""Fine-tune a pipeline on own images by LoRA: its own classes, or new ones, whose class embeddings are trained.
 
-    accelerate launch training_scripts/train_lightningdit_lora.py \
+    accelerate launch --quiet training_scripts/train_lightningdit_lora.py \
         --config examples/digits/recipes/lora.yaml \
         pipeline=FOLDER_OR_HUB_ID data=FOLDER_OR_HUB_ID output_dir=FOLDER key=value ...
 

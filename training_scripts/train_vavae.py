@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 r"""Train the autoencoder (first stage), aligned to a vision foundation model.
 
-    accelerate launch training_scripts/train_vavae.py --config examples/digits/recipes/vavae.yaml \
+    accelerate launch --quiet training_scripts/train_vavae.py --config examples/digits/recipes/vavae.yaml \
         data=FOLDER_OR_HUB_ID foundation_model=FOLDER_OR_HUB_ID output_dir=FOLDER key=value ...
 
 The result is a diffusers folder of an `AutoencoderVAVAE` whose config holds the statistics of its latents over the

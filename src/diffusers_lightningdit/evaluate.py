@@ -2,7 +2,8 @@
 """Evaluate pipelines, autoencoders, latents and change maps, and record everything that the results depend on.
 
     python -m diffusers_lightningdit.evaluate generation --pipeline P --reference REF --output_dir FOLDER
-    accelerate launch -m diffusers_lightningdit.evaluate reconstruction --vae VAE --data DATA --output_dir FOLDER
+    accelerate launch --quiet -m diffusers_lightningdit.evaluate reconstruction --vae VAE --data DATA \\
+        --output_dir FOLDER
 
 `python -m diffusers_lightningdit.evaluate COMMAND --help` lists what a command takes.
 """

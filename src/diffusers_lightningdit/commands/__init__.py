@@ -5,7 +5,7 @@ r"""VA-VAE and LightningDiT for diffusers: images of classes, from a checkpoint 
     diffusers-lightningdit sample --pipeline FOLDER_OR_HUB_ID --classes seven 3 --output_dir images
     diffusers-lightningdit convert pipeline --checkpoint original.pt --config lightningdit_xl_800ep --vae vavae.pt \
         --latents_stats latents_stats.pt --output_dir pipeline
-    accelerate launch -m diffusers_lightningdit train transformer --config imagenet256_b1 data=latents ...
+    accelerate launch --quiet -m diffusers_lightningdit train transformer --config imagenet256_b1 data=latents ...
 
 Each command has settings, which `diffusers-lightningdit COMMAND --help` explains. `--json` anywhere in the line puts
 one JSON object on the standard output, with the command's result or its error; all else goes to the standard error.

@@ -300,9 +300,9 @@ VAE_KEYS = {
     ),
     "data.params.num_workers": Key(int, "`num_workers`", "of each training process", _as("num_workers")),
     "data.*": Key(object, "`data`, `validation_data`", "a folder or Hub id for `datasets`, in place of data classes"),
-    "lightning.trainer.devices": Key(object, "`accelerate launch --num_processes`", ""),
-    "lightning.trainer.gpus": Key(object, "`accelerate launch --num_processes`", ""),
-    "lightning.trainer.num_nodes": Key(int, "`accelerate launch --num_machines`", ""),
+    "lightning.trainer.devices": Key(object, "`accelerate launch --quiet --num_processes`", ""),
+    "lightning.trainer.gpus": Key(object, "`accelerate launch --quiet --num_processes`", ""),
+    "lightning.trainer.num_nodes": Key(int, "`accelerate launch --quiet --num_machines`", ""),
     "lightning.trainer.accumulate_grad_batches": Key(
         int, "`gradient_accumulation_steps`", "", _as("gradient_accumulation_steps")
     ),

@@ -2,7 +2,7 @@
 """Measure how well the latents of an autoencoder are organised, and so how easily a transformer learns them.
 
     python -m diffusers_lightningdit.evaluate latents --vae VAE --data DATA --features MODEL --output_dir FOLDER
-    accelerate launch -m diffusers_lightningdit.evaluate latents ...
+    accelerate launch --quiet -m diffusers_lightningdit.evaluate latents ...
 
 The latents are the unnormalised means of the posteriors. The command writes metrics.json, with everything that the
 numbers depend on, tsne.png, a t-SNE of the latents coloured by density, and tsne.csv with its points.

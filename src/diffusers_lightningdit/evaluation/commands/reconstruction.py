@@ -2,7 +2,7 @@
 """Measure the reconstructions of an autoencoder: PSNR, SSIM, LPIPS and the Fréchet distance (rFID).
 
     python -m diffusers_lightningdit.evaluate reconstruction --vae VAE --data DATA --features MODEL --output_dir FOLDER
-    accelerate launch -m diffusers_lightningdit.evaluate reconstruction ...
+    accelerate launch --quiet -m diffusers_lightningdit.evaluate reconstruction ...
 
 A reconstruction is decode(mean of the posterior), rounded to 8 bits as in the original, since these images are saved
 and shown. All metrics are of these 8-bit images and are computed in one pass over the data. The command writes
