@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, TaylorSeerCacheConfig
 from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.pipelines import pipeline_loading_utils
@@ -97,6 +97,20 @@ def test_the_model_is_left_as_it_was(pipe):
     handle.remove()
     assert (len(pipe.transformer._forward_hooks), len(pipe.transformer._forward_pre_hooks)) == num_hooks
     assert guider._hooks == []
+
+
+def test_with_a_cache_it_is_the_argument_of_the_pipeline(pipe):
+    """The cache predicts both velocities at every step, also where one of them is not used."""
+    config = TaylorSeerCacheConfig(
+        cache_interval=2, disable_cache_before_step=2, taylor_factors_dtype=torch.float32, use_lite_mode=True
+    )
+    drawn = []
+    for settings in ({"guider": InternalGuidance(**INTERNAL)}, INTERNAL | {"guidance_scale": 1.0}):
+        pipe.transformer.enable_cache(config)
+        drawn.append(draw(pipe, **settings))
+        pipe.transformer.disable_cache()
+    close(*drawn)
+    assert not torch.allclose(drawn[0], draw(pipe, **INTERNAL, guidance_scale=1.0), atol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,13 @@ from diffusers_lightningdit.original import (
     transformer_from_original,
     transformer_to_original,
 )
+from diffusers_lightningdit.original.transformer import (
+    check_transformer_yaml,
+    empty_transformer,
+    rope_tables,
+    transformer_config,
+    transformer_rows,
+)
 
 CASES = ["released", "qknorm_layernorm", "qknorm_rms_woshift", "learn_sigma_p2", "plain"]
 TINY = {
@@ -230,8 +237,6 @@ def test_heads_from_the_shapes():
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_heads_from_the_published_sizes(model_type):
-    from diffusers_lightningdit.original.transformer import empty_transformer, transformer_config, transformer_rows
-
     depth, width, heads, patch_size = MODEL_TYPES[model_type]
     model = empty_transformer(
         {
@@ -392,6 +397,29 @@ def test_golden_frontier_yaml_fits(golden_frontier):
         changed = OriginalConfig({"lightningdit": values["lightningdit"] | {key: value}}, "my.yaml")
         with pytest.raises(ValueError, match=f"my.yaml: `lightningdit.{key}` is {value}; required: .* as the weights"):
             load_transformer(golden_frontier("facm/ckpt_ema_only.pt"), config=changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("facm_xl_2_steps", {"use_qk_norm": True}),
+        ("facm_xl_1_step", {"use_qk_norm": True}),
+        ("internal_guidance_xl", {"internal_guidance_layer": 8}),
+        ("internal_guidance_xl_alone", {"internal_guidance_layer": 8}),
+        ("vfm_vae_xl", {"use_qk_norm": True}),
+        ("vtp_f16d64", {"in_channels": 64}),
+    ],
+)
+def test_recipes_of_other_projects_fit_their_networks(repository, name, changes):
+    """At full size, without memory for weights: the defaults are XL/1."""
+    model = empty_transformer(changes)
+    state = model.state_dict()
+    weights = {row.original: row.to_original(state) for row in transformer_rows(model)} | rope_tables(model)
+    config = transformer_config(weights)
+    check_transformer_yaml(config, OriginalConfig.read(repository / f"conversion/configs/{name}.yaml"))
+    assert config["num_layers"] == 28
+    for key, value in changes.items():
+        assert config[key] == value
 
 
 def test_embedded_yaml_is_used(golden):

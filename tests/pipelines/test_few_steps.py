@@ -183,6 +183,21 @@ def test_image_to_image_in_few_steps(make_pipeline, make_transformer):
     assert seen == [(0.5, 1, 1.0)]
 
 
+@pytest.mark.parametrize("solver_order", [1, 2])
+def test_image_to_image_with_ucgm(make_pipeline, solver_order):
+    """From noise alone it is generation; from an image it begins at a point of the grid."""
+    pipe = make_pipeline(scheduler=FlowMatchUCGMScheduler(solver_order=solver_order))
+    edit = LightningDiTImg2ImgPipeline.from_pipe(pipe)
+    edit.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": 9, "latents": torch.randn(1, 4, 4, 4), "output_type": "latent"}
+    image = torch.full((3, 8, 8), 0.5)
+    close(edit(1, image=image, strength=1.0, **settings).images, pipe(1, **settings).images, 1e-5)
+    seen = times_of(edit)
+    edit(1, image=image, strength=0.5, guidance_scale=1.0, **settings)
+    grid = FlowMatchUCGMScheduler().time_grid(9 if solver_order == 1 else 5)
+    assert seen[0][0] == pytest.approx(grid[grid >= 0.5].min().item(), abs=1e-5)
+
+
 def test_the_second_time_follows_the_scheduler(make_pipeline, make_transformer):
     pipe = make_pipeline(transformer=make_transformer(second_time_embedding=True))
     seen = times_of(pipe)

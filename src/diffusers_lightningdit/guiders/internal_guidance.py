@@ -53,20 +53,18 @@ class InternalGuidance(IntervalGuidance):
         self.internal_argument = internal_argument
         self._hooks: list = []
 
-    @property
-    def is_internally_guided(self) -> bool:
-        """Whether there is internal guidance at the time of `set_state`."""
-        return self._enabled and self.internal_guidance_scale != 1 and self.is_within(self.internal_guidance_interval)
-
     def prepare_models(self, denoiser: torch.nn.Module) -> None:
         """Let the next call of the model ask for both predictions, and return the guided one in their place.
 
         Hooks do it, so that the pipeline calls the model as it does without this guider.
         """
         super().prepare_models(denoiser)
-        if not self.is_internally_guided:
-            return
         model = getattr(denoiser, "_orig_mod", denoiser)  # a compiled model is a wrapper
+        is_guided = self.is_within(self.internal_guidance_interval)
+        # A cache that predicts the internal prediction has to see all of them.
+        is_asked = is_guided or getattr(model, "is_cache_enabled", False)
+        if not self._enabled or self.internal_guidance_scale == 1 or not is_asked:
+            return
         if self.internal_argument not in inspect.signature(model.forward).parameters:
             raise ValueError(
                 f"`internal_argument` is {self.internal_argument!r}, which is no argument of {type(model).__name__}; "
@@ -83,7 +81,9 @@ class InternalGuidance(IntervalGuidance):
 
         def guide(module, args, kwargs, output):
             prediction, internal = output[0], output[1]
-            guided = prediction + (self.internal_guidance_scale - 1) * (prediction - internal)
+            guided = prediction
+            if is_guided:
+                guided = prediction + (self.internal_guidance_scale - 1) * (prediction - internal)
             if isinstance(output, tuple):
                 return (guided,)
             name = next(iter(output))

@@ -38,7 +38,7 @@ class IntervalGuidance(BaseGuidance):
     all else is that of the conditional prediction. Outside the interval the unconditional one is not computed. This is
     the guidance of `LightningDiTPipeline`, for pipelines and modular pipelines that take a guider. The ends of the
     interval are times and not shares of the steps, as `start` and `stop` of diffusers' guiders are: they mean the same
-    on every grid.
+    on every grid. (Where a scheduler rounds its timesteps, as UniPC does, they may be off by one timestep.)
 
     Args:
         guidance_scale: The scale, at least 0. 1: no guidance.
