@@ -139,7 +139,7 @@ def consistency_target(
 
 def _flow(network: nn.Module, noisy: torch.Tensor, times: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The velocity at plain times, which is that of the second time r = t."""
-    return network(noisy, times, labels).sample
+    return network(noisy, times, labels).sample.to(noisy.dtype)  # of the type of the state, also under autocast
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -210,16 +210,17 @@ class FlowAnchoredConsistency:
             return guided_velocity(*both.chunk(2), self.guidance_scale)
 
     def along_flow(
-        self, network: nn.Module, noisy: torch.Tensor, times: torch.Tensor, velocity: torch.Tensor, labels: torch.Tensor
+        self,
+        network: Callable,
+        noisy: torch.Tensor,
+        times: torch.Tensor,
+        velocity: torch.Tensor,
+        class_labels: torch.Tensor,
     ) -> torch.Tensor:
-        """dF/dt of the average velocity along the flow, at a fixed end of the jump, without gradient.
-
-        `network` is the student: for forward-mode differentiation without the wrapper of a process group, whose
-        exchange of gradients the transformation would pass by. Nothing is lost, since none flows through it.
-        """
+        """dF/dt of the average velocity along the flow, at a fixed end of the jump, without gradient."""
 
         def average(noisy: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-            return self._average(network, noisy, times, labels.repeat(len(times) // len(labels)))
+            return self._average(network, noisy, times, class_labels.repeat(len(times) // len(class_labels)))
 
         derivative = {"finite_difference": finite_difference, "forward_mode": forward_mode}[self.derivative]
         with torch.no_grad():
@@ -228,7 +229,7 @@ class FlowAnchoredConsistency:
     def losses(
         self,
         student: nn.Module,
-        network: nn.Module,
+        network: Callable,
         teacher: nn.Module | None,
         noise: torch.Tensor,
         latents: torch.Tensor,
@@ -239,15 +240,15 @@ class FlowAnchoredConsistency:
 
         Args:
             student: The student, as the gradient is to pass it: one evaluation, of both kinds of velocity at once.
-            network: The same without wrappers. It must not drop labels, which would be others in each evaluation.
+            network: The student as the derivative is to be taken of it; for forward-mode differentiation without
+                wrappers. It must not drop labels, which would be others in each evaluation.
             teacher: The frozen network of the flow, or None.
             noise, latents: [B, C, height, width], the latents normalised.
             times, class_labels: [B].
         """
         velocity = self.target_velocity(student, teacher, noise, latents, times, class_labels)
         noisy = interpolate(noise, latents, times)
-        whole = student if self.derivative == "finite_difference" else network
-        derivative = self.along_flow(whole, noisy, times, velocity, class_labels)
+        derivative = self.along_flow(network, noisy, times, velocity, class_labels)
 
         labels, twice = torch.cat([class_labels] * 2), torch.cat([noisy] * 2)
         if self.times == "second":
@@ -264,7 +265,7 @@ class FlowAnchoredConsistency:
         )
 
     def _average(
-        self, network: nn.Module, noisy: torch.Tensor, times: torch.Tensor, labels: torch.Tensor
+        self, network: Callable, noisy: torch.Tensor, times: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
         second = {SECOND_TIME: torch.ones_like(times)} if self.times == "second" else {}
         return network(noisy, times, labels, **second).sample

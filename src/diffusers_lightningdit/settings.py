@@ -154,6 +154,14 @@ def argument_list(model_class: type, without: Sequence[str] = ()) -> str:
     )
 
 
+def setting_list(config_class: type) -> str:
+    """The fields of a dataclass of settings with defaults and help, for the help of a dictionary field."""
+    return "; ".join(
+        f"{entry.name} ({entry.default_text}): {entry.help.removesuffix('.')}"
+        for entry in settings_of(config_class).values()
+    )
+
+
 def _text(default: Any) -> str:
     return default if isinstance(default, str) else json.dumps(default, ensure_ascii=False)
 

@@ -50,7 +50,7 @@ def take_step(run: RunState, recorded: dict, number: int, max_grad_norm: float |
     """One step with the original's draws; returns the losses [2, B]."""
     model = run.models["transformer"]
     draws = [recorded[f"step{number}.{name}"] for name in ("x0", "x1", "t", "y_after_drop")]
-    losses = flow_matching_losses(model, *draws)
+    losses = flow_matching_losses(model, *draws)[:2]
     run.accelerator.backward(losses[0].mean() + losses[1].mean())
     if max_grad_norm is not None:
         run.grad_norm = run.accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)

@@ -38,10 +38,12 @@ class LatentsDataset(Dataset):
         seed: The seed of the flips.
         in_memory: Whether to read everything at once and keep it.
         num_classes: The number that labels have to be below; by default the number of their names, if they have any.
+        with_features: Whether to give features with the latents; they stay on the disk.
 
     Attributes:
         labels: int64 [N].
         shape: The shape of the latents, (C, height, width).
+        feature_shape: The shape of the features, (F, h, w), or None without them.
         id2label: names of the labels, or None where the data has none.
 
     Raises:
@@ -57,12 +59,20 @@ class LatentsDataset(Dataset):
         seed: int = 0,
         in_memory: bool = False,
         num_classes: int | None = None,
+        with_features: bool = False,
     ):
         folder = Path(data)
         if folder.is_dir() and not any(folder.iterdir()):
             raise ValueError(f"`data` is {data!r}, an empty folder; required: shards of latents or a data set.")
         has_shards = folder.is_dir() and any(folder.glob("*.safetensors"))
-        self._source = LatentShards(folder, random_flip) if has_shards else LatentRows(data, split, random_flip)
+        if with_features and not has_shards:
+            raise ValueError(f"`data` is {data!r}; required: a folder of shards, which alone can hold features.")
+        self._source: LatentShards | LatentRows
+        if has_shards:
+            self._source = LatentShards(folder, random_flip, with_features)
+        else:
+            self._source = LatentRows(data, split, random_flip)
+        self.feature_shape = self._source.feature_shape if with_features else None
         self.data = data
         self.random_flip = random_flip
         self.seed = seed
@@ -101,7 +111,11 @@ class LatentsDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         flip = self.random_flip and is_flipped(self.seed, getattr(index, "epoch", 0), int(index))
-        return {"latents": self.read(int(index), flip), "class_labels": int(self.labels[index])}
+        item = {"latents": self.read(int(index), flip), "class_labels": int(self.labels[index])}
+        if self.feature_shape is not None:
+            features = self._source.read(int(index), flip, "features").float()
+            item["features"] = require_finite(features, self._source.place(int(index)), "features")
+        return item
 
     def read(self, index: int, flip: bool) -> torch.Tensor:
         """Raw latents of an image, or of the mirrored image: float32 [C, height, width].
@@ -147,11 +161,11 @@ class LatentsDataset(Dataset):
         check_statistics(sample, mean, std, self.data, name, len(self))
 
 
-def require_finite(latents: torch.Tensor, place: str) -> torch.Tensor:
-    """The latents themselves; raises UnusableLatents, naming their place, if they aren't finite."""
+def require_finite(latents: torch.Tensor, place: str, name: str = "latents") -> torch.Tensor:
+    """The latents (or features) themselves; raises UnusableLatents, naming their place, if they aren't finite."""
     if not latents.isfinite().all():
         kind = "NaN" if latents.isnan().any() else "infinite values"
-        raise UnusableLatents(f"{place} has {kind} in its latents; required: finite numbers.")
+        raise UnusableLatents(f"{place} has {kind} in its {name}; required: finite numbers.")
     return latents
 
 

@@ -4,7 +4,8 @@
 A folder has, in sorted order, `latents_rank00_shard000.safetensors`, ... with the tensors `latents` and `latents_flip`
 (of the mirrored image), [N, C, height, width] in float32, bfloat16 or float16, and `labels`, int64 [N]; and
 `latents_stats.pt` with `mean` and `std` of all `latents`, float32 [1, C, 1, 1]. What this project writes also has
-`latents_info.json`, which says what the files were made from.
+`latents_info.json`, which says what the files were made from, and, where it was asked for them, `features` and
+`features_flip` of the images and the mirrored ones by a vision foundation model, [N, F, h, w].
 """
 
 import json
@@ -32,9 +33,14 @@ def shard_name(number: int) -> str:
     return f"latents_rank{number // 1000:02d}_shard{number % 1000:03d}.safetensors"
 
 
-def write_shard(path: Path, latents: torch.Tensor, latents_flip: torch.Tensor, labels: torch.Tensor) -> None:
-    """Write latents [N, C, height, width] and labels int64 [N], under the final name only when all is on the disk."""
-    tensors = {"latents": latents, "latents_flip": latents_flip, "labels": labels}
+def write_shard(
+    path: Path, latents: torch.Tensor, latents_flip: torch.Tensor, labels: torch.Tensor, **features: torch.Tensor
+) -> None:
+    """Write latents [N, C, height, width] and labels int64 [N], under the final name only when all is on the disk.
+
+    `features` and `features_flip`, [N, F, h, w], may come with them.
+    """
+    tensors = {"latents": latents, "latents_flip": latents_flip, "labels": labels, **features}
     metadata = {"total_size": str(len(labels)), "dtype": str(latents.dtype), "device": "cpu"}
     with atomic_write(path) as partial:
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial, metadata=metadata)
@@ -67,11 +73,13 @@ def write_statistics(folder: Path, mean: list[float], std: list[float]) -> None:
 class LatentShards:
     """The shards of a folder as one sequence: headers and labels are read at once, latents from mapped memory.
 
-    Files are opened once a process, by the first read in it, and kept open. `with_flips` requires `latents_flip`.
+    Files are opened once a process, by the first read in it, and kept open. `with_flips` requires `latents_flip`, and
+    `with_features` features in place of what there is of them otherwise.
 
     Attributes:
         labels: int64 [N].
         shape: The shape of the latents, (C, height, width).
+        feature_shape: The shape of the features, (F, h, w), if they are required.
         info: The content of `latents_info.json`, or None.
         id2label: The names of the labels from there, or None.
 
@@ -80,7 +88,7 @@ class LatentShards:
             the folder has fewer or more images than its `latents_info.json` tells.
     """
 
-    def __init__(self, folder: Path, with_flips: bool):
+    def __init__(self, folder: Path, with_flips: bool, with_features: bool = False):
         self.paths = sorted(folder.glob("*.safetensors"))
         if not self.paths:
             raise ValueError(f"{folder} has no *.safetensors file; required: at least one shard of latents.")
@@ -93,6 +101,16 @@ class LatentShards:
                 )
         self.labels = torch.cat(labels)
         self.shape = shapes[0]
+        self.feature_shape = None
+        if with_features:
+            found = {path: _check_features(path, with_flips) for path in self.paths}
+            self.feature_shape = found[self.paths[0]]
+            for path, shape in found.items():
+                if shape != self.feature_shape:
+                    raise ValueError(
+                        f"{path} holds features of shape {list(shape)}; required: {list(self.feature_shape)}, as in "
+                        f"{self.paths[0].name}."
+                    )
         self._ends = torch.tensor([len(part) for part in labels]).cumsum(0)
         self._slices: dict[tuple[int, str], object] = {}
         self.info = read_info(folder, len(self.labels))
@@ -102,10 +120,10 @@ class LatentShards:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, index: int, flip: bool) -> torch.Tensor:
-        """Raw latents [C, height, width] of an image, or of the mirrored image."""
+    def read(self, index: int, flip: bool, name: str = "latents") -> torch.Tensor:
+        """Raw latents [C, height, width] of an image, or of the mirrored image; or its features [F, h, w]."""
         shard, row = self._locate(index)
-        key = shard, "latents_flip" if flip else "latents"
+        key = shard, f"{name}_flip" if flip else name
         if key not in self._slices:
             self._slices[key] = safe_open(self.paths[shard], "pt").get_slice(key[1])
         return self._slices[key][row]
@@ -147,6 +165,22 @@ def _check_shard(path: Path, with_flips: bool) -> tuple[torch.Tensor, tuple[int,
                 f"[N, C, height, width] in {', '.join(SHARD_DTYPES)}, N labels, and the flipped ones of equal shape."
             )
     return labels, shape[1:]
+
+
+def _check_features(path: Path, with_flips: bool) -> tuple[int, int, int]:
+    """The shape of the features of a shard; raises ValueError if it has none that belong to its latents."""
+    with safe_open(path, "pt") as file:
+        found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        names = ("features", "features_flip") if with_flips else ("features",)
+        shapes = [tuple(found[name].get_shape()) if name in found else None for name in names]
+        num_images = found["labels"].get_shape()[0]
+    for name, shape in zip(names, shapes, strict=True):
+        if shape is None or len(shape) != 4 or shape != (num_images, *shapes[0][1:]):
+            raise ValueError(
+                f"{path} has `{name}` {'none' if shape is None else list(shape)}; required: [{num_images}, F, h, w], "
+                "as cache_latents.py writes them with `foundation_model`."
+            )
+    return shapes[0][1:]
 
 
 def read_info(folder: Path, num_images: int | None = None) -> dict | None:

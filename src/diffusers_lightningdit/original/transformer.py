@@ -34,6 +34,8 @@ MODEL_TYPES = {
     "LightningDiT-1p6B/2": (28, 1792, 28, 2),
 }
 
+INTERNAL_GUIDANCE_LAYER = 8  # of the published model, counted from 1
+
 # A stored rotary table may differ from the formula by the rounding of its type and no more.
 ROPE_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -58,10 +60,15 @@ def select_transformer_weights(checkpoint: dict, weights: str | None = None) -> 
     return plain_state_dict(checkpoint, "the file")
 
 
-def transformer_config(state_dict: dict[str, torch.Tensor], num_attention_heads: int | None = None) -> dict:
+def transformer_config(
+    state_dict: dict[str, torch.Tensor],
+    num_attention_heads: int | None = None,
+    internal_guidance_layer: int | None = None,
+) -> dict:
     """Read the architecture off an original state dict.
 
-    The number of heads is in the shapes only with RoPE or qk-norm; otherwise the published sizes are looked up.
+    The number of heads is in the shapes only with RoPE or qk-norm; otherwise the published sizes are looked up. The
+    block before the output layer of internal guidance is in no shape: where it is not given, it is the published one.
 
     Raises:
         ValueError: if it is not a LightningDiT, or the number of heads that is given contradicts it.
@@ -101,6 +108,11 @@ def transformer_config(state_dict: dict[str, torch.Tensor], num_attention_heads:
     if use_qk_norm:
         head_dims["blocks.0.attn.q_norm.weight"] = shape("blocks.0.attn.q_norm.weight", 1)[0]
     num_heads = _num_heads(width, depth, head_dims, num_attention_heads)
+    additions: dict[str, bool | int] = {}
+    if "r_embedder.mlp.0.weight" in state_dict:
+        additions["second_time_embedding"] = True
+    if "final_layer_xr.linear.weight" in state_dict:
+        additions["internal_guidance_layer"] = internal_guidance_layer or INTERNAL_GUIDANCE_LAYER
     return {
         "sample_size": grid_size * patch_size,
         "patch_size": patch_size,
@@ -116,6 +128,7 @@ def transformer_config(state_dict: dict[str, torch.Tensor], num_attention_heads:
         "use_rope": use_rope,
         "use_adaln_shift": use_adaln_shift,
         "learn_sigma": output_rows == 2 * patch_size**2 * in_channels,
+        **additions,
     }
 
 
@@ -167,6 +180,8 @@ def transformer_rows(model: LightningDiTTransformer2DModel) -> list[Row]:
         ("x_embedder.proj", "patch_embed"),
         ("t_embedder.mlp.0", "timestep_embedder.linear_1"),
         ("t_embedder.mlp.2", "timestep_embedder.linear_2"),
+        ("r_embedder.mlp.0", "second_timestep_embedder.linear_1"),
+        ("r_embedder.mlp.2", "second_timestep_embedder.linear_2"),
         ("y_embedder.embedding_table", "class_embedder.embedding_table"),
     ]
     for i in range(model.config.num_layers):
@@ -184,11 +199,12 @@ def transformer_rows(model: LightningDiTTransformer2DModel) -> list[Row]:
             (f"{theirs}.mlp.{'w3' if swiglu else 'fc2'}", f"{ours}.ff.net.2"),
             (f"{theirs}.adaLN_modulation.1", f"{ours}.adaln"),
         ]
-    rows += [
-        ("final_layer.norm_final", "norm_out.norm"),
-        ("final_layer.adaLN_modulation.1", "norm_out.linear", "halves swapped"),
-        ("final_layer.linear", "proj_out"),
-    ]
+    for theirs, ours in (("final_layer", ""), ("final_layer_xr", "internal_")):
+        rows += [
+            (f"{theirs}.norm_final", f"{ours}norm_out.norm"),
+            (f"{theirs}.adaLN_modulation.1", f"{ours}norm_out.linear", "halves swapped"),
+            (f"{theirs}.linear", f"{ours}proj_out"),
+        ]
     return tensor_rows(rows, model.state_dict())
 
 
@@ -276,7 +292,8 @@ def transformer_from_original(
     """
     if yaml is not None and num_attention_heads is None:
         num_attention_heads = yaml.get("model.x_test_size.num_heads", int)
-    config = transformer_config(state_dict, num_attention_heads)
+    layer = None if yaml is None else yaml.get("model.encoder_depth", int)
+    config = transformer_config(state_dict, num_attention_heads, layer)
     if yaml is not None:
         check_transformer_yaml(config, yaml)
     model = empty_transformer(config)

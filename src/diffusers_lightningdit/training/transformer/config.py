@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from ...models import LightningDiTTransformer2DModel
-from ...settings import argument_list, make_model_arguments, required, setting
+from ...settings import argument_list, make_config, make_model_arguments, required, setting, setting_list
 from ..config import TrainingConfig
+from .alignment import AlignmentSettings
 
 DATA_KINDS = ("images", "latents")
 OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit")
@@ -72,8 +73,20 @@ class FlowTrainingConfig(TrainingConfig):
         "never. The published recipe of 800 epochs has 600000.",
         minimum=0,
     )
+    expanded_times: bool = setting(
+        False,
+        "Show times 2 - t to the second half of each batch, and uniform times to all: a flow that few-step training "
+        "can distil with `student_times` expanded.",
+    )
     use_cosine_loss: bool = setting(
         True, "Add the cosine distance of predicted and true velocity to their mean squared error."
+    )
+
+    internal_guidance_weight: float = setting(
+        0.5,
+        "The weight of the mean squared error of the velocity after block `internal_guidance_layer`, of a transformer "
+        "that has it.",
+        above=0,
     )
 
     optimizer: str = setting(
@@ -183,6 +196,13 @@ class LightningDiTTrainingConfig(FlowTrainingConfig):
         "what does not fit is listed. A run that goes on from a checkpoint does not read it.",
     )
 
+    alignment: dict = setting(
+        {},
+        "Alignment with a vision foundation model, as alignment.weight=0.5; none where it is empty. "
+        f"{setting_list(AlignmentSettings)}.",
+        group="Loss",
+    )
+
     global_batch_size: int = 1024
     max_train_steps: int = 80_000
     learning_rate: float = 2e-4
@@ -216,3 +236,27 @@ class LightningDiTTrainingConfig(FlowTrainingConfig):
         follow = {"sample_size": self.transformer.get("patch_size", 1)}
         self.transformer = make_model_arguments("transformer", self.transformer, LightningDiTTransformer2DModel, follow)
         check_interval("guidance_interval", self.guidance_interval)
+        self._check_alignment()
+
+    @property
+    def alignment_settings(self) -> AlignmentSettings | None:
+        return make_config(AlignmentSettings, self.alignment) if self.alignment else None
+
+    def _check_alignment(self) -> None:
+        try:
+            settings = self.alignment_settings
+        except ValueError as error:
+            raise ValueError(f"`alignment`: {error}") from error
+        if settings is None:
+            return
+        if self.data_kind == "latents" and settings.model is not None:
+            raise ValueError(
+                f"`alignment.model` is {settings.model!r}; required with latents: left out, features lie beside them "
+                "(cache_latents.py with `foundation_model`)."
+            )
+        if self.data_kind == "images" and (settings.model is None or self.latents_in_memory):
+            raise ValueError(
+                "`alignment` is given for images; required: `alignment.model`, and `latents_in_memory` false."
+            )
+        if self.data_kind == "latents" and self.streaming:
+            raise ValueError("`alignment` is given, and `streaming` is true; required: shards of latents, or images.")

@@ -41,11 +41,18 @@ class TransformerData:
 
 
 def load_data(
-    config: FlowTrainingConfig, vae: AutoencoderVAVAE, data: str, split: str, for_training: bool, labels: bool = True
+    config: FlowTrainingConfig,
+    vae: AutoencoderVAVAE,
+    data: str,
+    split: str,
+    for_training: bool,
+    labels: bool = True,
+    with_features: bool = False,
 ) -> TransformerData:
     """Training data, or validation data, which is never mirrored, and of a stream its first samples.
 
     Without `labels` images need none, and have no classes. Where `config.label_column` is None, all are of class 0.
+    Latents come `with_features` if these are wanted.
 
     Raises:
         ValueError: in one line, if it cannot be read, or doesn't fit the VAE or (if `config.check_statistics`) its
@@ -78,6 +85,7 @@ def load_data(
         seed=config.seed,
         in_memory=for_training and config.latents_in_memory,
         num_classes=config.num_classes,
+        with_features=with_features,
     )
     latents.check_vae(vae)
     if config.check_statistics:

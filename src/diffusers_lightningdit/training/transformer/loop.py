@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """The training loop of the transformer, and its loss, for full training and LoRA."""
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 
@@ -10,7 +11,7 @@ from diffusers import DiffusionPipeline
 
 from ...data.global_batches import GlobalBatchSampler
 from ...data.row_stream import RowStream
-from ...flow_anchored_consistency import arctan_times
+from ...flow_anchored_consistency import arctan_times, expand_times
 from ...flow_matching import flow_matching_losses, logit_normal_times, uniform_times
 from ...grids import draw_grid
 from ...interruption import Interruption
@@ -25,6 +26,7 @@ from ..progress import TrainingProgress, forward_flops
 from ..run_state import RunState, make_run_state
 from ..state_io import trained_parameters
 from ..validation_samples import check_share
+from .alignment import Alignment
 from .config import FlowTrainingConfig
 from .data import TransformerData, dataset_to_train_on, normalized_latents
 from .validation import validation_losses
@@ -41,7 +43,7 @@ def draw_times(config: FlowTrainingConfig, draws: KeyedRandom, step: int) -> tor
     """The times t of a batch, [B], of the distribution that the settings ask for at this step."""
     uniform = draws.uniform("times")
     uniform_from = math.inf if config.uniform_times_from_step is None else config.uniform_times_from_step
-    if config.time_sampling == "uniform" or step >= uniform_from:
+    if config.time_sampling == "uniform" or config.expanded_times or step >= uniform_from:
         return uniform_times(uniform, config.time_range)
     sample = {"logit_normal": logit_normal_times, "arctan": arctan_times}[config.time_sampling]
     return sample(uniform, config.logit_normal_mean, config.logit_normal_std, config.time_range)
@@ -55,6 +57,7 @@ def training_loss(
     draws: KeyedRandom,
     step: int,
     transformer: LightningDiTTransformer2DModel,
+    batch: dict[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
     """Mean loss of a batch, under the name `loss`.
 
@@ -66,12 +69,32 @@ def training_loss(
         draws: The random numbers of the batch.
         step: The optimiser steps before this one.
         transformer: The same without wrappers.
+        batch: All that the data has of the batch.
     """
     noise = draws.normal("noise", latents.shape[1:])
     times = draw_times(config, draws, step)
     labels = transformer.class_embedder.drop_labels(class_labels, draws.uniform("labels"))
-    mse, cosine = flow_matching_losses(model, noise, latents, times, labels)
-    return {"loss": mse.mean() + cosine.mean() if config.use_cosine_loss else mse.mean()}
+    seen_times = expand_times(times, draws.samples, config.global_batch_size) if config.expanded_times else None
+    has_internal = transformer.config.internal_guidance_layer is not None
+    losses = flow_matching_losses(model, noise, latents, times, labels, seen_times, has_internal)
+    loss = losses.mse.mean()
+    if config.use_cosine_loss:
+        loss = loss + losses.cosine.mean()
+    if not has_internal:
+        return {"loss": loss}
+    internal = losses.internal_mse.mean()
+    return {"loss": loss + config.internal_guidance_weight * internal, "internal_guidance_loss": internal}
+
+
+def aligned_loss(
+    alignment: Alignment, projector: torch.nn.Module, config: FlowTrainingConfig, *arguments
+) -> dict[str, torch.Tensor]:
+    """`training_loss` with that of an alignment, while it is active; `projector` wraps the alignment's."""
+    losses, (*_, step, _, batch) = training_loss(config, *arguments), arguments
+    if not alignment.settings.is_active(step):
+        return losses
+    flow, aligned = losses["loss"], alignment.loss(projector, batch)
+    return {"loss": flow + alignment.settings.weight * aligned, "flow_loss": flow, "alignment_loss": aligned}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -102,6 +125,7 @@ def make_transformer_run(
     accelerator: Accelerator,
     transformer: LightningDiTTransformer2DModel,
     sampler: GlobalBatchSampler | RowStream,
+    others: dict[str, tuple[torch.nn.Module, dict]] | None = None,
     **arguments,
 ) -> RunState:
     """The run of a transformer before its first step: training mode, optimiser, schedule, averages and spike guard.
@@ -111,6 +135,7 @@ def make_transformer_run(
         accelerator: The accelerator of the run.
         transformer: The transformer with its first weights; those that are frozen stay as they are.
         sampler: The order of the training data.
+        others: Modules that train with it, by name, each with its arguments; there are no averages of them.
         arguments: `advice` and further values for `make_run_state`.
     """
     if config.gradient_checkpointing:
@@ -119,15 +144,15 @@ def make_transformer_run(
         transformer.compile_repeated_blocks()
     transformer.train()
     transformer.class_embedder.eval()  # labels are dropped in `training_loss`: the same on any number of processes
-    architecture = dict(transformer.config)
-    trained = trained_parameters(transformer).values()
-    model, optimizer = accelerator.prepare(
-        transformer,
-        make_adamw(config.optimizer, trained, config.learning_rate, config.adam_betas, config.adam_weight_decay),
-    )
-    averages = MovingAverages(model.parameters(), config.ema_decays, config.ema_warmup)
-    by_name = ({NAME: value} for value in (model, optimizer, averages, architecture))
-    return make_run_state(config, accelerator, sampler, *by_name, **arguments)
+    modules = {NAME: (transformer, dict(transformer.config)), **(others or {})}
+    models, optimizers = {}, {}
+    for name, (module, _) in modules.items():
+        trained = trained_parameters(module).values()
+        adamw = make_adamw(config.optimizer, trained, config.learning_rate, config.adam_betas, config.adam_weight_decay)
+        models[name], optimizers[name] = accelerator.prepare(module, adamw)
+    averages = {NAME: MovingAverages(models[NAME].parameters(), config.ema_decays, config.ema_warmup)}
+    architectures = {name: architecture for name, (_, architecture) in modules.items()}
+    return make_run_state(config, accelerator, sampler, models, optimizers, averages, architectures, **arguments)
 
 
 def image_flops(architecture: dict, num_passes: int) -> int:
@@ -155,6 +180,7 @@ def train(
     num_passes: int = 3,
     sample_class_ids: Sequence[int] | None = None,
     loss: Callable[..., dict[str, torch.Tensor]] | None = None,
+    trained_at: Callable[[int], Sequence[str]] = lambda step: [NAME],
 ) -> None:
     """Take the steps that are left.
 
@@ -171,6 +197,8 @@ def train(
         num_passes: The forward passes that a step costs as much as; a backward pass for all weights costs two.
         sample_class_ids: The classes to draw; all by default.
         loss: A function as `training_loss`, the default; what it returns beside `loss` is recorded.
+        trained_at: A function of the steps taken, that gives the names of the models that take the next one, the
+            transformer's first. The losses of its steps are judged anew where the names change.
     """
     loss = training_loss if loss is None else loss
     model, transformer = state.models[NAME], accelerator.unwrap_model(state.models[NAME])
@@ -200,17 +228,23 @@ def train(
         if state.step > 0:
             observe(only_missing=True)
         while state.step < config.max_train_steps:
-            parts = []
+            parts, names = [], trained_at(state.step)
+            if state.step > 0 and names != trained_at(state.step - 1):
+                state.spike_guard.forget_history()
             micro_batches = next(steps)
             for number, (batch, draws) in enumerate(micro_batches, start=1):
                 latents = normalized_latents(batch, vae, draws)
-                with accumulating(accelerator, model, is_last=number == len(micro_batches)):
+                with contextlib.ExitStack() as exchange:
+                    for name in names:
+                        is_last = number == len(micro_batches)
+                        exchange.enter_context(accumulating(accelerator, state.models[name], is_last))
                     with accelerator.autocast():
-                        losses = loss(config, model, latents, batch["class_labels"], draws, state.step, transformer)
+                        labels = batch["class_labels"]
+                        losses = loss(config, model, latents, labels, draws, state.step, transformer, batch)
                     accelerator.backward(losses["loss"] / len(micro_batches))
                 parts.append({name: value.detach() for name, value in losses.items()})
             losses = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
-            metrics = finish_step(state, losses, lambda means: means["loss"], config.max_grad_norm, [NAME])
+            metrics = finish_step(state, losses, lambda means: means["loss"], config.max_grad_norm, names)
             progress.update(state.step, metrics)
 
             stop = interruption.of_any_process(accelerator)

@@ -51,7 +51,7 @@ def validation_losses(
         noise = draws.normal("noise", latents.shape[1:])
         for number, time in enumerate(VALIDATION_TIMES):
             times = torch.full((len(labels),), time, device=latents.device)
-            losses[number] += flow_matching_losses(model, noise, latents, times, labels)[0].sum()
+            losses[number] += flow_matching_losses(model, noise, latents, times, labels).mse.sum()
     means = global_mean(accelerator, losses / len(indices))
     named = {f"validation_loss/t={time}": mean for time, mean in zip(VALIDATION_TIMES, means, strict=True)}
     return {"validation_loss": sum(means) / len(means), **named}
