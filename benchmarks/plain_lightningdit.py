@@ -168,8 +168,9 @@ def training_step(
     return loss
 
 
-def read_item(paths: list[Path], ends: list[int], index: int) -> torch.Tensor:
-    """Latents of one image from shards, by opening its file."""
+def read_item(paths: list[Path], ends: list[int], index: int) -> dict:
+    """Latents and label of one image from shards, by opening its file; `ends` counts the images up to each."""
     shard = next(number for number, end in enumerate(ends) if index < end)
+    row = index - (ends[shard - 1] if shard else 0)
     with safe_open(paths[shard], "pt") as file:
-        return file.get_slice("latents")[index - (ends[shard - 1] if shard else 0)]
+        return {"latents": file.get_slice("latents")[row], "class_labels": int(file.get_slice("labels")[row])}

@@ -36,6 +36,7 @@ from diffusers_lightningdit.files import read_json, write_json
 from diffusers_lightningdit.settings import one_line_errors, parse_config, required, setting
 from diffusers_lightningdit.training.moving_averages import MovingAverages
 from diffusers_lightningdit.training.optimizers import make_adamw
+from diffusers_lightningdit.training.progress import forward_flops
 
 REPOSITORY = Path(__file__).parents[1]
 SECONDS = 1e3, "ms"  # factor and unit of times in the table
@@ -96,8 +97,8 @@ TINY_VAE = {"block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels
 SIZES = {
     "full": Size({}, NARROW, 249, (1, 32), 128, 40, {}, 32, (256, 512), 16384, 5, 8192, 150),
     "reduced": Size(
-        {"num_attention_heads": 6, "attention_head_dim": 64, "num_layers": 28},
-        *(NARROW, 20, (1,), 8, 6, SMALL_VAE, 2, (256,), 2048, 5, 2048, 400),
+        {"num_attention_heads": 4, "attention_head_dim": 48, "num_layers": 28},
+        *(NARROW, 20, (1,), 8, 6, SMALL_VAE, 2, (256,), 4096, 3, 1024, 300),
     ),
     "tiny": Size(
         {**NARROW, "num_layers": 2}, {**NARROW, "num_layers": 2}, 8, (1,), 4, 3, TINY_VAE, 2, (8,), 32, 1, 64, 120
@@ -184,6 +185,14 @@ def make_plain(model: LightningDiTTransformer2DModel) -> plain.PlainTransformer:
     return network.to(model.device, model.dtype).eval().requires_grad_(False)
 
 
+def flops_of(model: LightningDiTTransformer2DModel) -> int:
+    """Floating-point operations of the network for one image."""
+    c = model.config
+    with torch.device("meta"):
+        inputs = torch.empty(1, c.in_channels, c.sample_size, c.sample_size), torch.empty(1)
+        return forward_flops(LightningDiTTransformer2DModel(**c), *inputs, torch.empty(1, dtype=torch.long))
+
+
 def dtype_of(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
@@ -212,7 +221,8 @@ def forward(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
 
 
 def overhead(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
-    """The network where arithmetic costs nothing: what is left is the time to launch operations."""
+    """The network where arithmetic costs nothing: what is left is the time to launch operations, by one thread."""
+    torch.set_num_threads(1)
     model = make_transformer(size.overhead, device, dtype_of(device))
     work = f"overhead of a forward, batch 2, width {model.inner_dim}"
     yield from compare_forward(model, work, dataclasses.replace(size, rounds=8 * size.rounds), device, baseline)
@@ -242,7 +252,7 @@ def compare_forward(
         functions["compiled blocks, fused projections"] = lambda: blocks(latents, t, labels, return_dict=False)
         functions["compiled whole, CUDA graph"] = lambda: whole(latents, t, labels, return_dict=False)
     ops = {name: count_ops(function) for name, function in functions.items() if "compiled" not in name}
-    for row in rows_of(in_turns(functions, size.rounds, device, 3), work):
+    for row in rows_of(in_turns(functions, size.rounds, device, 3), work, flops=2 * flops_of(model)):
         yield row | ({"operations": ops[row["variant"]]} if row["variant"] in ops else {})
 
 
@@ -276,6 +286,9 @@ def recipe(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
 
             functions["plain"] = original
             more["largest_difference"] = float((ours() - original()).abs().max())
+        grid = torch.linspace(0, 1, size.num_steps + 1)[:-1]
+        num_guided = int((SHIFT * grid / (1 + (SHIFT - 1) * grid) >= INTERVAL[0]).sum())
+        more["flops"] = batch * (size.num_steps + num_guided) * flops_of(model)  # what is needed of it
         work = f"recipe, {size.num_steps} steps, {batch} images, width {model.inner_dim}"
         yield from rows_of(in_turns(functions, size.rounds, device, 0), work, images=batch, **more)
 
@@ -304,13 +317,15 @@ def step_parts(size: Size, device: torch.device, baseline: bool) -> Iterator[dic
     for work, functions in works.items():
         seconds = in_turns(functions, size.rounds, device)
         name = f"training step: {work}, {num_bytes / 1e6:,.0f} MB of weights"
-        yield from rows_of(seconds, name, "adamw" if work == "optimiser" else "plain")
+        touched = {"clipping": 3, "average": 3, "optimiser": 7}[work] * num_bytes  # each value read and written once
+        yield from rows_of(seconds, name, "adamw" if work == "optimiser" else "plain", bytes=touched)
 
 
 def train(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
     """The training script as it is, and the plain loop, in images a second."""
     model = make_transformer(size.transformer, device, torch.float32)
     c, batch = model.config, size.train_batch
+    flops = 3 * batch * flops_of(model)
     work = f"training, batch {batch}, width {model.inner_dim}"
     if baseline:
         network = make_plain(model).requires_grad_(True).train()
@@ -323,7 +338,7 @@ def train(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
         step = (network, average, optimizer, latents, labels, c.num_classes, torch.bfloat16 if
                 device.type == "cuda" else torch.float32)  # fmt: skip
         seconds = in_turns({"plain": lambda: plain.training_step(*step)}, size.train_steps, device, 2)
-        yield from rows_of(seconds, work, images=batch)
+        yield from rows_of(seconds, work, images=batch, flops=flops)
         del network, average, optimizer, step
     with tempfile.TemporaryDirectory() as folder:
         write_latents(Path(folder, "latents"), 4 * batch, model)
@@ -332,7 +347,9 @@ def train(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
         vae.save_pretrained(Path(folder, "vae"))
         optimizers = ("adamw", "adamw_fused")
         for kind in optimizers if device.type == "cuda" else optimizers[:1]:
-            yield {"work": work, "variant": f"script, {kind}"} | run_script(Path(folder), kind, size, device)
+            yield {"work": work, "variant": f"script, {kind}", "flops": flops} | run_script(
+                Path(folder), kind, size, device
+            )
 
 
 def run_script(folder: Path, optimizer: str, size: Size, device: torch.device) -> dict:
@@ -395,7 +412,8 @@ def write_latents(folder: Path, num_images: int, model: LightningDiTTransformer2
 
 
 def reading(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
-    """Latents in random order from files that the system keeps in memory."""
+    """Latents in random order from files that the system keeps in memory, by one thread, as a DataLoader's worker."""
+    torch.set_num_threads(1)
     with torch.device("meta"):
         model = LightningDiTTransformer2DModel(**{**size.transformer, "num_layers": 0})
     with tempfile.TemporaryDirectory() as folder:
@@ -404,14 +422,12 @@ def reading(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
         order = torch.randperm(size.num_latents).tolist()
         ends = [min(1024 * (number + 1), size.num_latents) for number in range(len(paths))]
         functions = {
-            "data set": lambda: [dataset[index] for index in order],
+            "data set, an item at a time": lambda: [dataset[index] for index in order],
             "data set, a batch at a time": lambda: [
                 dataset.__getitems__(order[first : first + 128]) for first in range(0, len(order), 128)
             ],
             "one file opened for each item": lambda: [plain.read_item(paths, ends, index) for index in order],
         }
-        if not hasattr(dataset, "__getitems__"):
-            del functions["data set, a batch at a time"]
         seconds = in_turns(functions, size.rounds, device)
         work = f"reading {size.num_latents:,} latents, shuffled"
         yield from rows_of(seconds, work, "one file opened for each item", size.num_latents)
@@ -468,8 +484,17 @@ def describe_machine(device: torch.device) -> dict:
     return about
 
 
+def set_shares(parts: dict[str, list[dict]]) -> None:
+    """Set how much of the limit each row reaches: what the machine would take by its rates in this run."""
+    rates = {row["rate_unit"]: row["rate"] for row in parts.get("machine", [])}
+    for row in (row for rows in parts.values() for row in rows):
+        for amount, unit in (("flops", "FLOP/s"), ("bytes", "B/s")):
+            if amount in row and unit in rates and "error" not in row:
+                row["share_of_limit"] = row[amount] / rates[unit] / row["fastest_s"]
+
+
 def table(results: dict) -> str:
-    """The results in Markdown; the share of the limit is of the rate of matrix products or copying in this run."""
+    """The results in Markdown."""
     lines = [", ".join(f"{name} {value}" for name, value in results["machine"].items()), ""]
     lines += ["| work | variant | median | fastest | a second | times faster | more |", "|---|---|---|---|---|---|---|"]
     for rows in results["parts"].values():
@@ -523,6 +548,7 @@ def main(argv: list[str] | None = None) -> None:
         file.unlink(missing_ok=True)
         if problem is not None:
             results["unfinished"][name] = problem
+        set_shares(results["parts"])
         write_json(folder / "speed.json", results)
         (folder / "speed.md").write_text(table(results), encoding="utf-8")
         print(f"{name}: {time.perf_counter() - start:.0f} s{'' if problem is None else ', ' + problem}", flush=True)
