@@ -5,6 +5,8 @@ Items are `{"latents": float32 [C, height, width], "class_labels": int}`. Latent
 """
 
 import hashlib
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -110,12 +112,15 @@ class LatentsDataset(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict:
-        flip = self.random_flip and is_flipped(self.seed, getattr(index, "epoch", 0), int(index))
-        item = {"latents": self.read(int(index), flip), "class_labels": int(self.labels[index])}
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict]:
+        """Items, which a DataLoader asks for a batch at a time: they are copied and checked at once."""
+        flips = [self.random_flip and is_flipped(self.seed, getattr(i, "epoch", 0), int(i)) for i in indices]
+        columns = {"latents": self._read_all(indices, flips), "class_labels": self.labels[list(indices)].tolist()}
         if self.feature_shape is not None:
-            features = self._source.read(int(index), flip, "features").float()
-            item["features"] = require_finite(features, self._source.place(int(index)), "features")
-        return item
+            columns["features"] = self._read_all(indices, flips, "features")
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def read(self, index: int, flip: bool) -> torch.Tensor:
         """Raw latents of an image, or of the mirrored image: float32 [C, height, width].
@@ -123,11 +128,21 @@ class LatentsDataset(Dataset):
         Raises:
             ValueError: if they are not finite.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is out of range; required: 0 to {len(self) - 1}.")
-        if self._memory is not None:
-            return self._memory[flip][index]
-        return require_finite(self._source.read(index, flip).float(), self._source.place(index))
+        return self._read_all([index], [flip])[0]
+
+    def _read_all(self, indices: Sequence[int], flips: list[bool], name: str = "latents") -> torch.Tensor:
+        """Latents, or features, as one tensor in float32; raises ValueError, naming its place, if one is not finite."""
+        for index in (min(indices), max(indices)):
+            if not 0 <= index < len(self):
+                raise IndexError(f"index {index} is out of range; required: 0 to {len(self) - 1}.")
+        if self._memory is not None and name == "latents":
+            return torch.stack([self._memory[flip][index] for index, flip in zip(indices, flips, strict=True)])
+        read = self._source.read if name == "latents" else partial(self._source.read, name=name)
+        found = torch.stack([read(index, flip) for index, flip in zip(indices, flips, strict=True)]).float()
+        if not found.sum().isfinite():  # which the sum of great numbers isn't, either
+            for values, index in zip(found, indices, strict=True):
+                require_finite(values, self._source.place(index), name)
+        return found
 
     def summary(self) -> str:
         """One line: the number of images, the classes, and the images of each class."""

@@ -8,6 +8,8 @@ A folder has, in sorted order, `latents_rank00_shard000.safetensors`, ... with t
 `features_flip` of the images and the mirrored ones by a vision foundation model, [N, F, h, w].
 """
 
+import bisect
+import itertools
 import json
 from pathlib import Path
 
@@ -73,7 +75,7 @@ def write_statistics(folder: Path, mean: list[float], std: list[float]) -> None:
 class LatentShards:
     """The shards of a folder as one sequence: headers and labels are read at once, latents from mapped memory.
 
-    Files are opened once a process, by the first read in it, and kept open. `with_flips` requires `latents_flip`, and
+    A tensor of a file is mapped once a process, by the first read of it. `with_flips` requires `latents_flip`, and
     `with_features` features in place of what there is of them otherwise.
 
     Attributes:
@@ -111,8 +113,8 @@ class LatentShards:
                         f"{path} holds features of shape {list(shape)}; required: {list(self.feature_shape)}, as in "
                         f"{self.paths[0].name}."
                     )
-        self._ends = torch.tensor([len(part) for part in labels]).cumsum(0)
-        self._slices: dict[tuple[int, str], object] = {}
+        self._ends = list(itertools.accumulate(len(part) for part in labels))
+        self._tensors: dict[tuple[int, str], torch.Tensor] = {}
         self.info = read_info(folder, len(self.labels))
         names = (self.info or {}).get("id2label")
         self.id2label = names and {int(label): name for label, name in names.items()}
@@ -124,9 +126,10 @@ class LatentShards:
         """Raw latents [C, height, width] of an image, or of the mirrored image; or its features [F, h, w]."""
         shard, row = self._locate(index)
         key = shard, f"{name}_flip" if flip else name
-        if key not in self._slices:
-            self._slices[key] = safe_open(self.paths[shard], "pt").get_slice(key[1])
-        return self._slices[key][row]
+        if key not in self._tensors:  # mapped memory: nothing is read yet
+            with safe_open(self.paths[shard], "pt") as file:
+                self._tensors[key] = file.get_tensor(key[1])
+        return self._tensors[key][row]
 
     def place(self, index: int) -> str:
         """Where an item lies, for messages."""
@@ -134,11 +137,11 @@ class LatentShards:
         return f"{self.paths[shard]}, row {row}"
 
     def _locate(self, index: int) -> tuple[int, int]:
-        shard = int(torch.searchsorted(self._ends, index, right=True))
-        return shard, index - (int(self._ends[shard - 1]) if shard else 0)
+        shard = bisect.bisect_right(self._ends, index)
+        return shard, index - (self._ends[shard - 1] if shard else 0)
 
-    def __getstate__(self) -> dict:  # open files don't go to worker processes
-        return {**self.__dict__, "_slices": {}}
+    def __getstate__(self) -> dict:  # mapped memory doesn't go to worker processes
+        return {**self.__dict__, "_tensors": {}}
 
 
 def _check_shard(path: Path, with_flips: bool) -> tuple[torch.Tensor, tuple[int, int, int]]:

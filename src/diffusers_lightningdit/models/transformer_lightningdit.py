@@ -23,7 +23,6 @@ from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import (
     TimestepEmbedding,
     Timesteps,
-    apply_rotary_emb,
     get_1d_rotary_pos_embed,
     get_2d_sincos_pos_embed_from_grid,
 )
@@ -77,9 +76,23 @@ class LightningDiTRotaryEmbedding(nn.Module):
     def __init__(self, attention_head_dim: int):
         super().__init__()
         self.attention_head_dim = attention_head_dim
+        self._kept: dict[tuple[int, int, torch.device], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def forward(self, height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (cos, sin), each [height * width, d], float32."""
+        """Return (cos, sin), each [height * width, d], float32; those of the last size are kept.
+
+        They are no buffers, which a change of the model's type would round.
+        """
+        if torch.compiler.is_compiling():  # what a compiled graph has made must not outlive it
+            return self._tables(height, width, device)
+        key = height, width, device
+        kept = self._kept  # another thread may put other tables in its place
+        if key not in kept:
+            with torch.inference_mode(False):  # autograd refuses tensors that were made in that mode
+                kept = self._kept = {key: self._tables(height, width, device)}
+        return kept[key]
+
+    def _tables(self, height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         half = self.attention_head_dim // 2
         rows = torch.arange(height, device=device).repeat_interleave(width, output_size=height * width)  # [N]
         columns = torch.arange(width, device=device).repeat(height)  # [N]
@@ -119,6 +132,16 @@ class LightningDiTClassEmbedding(nn.Module):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn neighbouring entries of x [B, N, H, d] by the angles of cos and sin, [N, d], in float32.
+
+    diffusers' `apply_rotary_emb` computes the same with more operations: here the products convert by themselves.
+    """
+    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)  # [B, N, H, d/2] each
+    turned = torch.stack([-second, first], dim=-1).flatten(-2)
+    return (x * cos.unsqueeze(1) + turned * sin.unsqueeze(1)).to(x.dtype)
+
+
 class LightningDiTAttnProcessor:
     """Self-attention by diffusers' attention dispatcher (SDPA, flash, sage, ...; see `set_attention_backend`)."""
 
@@ -140,8 +163,8 @@ class LightningDiTAttnProcessor:
 
         if attn.norm_q is not None:
             query, key = attn.norm_q(query).to(value.dtype), attn.norm_k(key).to(value.dtype)
-        if image_rotary_emb is not None:
-            query, key = [apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in (query, key)]
+        if image_rotary_emb is not None:  # of query and key at once: half as many operations
+            query, key = rotate(torch.cat([query, key], dim=2), *image_rotary_emb).chunk(2, dim=2)
 
         hidden_states = dispatch_attention_fn(
             query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
