@@ -95,3 +95,11 @@ def test_card_leads_with_its_own_snippet(card):
 def test_the_recipe_file_is_the_one_embedded(card):
     recipe = yaml.safe_load((REPOSITORY / "examples/digits/recipes/few_step.yaml").read_text())
     assert f"{recipe['max_train_steps']} steps of {recipe['global_batch_size']} images" in card
+
+
+def test_the_card_has_what_the_evaluator_wrote(card, pipeline):
+    record = json.loads((FOLDER / "evaluation" / "generation.json").read_text())
+    assert record["weights_sha256"]["transformer"] == weights_sha256(pipeline.transformer)
+    assert record["weights_sha256"]["vae"] == weights_sha256(pipeline.vae)
+    for name in ("frechet_distance", "precision", "recall", "accuracy"):
+        assert str(record["results"][name]) in card, name
