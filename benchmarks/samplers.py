@@ -158,13 +158,15 @@ def plot(results: list[dict], file: Path) -> None:
             style = {"marker": "o", "markersize": 4} if name in SAMPLERS else {"marker": "*", "markersize": 11}
             panel.plot(*zip(*points, strict=True), label=name, **style)
         panel.set_xscale("log", base=2)
-        ticks = sorted({result["num_evaluations"] for result in results})
-        panel.set_xticks(ticks, [str(tick) for tick in ticks], fontsize="x-small", rotation=45)
+        most = max(result["num_evaluations"] for result in results)
+        ticks = [2**power for power in range(most.bit_length())]  # Heun's odd numbers lie beside them
+        panel.set_xticks(ticks, [str(tick) for tick in ticks])
         panel.minorticks_off()
         panel.set(xlabel="evaluations of the network", title=title)
         panel.grid(alpha=0.3)
+    panels[0].set_ylim(min(0.9, *(result["accuracy"] for result in results)), 1.005)  # no differences by the scale
     panels[1].set_yscale("log")
-    panels[0].legend(fontsize="small")
+    panels[2].legend(fontsize="small", loc="lower right")
     with atomic_write(file) as partial:
         figure.savefig(partial, format="png")
 

@@ -80,7 +80,7 @@ def set_scheduler(pipeline: DiffusionPipeline, name: str | None = None, shift: f
 
     Args:
         pipeline: The pipeline.
-        name: The name of a scheduler class of diffusers, or FlowMatchSDEScheduler.
+        name: The name of a scheduler class of diffusers, or of this package.
         shift: The shift of the time grid as diffusers defines it, 1 / s for the original's shift s.
 
     Raises:
@@ -92,7 +92,7 @@ def set_scheduler(pipeline: DiffusionPipeline, name: str | None = None, shift: f
         return
     current = pipeline.scheduler
     name = type(current).__name__ if name is None else name
-    scheduler_class = getattr(diffusers, name, None)  # FlowMatchSDEScheduler is registered there
+    scheduler_class = getattr(diffusers, name, None)  # those of this package are registered there
     if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
         raise ValueError(f"`scheduler` is {name!r}; required: the name of a scheduler class of diffusers.")
     known = inspect.signature(scheduler_class.__init__).parameters
