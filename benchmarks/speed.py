@@ -97,7 +97,7 @@ TINY_VAE = {"block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels
 SIZES = {
     "full": Size({}, NARROW, 249, (1, 32), 128, 40, {}, 32, (256, 512), 16384, 5, 8192, 150),
     "reduced": Size(
-        {"num_attention_heads": 4, "attention_head_dim": 48, "num_layers": 28},
+        {"num_attention_heads": 4, "attention_head_dim": 24, "num_layers": 28},
         *(NARROW, 20, (1,), 8, 6, SMALL_VAE, 2, (256,), 4096, 3, 1024, 300),
     ),
     "tiny": Size(
