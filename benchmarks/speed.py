@@ -203,7 +203,7 @@ def dtype_of(device: torch.device) -> torch.dtype:
 
 
 def machine(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
-    """What the machine can do: products of matrices, and copying."""
+    """The limits that the machine sets: products of matrices, and copying."""
     dtype, n = dtype_of(device), size.matrix
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     copied = torch.empty_like(a)
