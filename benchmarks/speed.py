@@ -294,7 +294,7 @@ def recipe(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
 
 
 def step_parts(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
-    """What a training step does after the backward pass: clipping, AdamW, averages."""
+    """The end of a training step, after the backward pass: clipping, AdamW, averages."""
     model = make_transformer(size.transformer, device, torch.float32).requires_grad_(True)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter) * 1e-3
