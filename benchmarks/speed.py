@@ -97,7 +97,7 @@ TINY_VAE = {"block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels
 SIZES = {
     "full": Size({}, NARROW, 249, (1, 32), 128, 40, {}, 32, (256, 512), 16384, 5, 8192, 150),
     "reduced": Size(
-        {"num_attention_heads": 4, "attention_head_dim": 48, "num_layers": 28},
+        {"num_attention_heads": 4, "attention_head_dim": 24, "num_layers": 28},
         *(NARROW, 20, (1,), 8, 6, SMALL_VAE, 2, (256,), 4096, 3, 1024, 300),
     ),
     "tiny": Size(
@@ -203,7 +203,7 @@ def dtype_of(device: torch.device) -> torch.dtype:
 
 
 def machine(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
-    """What the machine can do: products of matrices, and copying."""
+    """The limits that the machine sets: products of matrices, and copying."""
     dtype, n = dtype_of(device), size.matrix
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     copied = torch.empty_like(a)
@@ -294,7 +294,7 @@ def recipe(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
 
 
 def step_parts(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
-    """What a training step does after the backward pass: clipping, AdamW, averages."""
+    """The end of a training step, after the backward pass: clipping, AdamW, averages."""
     model = make_transformer(size.transformer, device, torch.float32).requires_grad_(True)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter) * 1e-3
