@@ -25,6 +25,8 @@ EXTRAS = {
     "ode": ["torchdiffeq>=0.2.5"],
     # the handwritten digits, and the classifier that judges the embedded checkpoint
     "digits": ["scikit-learn>=1.5"],
+    # the photographs of examples/change3d_buildings
+    "buildings": ["scikit-learn>=1.5", "scikit-image>=0.24"],
     # measures of latents and images: linear probe, density, t-SNE; plots
     "evaluation": ["scikit-learn>=1.5", "matplotlib>=3.10"],
     # FID, sFID and Inception Score by the published network; brings torchvision along
@@ -40,6 +42,7 @@ EXTRAS = {
         "matplotlib>=3.10",
         "rasterio>=1.4",
         "h5py>=3.11",
+        "scikit-image>=0.24",
         # a second implementation of BLEU
         "sacrebleu>=2.4",
         # quantisation of diffusers models, on the CPU

@@ -33,6 +33,8 @@ SCRIPTS = [
     "conversion/convert_lightningdit_to_diffusers.py",
     "conversion/convert_lpips_to_safetensors.py",
     "conversion/convert_vavae_to_diffusers.py",
+    "examples/change3d_buildings/baseline.py",
+    "examples/change3d_buildings/prepare.py",
     "examples/digits/judge.py",
     "examples/digits/prepare.py",
     "examples/digits/train_encoder.py",

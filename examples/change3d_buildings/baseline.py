@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from datasets import load_dataset
-from scipy.ndimage import gaussian_filter
 
 from diffusers_lightningdit.change3d.metrics import binary_scores
 from diffusers_lightningdit.files import check_output_dir, write_json
@@ -42,6 +41,8 @@ class BaselineConfig:
 
 def difference(before: np.ndarray, after: np.ndarray, blur: float) -> np.ndarray:
     """The mean absolute difference of the channels [H, W], of images [H, W, 3] with equal means and deviations."""
+    from scipy.ndimage import gaussian_filter  # optional, and not needed for --help
+
     images = [image.astype(np.float64) for image in (before, after)]
     images = [(image - image.mean((0, 1))) / (image.std((0, 1)) + 1e-6) for image in images]
     return gaussian_filter(np.abs(images[0] - images[1]).mean(-1), blur)
