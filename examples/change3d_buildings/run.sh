@@ -9,8 +9,8 @@ example=$(dirname "$0")
 folder=${1:-outputs/change3d_buildings}
 python=${PYTHON:-python}
 
-"$python" "$example/prepare.py" --output_dir "$folder/data"
-"$python" "$example/baseline.py" --data "$folder/data" --output_dir "$folder/baseline"
+"$python" "$example/draw_pairs.py" --output_dir "$folder/data"
+"$python" "$example/difference.py" --data "$folder/data" --output_dir "$folder/baseline"
 "$python" "$example/../../training_scripts/train_change3d.py" --config "$example/recipes/change3d.yaml" \
     data="$folder/data" output_dir="$folder/pipeline"
 "$python" -m diffusers_lightningdit.evaluate change --model "$folder/pipeline" --data "$folder/data" \

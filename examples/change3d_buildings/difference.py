@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """Measure the plainest detector of changes: the difference of both images, and a threshold.
 
-    python examples/change3d_buildings/baseline.py --data outputs/change3d_buildings/data --output_dir FOLDER
+    python examples/change3d_buildings/difference.py --data outputs/change3d_buildings/data --output_dir FOLDER
 
 Each channel is first given the same mean and deviation in both images, so that light does not count as much, and the
 difference is blurred. The threshold is the one with the best F1 on the split train; the scores are those of the split
@@ -23,13 +23,13 @@ THRESHOLDS = np.linspace(0.0, 4.0, 201)
 
 @dataclass(kw_only=True)
 class BaselineConfig:
-    """Settings of baseline.py.
+    """Settings of difference.py.
 
     Raises:
         ValueError: for a value that cannot be used.
     """
 
-    data: str = required("Folder that prepare.py wrote.", group="Data")
+    data: str = required("Folder that draw_pairs.py wrote.", group="Data")
     num_train: int = setting(500, "Pairs of the split train that the threshold is chosen on.", minimum=1)
     blur: float = setting(1.0, "The standard deviation of the blur, in pixels.", minimum=0)
     output_dir: str = required("Folder of baseline.json, new or empty.", group="Output")

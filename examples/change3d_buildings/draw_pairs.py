@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """Write pairs of images in which buildings appear and vanish, drawn onto photographs that packages ship.
 
-    python examples/change3d_buildings/prepare.py --output_dir outputs/change3d_buildings/data
+    python examples/change3d_buildings/draw_pairs.py --output_dir outputs/change3d_buildings/data
 
 The ground is cut out of photographs of scikit-image and scikit-learn, other ones for each split. Roads, trees and
 buildings are drawn onto it. Some buildings are there at one date only: that is the change, and the label. Light,
@@ -41,7 +41,7 @@ Polygon = list[tuple[float, float]]
 
 @dataclass(kw_only=True)
 class BuildingsConfig:
-    """Settings of prepare.py.
+    """Settings of draw_pairs.py.
 
     Raises:
         ValueError: for a value that cannot be used.
