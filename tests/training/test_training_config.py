@@ -1,11 +1,11 @@
 import pytest
 
-from diffusers_lightningdit.training.config import TrainingConfig
+from diffusers_lightningdit.training.config import ImageTrainingConfig
 
 
-def example_config(tmp_path, **settings) -> TrainingConfig:
+def example_config(tmp_path, **settings) -> ImageTrainingConfig:
     settings = {"global_batch_size": 4, "max_train_steps": 5, "learning_rate": 1.0, **settings}
-    return TrainingConfig(data="images", output_dir=str(tmp_path / "new"), **settings)
+    return ImageTrainingConfig(data="images", output_dir=str(tmp_path / "new"), **settings)
 
 
 @pytest.mark.parametrize(
