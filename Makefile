@@ -1,16 +1,18 @@
 # `make demo` and `make test` do all of their own set-up, in .venv; PYTHON names the interpreter that makes it.
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 4
 BIN = $(VENV)/bin
 DIFFUSERS_REPOSITORY ?= https://github.com/huggingface/diffusers
 
-.PHONY: demo test test-lowest test-diffusers digits style quality clean
+.PHONY: demo test test-lowest test-diffusers digits docs style quality clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/generate_grid.py
 
+# by a process for each core, at most WORKERS; each takes up to 2.5 GB of memory
 test: $(VENV)/.test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses $(WORKERS) --dist loadfile
 
 # the lowest versions that setup.py declares; needs a Python 3.10
 test-lowest:
@@ -26,6 +28,10 @@ test-diffusers: $(VENV)/.test
 # trains and judges the embedded checkpoint from nothing, into outputs/digits
 digits: $(VENV)/.test
 	PYTHON=$(BIN)/python sh examples/digits/run.sh outputs/digits
+
+# the documentation as a site, in outputs/site; warnings are errors
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
 
 style: $(VENV)/.quality
 	$(BIN)/ruff check --fix .
@@ -47,6 +53,6 @@ $(VENV)/.demo: $(VENV)/bin/python setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.test $(VENV)/.quality: $(VENV)/.%: $(VENV)/bin/python setup.py pyproject.toml
+$(VENV)/.test $(VENV)/.quality $(VENV)/.docs: $(VENV)/.%: $(VENV)/bin/python setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	@touch $@

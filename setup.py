@@ -1,4 +1,7 @@
-"""The package. `pipelines/` lies at the top level: the same files serve `import` and `custom_pipeline=`."""
+"""The package. Folders of the top level belong to it: the same files serve a checkout, `import` and the command.
+
+`pipelines/` also serves `custom_pipeline=`, `training_scripts/` also `accelerate launch`.
+"""
 
 from pathlib import Path
 
@@ -29,6 +32,8 @@ EXTRAS = {
     "buildings": ["scikit-learn>=1.5", "scikit-image>=0.24"],
     # measures of latents and images: linear probe, density, t-SNE; plots
     "evaluation": ["scikit-learn>=1.5", "matplotlib>=3.10"],
+    # the completion script of a shell, for the command diffusers-lightningdit
+    "completion": ["shtab>=1.11.0"],
     # FID, sFID and Inception Score by the published network; brings torchvision along
     "inception": ["torch-fidelity>=0.4.0"],
     # RSICCformer's files of images for captions
@@ -37,10 +42,12 @@ EXTRAS = {
     "geotiff": ["rasterio>=1.4"],
     "test": [
         "pytest>=8.2",
+        "pytest-xdist>=3.6.1",
         "torchdiffeq>=0.2.5",
         "scikit-learn>=1.5",
         "matplotlib>=3.10",
         "rasterio>=1.4",
+        "shtab>=1.11.0",
         "h5py>=3.11",
         "scikit-image>=0.24",
         # a second implementation of BLEU
@@ -53,6 +60,8 @@ EXTRAS = {
         "setuptools>=70.1",
     ],
     "quality": ["ruff==0.14.5"],
+    # the documentation as a site
+    "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"],
 }
 
 setup(
@@ -67,15 +76,25 @@ setup(
     package_dir={
         "diffusers_lightningdit": "src/diffusers_lightningdit",
         "diffusers_lightningdit.pipelines": "pipelines",
+        "diffusers_lightningdit.training_scripts": "training_scripts",
+        "diffusers_lightningdit.conversion": "conversion",
+        "diffusers_lightningdit.demo": "demo",
+        "diffusers_lightningdit.model_cards": "model_cards",
     },
     packages=[
         "diffusers_lightningdit",
         "diffusers_lightningdit.change3d",
+        "diffusers_lightningdit.commands",
+        "diffusers_lightningdit.conversion",
         "diffusers_lightningdit.data",
+        "diffusers_lightningdit.demo",
         "diffusers_lightningdit.evaluation",
         "diffusers_lightningdit.evaluation.commands",
+        "diffusers_lightningdit.guiders",
+        "diffusers_lightningdit.hub",
         "diffusers_lightningdit.losses",
         "diffusers_lightningdit.metrics",
+        "diffusers_lightningdit.model_cards",
         "diffusers_lightningdit.models",
         "diffusers_lightningdit.networks",
         "diffusers_lightningdit.original",
@@ -85,8 +104,21 @@ setup(
         "diffusers_lightningdit.training.change3d",
         "diffusers_lightningdit.training.transformer",
         "diffusers_lightningdit.training.vavae",
+        "diffusers_lightningdit.training_scripts",
     ],
-    package_data={"diffusers_lightningdit.original": ["*.json"]},
+    package_data={
+        "diffusers_lightningdit.original": ["*.json"],
+        "diffusers_lightningdit.training_scripts": ["recipes/*.yaml", "accelerate_configs/*.yaml"],
+        "diffusers_lightningdit.conversion": ["configs/*.yaml"],
+        # the checkpoint of the demo (11 MB), without pictures and measurements
+        "diffusers_lightningdit.model_cards": [
+            "*/README.md",
+            "lightningdit-digits/model_index.json",
+            "lightningdit-digits/*/*config.json",
+            "lightningdit-digits/*/*.safetensors",
+        ],
+    },
+    entry_points={"console_scripts": ["diffusers-lightningdit = diffusers_lightningdit.commands:main"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
     classifiers=[

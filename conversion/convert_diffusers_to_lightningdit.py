@@ -8,6 +8,7 @@ from an original checkpoint return bit by bit.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from diffusers_lightningdit.files import check_output_dir, new_folder
 from diffusers_lightningdit.original.export import original_files, write_original_files
@@ -22,7 +23,7 @@ class ConversionConfig:
     output_dir: str = required("Folder of the original's files, new or empty.", group="Output")
 
 
-def convert(config: ConversionConfig) -> None:
+def convert(config: ConversionConfig) -> dict[str, Any]:
     check_output_dir(config.output_dir)
     files, remarks = original_files(config.checkpoint)
     with new_folder(config.output_dir) as folder:
@@ -30,11 +31,12 @@ def convert(config: ConversionConfig) -> None:
     print(f"{config.output_dir}: {', '.join(files)}")
     for remark in remarks:
         print(remark)
+    return {"output_dir": config.output_dir, "files": list(files), "remarks": remarks}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     with one_line_errors((ValueError, OSError)):
-        convert(parse_config(ConversionConfig, arguments, __doc__))
+        return convert(parse_config(ConversionConfig, arguments, __doc__))
 
 
 if __name__ == "__main__":

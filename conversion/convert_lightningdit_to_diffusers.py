@@ -9,6 +9,7 @@ multiplier and, for sizes that were never published, the number of heads. Contra
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from diffusers_lightningdit.files import check_output_dir, new_folder, read_checkpoint
 from diffusers_lightningdit.original import (
@@ -33,7 +34,10 @@ class ConversionConfig:
     checkpoint: str = required("File of the transformer's weights: a path, or user/repo:file of the Hub.")
     config: str | None = setting(None, "The original's YAML; null: the one that the checkpoint holds, if any.")
     weights: str | None = setting(
-        None, "The weights that are taken; null: ema where the checkpoint has it.", choices=("ema", "model")
+        None,
+        "The weights that are taken; null: ema_models.1, the average of FACM's training files, or ema where the "
+        "checkpoint has it.",
+        choices=("ema", "model", "ema_models.0", "ema_models.1"),
     )
     vae: str | None = setting(
         None, "An original checkpoint of the autoencoder, or a folder of diffusers; null: no pipeline is made."
@@ -41,6 +45,11 @@ class ConversionConfig:
     latents_stats: str | None = setting(None, "The original's latents_stats.pt, which goes into the VAE's config.")
     num_attention_heads: int | None = setting(
         None, "The number of attention heads of sizes that were never published.", minimum=1
+    )
+    internal_guidance_layer: int | None = setting(
+        None,
+        "The block, counted from 1, before the output layer of internal guidance, of sizes that were never published.",
+        minimum=1,
     )
 
     output_dir: str = required("Folder of the transformer or pipeline, new or empty.", group="Output")
@@ -53,12 +62,16 @@ class ConversionConfig:
             )
 
 
-def convert(config: ConversionConfig) -> None:
+def convert(config: ConversionConfig) -> dict[str, Any]:
     check_output_dir(config.output_dir)
     checkpoint = read_checkpoint(config.checkpoint)
     original = OriginalConfig.read(config.config) if config.config else embedded_config(checkpoint)
     transformer = load_transformer(
-        config.checkpoint, config.weights, config=original, num_attention_heads=config.num_attention_heads
+        config.checkpoint,
+        config.weights,
+        config=original,
+        num_attention_heads=config.num_attention_heads,
+        internal_guidance_layer=config.internal_guidance_layer,
     )
     saved, notes = transformer, []
     if config.vae is not None:
@@ -82,11 +95,12 @@ def convert(config: ConversionConfig) -> None:
     )
     for note in notes:
         print(note)
+    return {"output_dir": config.output_dir, "class": type(saved).__name__, "remarks": notes}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     with one_line_errors((ValueError, OSError)):
-        convert(parse_config(ConversionConfig, arguments, __doc__))
+        return convert(parse_config(ConversionConfig, arguments, __doc__))
 
 
 if __name__ == "__main__":

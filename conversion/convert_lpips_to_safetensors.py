@@ -12,6 +12,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -63,7 +64,7 @@ def translate(vgg16: dict, linear: dict, names: tuple[str, str]) -> dict[str, to
     return weights
 
 
-def convert(config: ConversionConfig) -> None:
+def convert(config: ConversionConfig) -> dict[str, Any]:
     output = Path(config.output)
     if output.exists():
         raise ValueError(f"output {output} exists; required: a new file.")
@@ -77,12 +78,14 @@ def convert(config: ConversionConfig) -> None:
     content = save(weights, {ORIGIN: json.dumps(origin)})  # one entry: the order of several varies
     with atomic_write(output) as partial:
         partial.write_bytes(content)
-    print(f"{output}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+    digits = hashlib.sha256(content).hexdigest()
+    print(f"{output}: {len(content):,} bytes, sha256 {digits}")
+    return {"output": str(output), "sha256": digits}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     with one_line_errors((ValueError, OSError)):
-        convert(parse_config(ConversionConfig, arguments, __doc__))
+        return convert(parse_config(ConversionConfig, arguments, __doc__))
 
 
 if __name__ == "__main__":

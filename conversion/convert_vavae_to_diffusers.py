@@ -9,6 +9,7 @@ foundation model's features and `discriminator`, as model folders, and under its
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from safetensors.torch import save_file
 
@@ -33,7 +34,7 @@ class ConversionConfig:
     output_dir: str = required("Folder of the AutoencoderVAVAE, new or empty.", group="Output")
 
 
-def convert(config: ConversionConfig) -> None:
+def convert(config: ConversionConfig) -> dict[str, Any]:
     check_output_dir(config.output_dir)
     parts = read_autoencoder(config.checkpoint, config.config)
     vae = build_autoencoder(parts, config.latents_stats)
@@ -62,11 +63,12 @@ def convert(config: ConversionConfig) -> None:
         print(f"kept for training: {TRAINING_FOLDER}/{name}.safetensors, {len(tensors)} tensors")
     for name, number in Counter(".".join(key.split(".")[:2]) for key in parts.left_out).items():
         print(f"left out: {name}.*, {number} tensors (a published network of its own)")
+    return {"output_dir": config.output_dir, "class": type(vae).__name__, "kept_for_training": [*models, *files]}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     with one_line_errors((ValueError, OSError)):
-        convert(parse_config(ConversionConfig, arguments, __doc__))
+        return convert(parse_config(ConversionConfig, arguments, __doc__))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
 
+from diffusers_lightningdit import LightningDiTPipeline
+from diffusers_lightningdit.files import read_model
 from diffusers_lightningdit.grids import draw_labelled_grid
 from diffusers_lightningdit.settings import check_settings, one_line_errors, parse_config, setting
 
+MAX_CLASSES = 20  # that are drawn where none are named: all of ImageNet would take a day
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -28,7 +30,9 @@ class GridConfig:
     )
 
     classes: tuple[int | str, ...] | None = setting(
-        None, "Names or ids of the classes to draw; null: all.", group="Sampling"
+        None,
+        f"Names or ids of the classes to draw; null: all, or of more than {MAX_CLASSES} so many, evenly spread.",
+        group="Sampling",
     )
     num_images_per_class: int = setting(8, "Images of each class.", minimum=1)
     seed: int = setting(0, "The seed of the images.")
@@ -43,15 +47,17 @@ class GridConfig:
 def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         config = parse_config(GridConfig, argv, __doc__)
-
-    pipe = DiffusionPipeline.from_pretrained(config.pipeline)
+        pipe = read_model(
+            LightningDiTPipeline, config.pipeline, "pipeline", "folder or Hub id of a LightningDiTPipeline"
+        )
+        if config.classes is None:
+            num_classes = pipe.transformer.config.num_classes
+            num_rows = min(num_classes, MAX_CLASSES)
+            classes = [row * num_classes // num_rows for row in range(num_rows)]
+        else:
+            classes = pipe.get_label_ids(list(config.classes))
     if torch.cuda.is_available():
         pipe.to("cuda")
-    if config.classes is None:
-        classes = list(pipe.id2label) or list(range(pipe.transformer.config.num_classes))
-    else:
-        classes = pipe.get_label_ids(list(config.classes))
-
     grid = draw_labelled_grid(pipe, classes, config.num_images_per_class, config.seed, batch_size=16, zoom=config.scale)
     output = Path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)

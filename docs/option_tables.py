@@ -5,7 +5,8 @@
 
 A table stands between the lines `<!-- settings: MODULE.CLASS -->` and `<!-- end of settings -->`; after
 `MODULE.CLASS beyond MODULE.BASE` it has only the settings that are not, or not so, in the base class.
-tests/test_docs.py checks that the tables are up to date.
+The table of the original's YAML keys `original.recipes.NAME` stands between `<!-- original keys: NAME -->` and
+`<!-- end of keys -->`. tests/test_docs.py checks that the tables are up to date.
 """
 
 import itertools
@@ -13,10 +14,12 @@ import re
 from importlib import import_module
 from pathlib import Path
 
+from diffusers_lightningdit.original import recipes
 from diffusers_lightningdit.settings import settings_of
 
 PAGES = sorted(Path(__file__).parent.glob("*.md"))
 TABLE = re.compile(r"(<!-- settings: (\S+)(?: beyond (\S+))? -->\n).*?(<!-- end of settings -->)", re.DOTALL)
+KEYS = re.compile(r"(<!-- original keys: (\w+) -->\n).*?(<!-- end of keys -->)", re.DOTALL)
 
 
 def find_class(name: str) -> type:
@@ -45,7 +48,10 @@ def updated(text: str) -> str:
         base = None if match[3] is None else find_class(match[3])
         return match[1] + table(find_class(match[2]), base) + match[4]
 
-    return TABLE.sub(replaced, text)
+    def keys(match: re.Match) -> str:
+        return match[1] + recipes.key_table(getattr(recipes, match[2])) + match[3]
+
+    return KEYS.sub(keys, TABLE.sub(replaced, text))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
     FasterCacheConfig,
+    FirstBlockCacheConfig,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     ImagePipelineOutput,
@@ -48,7 +49,10 @@ from diffusers import (
 from diffusers.guiders import BaseGuidance
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import SanaLoraLoaderMixin
+from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
+
+logger = logging.get_logger(__name__)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Schedulers and their time grid
@@ -65,12 +69,16 @@ REFUSED_SCHEDULERS = {
 }
 
 
+# By name, since this file must not import the package that defines them.
+OUR_SCHEDULERS = ("FlowMatchSDEScheduler", "FlowMatchUCGMScheduler")
+
+
 def check_scheduler(scheduler) -> None:
     """Raise ValueError, with the reason, if a scheduler cannot integrate a flow with sigma = 1 - t."""
     name = type(scheduler).__name__
     if name in REFUSED_SCHEDULERS:
         raise ValueError(f"`scheduler` is {name}: {REFUSED_SCHEDULERS[name]}. {SUPPORTED_SCHEDULERS}")
-    if name == "FlowMatchSDEScheduler":  # by name, since this file must not import the package that defines it
+    if name in OUR_SCHEDULERS:
         required = {}
     elif isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)):
         required = {"use_dynamic_shifting": False, "invert_sigmas": False}
@@ -104,6 +112,14 @@ def set_timesteps(scheduler, num_inference_steps: int, device: torch.device) -> 
     return 1.0 - scheduler.sigmas[: len(scheduler.timesteps)].to("cpu", torch.float32)
 
 
+def jumps_to_data(scheduler) -> bool:
+    """Whether each step goes on from the estimated data with new noise, as networks for a few steps are sampled.
+
+    Such a network predicts the average velocity from t to 1 (FACM, arXiv 2507.03738).
+    """
+    return bool(scheduler.config.get("stochastic_sampling")) or scheduler.config.get("stochastic_ratio") == 1
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Velocity and guidance
 # ---------------------------------------------------------------------------------------------------------------------
@@ -114,6 +130,8 @@ TIME_TOLERANCE = 1e-6
 # These caches count calls or keep states over all calls of the network, whatever their `cache_context`. Every call of
 # a run must therefore have the same batch size.
 SINGLE_BATCH_CACHES = (FasterCacheConfig, MagCacheConfig, PyramidAttentionBroadcastConfig)
+# These have no velocity of an earlier block where they skip computing.
+CACHES_OF_ONE_OUTPUT = (FasterCacheConfig, FirstBlockCacheConfig, MagCacheConfig)
 
 
 def predict_velocity(
@@ -123,6 +141,8 @@ def predict_velocity(
     class_ids: torch.Tensor,
     attention_kwargs: dict | None = None,
     cache_context: str | None = None,
+    jumps: bool = False,
+    internal_guidance_scale: float | None = None,
 ) -> torch.Tensor:
     """Evaluate the network at time t, for all ids or for several ids of each latent.
 
@@ -131,21 +151,33 @@ def predict_velocity(
         class_ids: [k B]; the latents are repeated k times.
         cache_context: The name under which caches keep the states of this call, whose batch size must not change. By
             default there is one context for unguided and one for guided calls.
+        jumps: Whether the average velocity from t to 1 is wanted of a network that has a second time for it.
+        internal_guidance_scale: The scale w of internal guidance, v + (w - 1) (v - z) with the velocity z of an earlier
+            block (arXiv 2512.24176); None: z is not computed.
 
     Returns:
         Velocity, float32 [k B, C, height, width].
     """
     repeats = len(class_ids) // len(latents)
     cache_context = cache_context or ("cond" if repeats == 1 else "cond_uncond")
+    more = {}
+    if jumps and transformer.config.get("second_time_embedding"):
+        more["second_timestep"] = torch.ones(len(class_ids), device=latents.device)
+    if internal_guidance_scale is not None:
+        more["return_internal"] = True
     with exclusive(transformer), transformer.cache_context(cache_context):
-        velocity = transformer(
+        velocity, *internal = transformer(
             hidden_states=latents.repeat(repeats, 1, 1, 1).to(transformer.dtype),
             timestep=torch.full((len(class_ids),), t, dtype=torch.float32, device=latents.device),
             class_labels=class_ids,
             attention_kwargs=attention_kwargs,
             return_dict=False,
-        )[0]
-    return velocity.float()
+            **more,
+        )
+    velocity = velocity.float()
+    if internal_guidance_scale is None:
+        return velocity
+    return velocity + (internal_guidance_scale - 1) * (velocity - internal[0].float())
 
 
 def guide(
@@ -363,28 +395,32 @@ def list_images(image, name: str = "image", is_mask: bool = False) -> list:
     return [PIL.ImageOps.exif_transpose(one) if isinstance(one, PIL.Image.Image) else one for one in images]
 
 
-def preprocess(images: list, height: int, width: int, factor: int, is_mask: bool = False) -> torch.Tensor:
-    """Resize images of `list_images` to a height and width that are multiples of `factor`, and stack them.
+def preprocess(images: list, height: int, width: int, vae, is_mask: bool = False) -> torch.Tensor:
+    """Resize images of `list_images` to a height and width that are multiples of the VAE's factor, and stack them.
 
     Returns:
-        Images [B, 3, height, width] in [-1, 1]; masks [B, 1, height, width] of zeros and ones.
+        Images [B, C, height, width] in [-1, 1], C = 3, or 1 (luma of ITU-R BT.601) for a VAE of grey images; masks
+        [B, 1, height, width] of zeros and ones.
     """
     if is_mask:
         settings = {"do_normalize": False, "do_binarize": True, "do_convert_grayscale": True}
     else:
         settings = {"do_convert_rgb": True}
-    processor = VaeImageProcessor(vae_scale_factor=factor, **settings)
+    processor = VaeImageProcessor(vae_scale_factor=vae_geometry(vae)[1], **settings)
 
     def as_float(image):  # diffusers cannot resize half precision, integers or booleans
         if isinstance(image, np.ndarray):
             return image.astype("float32")
         return image.float() if isinstance(image, torch.Tensor) else image
 
-    return torch.cat([processor.preprocess(as_float(image), height, width) for image in images])
+    images = torch.cat([processor.preprocess(as_float(image), height, width) for image in images])
+    if not is_mask and vae.config.get("in_channels") == 1:
+        images = torch.einsum("bchw,c->bhw", images, images.new_tensor([0.299, 0.587, 0.114])).unsqueeze(1)
+    return images
 
 
 def postprocess(processor: VaeImageProcessor, images: torch.Tensor, output_type: str):
-    """Convert images [B, 3, height, width] in [-1, 1] to the output type "pil", "np" or "pt"."""
+    """Convert images [B, 3 or 1, height, width] in [-1, 1] to the output type "pil", "np" or "pt"."""
     if output_type == "pil":
         # 8 bits by truncation, as in the original; then k / 255, which the conversion of diffusers keeps exactly
         pixels = (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
@@ -410,23 +446,28 @@ MAX_COUNT, MAX_SIDE, MAX_SCALE = 100_000, 16_384, 1e6
 
 
 def is_integer(value) -> bool:
+    """Whether a value is a whole number; True and False are none."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_real(value, low: float = -MAX_SCALE, high: float = MAX_SCALE) -> bool:
+    """Whether a value is a finite number from `low` to `high`."""
     return isinstance(value, Real) and not isinstance(value, bool) and bool(low <= value <= high)
 
 
 def is_interval(value) -> bool:
+    """Whether a value is a pair of times, 0 <= start <= end <= 1."""
     is_pair = isinstance(value, (tuple, list)) and len(value) == 2 and all(map(is_real, value))
     return is_pair and 0 <= value[0] <= value[1] <= 1
 
 
 def is_latents(value) -> bool:
+    """Whether a value is a floating-point tensor of finite values."""
     return isinstance(value, torch.Tensor) and value.is_floating_point() and bool(value.isfinite().all())
 
 
 def is_generator(value, number: int) -> bool:
+    """Whether a value is a torch.Generator, or a list of as many as there are images."""
     several = value if isinstance(value, list) else [value] * number
     return len(several) == number and all(isinstance(one, torch.Generator) for one in several)
 
@@ -441,16 +482,26 @@ def is_callback(value) -> bool:
 
 
 def is_attention_kwargs(value) -> bool:
+    """Whether a value is a dictionary that has nothing but the LoRA's `scale`."""
     return isinstance(value, dict) and set(value) <= {"scale"} and all(map(is_real, value.values()))
 
 
 def any_of(names: str) -> tuple:
+    """The check of an argument that has to be one of the names in `s[names]`, and its words."""
     return lambda v, s: isinstance(v, str) and v in s[names], f"one of {{{names}}}"
 
 
 def count_from(low: int) -> tuple:
+    """The check of an argument that has to be a whole number of at least `low`, and its words."""
     return lambda v, s: is_integer(v) and low <= v <= MAX_COUNT, f"an integer of at least {low} and at most {MAX_COUNT}"
 
+
+# Shared by arguments of the same kind
+SCALE = (lambda v, s: is_real(v, low=0), f"a finite number of at least 0 and at most {MAX_SCALE:g}")
+INTERVAL = (
+    lambda v, s: v is None or is_interval(v),
+    "(start, end) with 0 <= start <= end <= 1, or None for all times",
+)
 
 # For each argument: the condition on its value v, and the requirement in words. Both may use the sizes s, the keyword
 # arguments of `check_arguments`, which follow from the components and from other arguments.
@@ -465,11 +516,10 @@ REQUIREMENTS: dict[str, tuple[Callable[..., bool], str]] = {
     "num_images_per_prompt": count_from(1),
     "num_images": count_from(2),
     "num_probes": count_from(1),
-    "guidance_scale": (lambda v, s: is_real(v, low=0), f"a finite number of at least 0 and at most {MAX_SCALE:g}"),
-    "guidance_interval": (
-        lambda v, s: v is None or is_interval(v),
-        "(start, end) with 0 <= start <= end <= 1, or None for all times",
-    ),
+    "guidance_scale": SCALE,
+    "guidance_interval": INTERVAL,
+    "internal_guidance_scale": SCALE,
+    "internal_guidance_interval": INTERVAL,
     "guidance_channels": (
         lambda v, s: v is None or (is_integer(v) and 1 <= v <= s["in_channels"]),
         "an integer from 1 to {in_channels}, or None for all",
@@ -564,8 +614,9 @@ def check_components(transformer, vae) -> None:
 
 def image_size(transformer, vae, height: int | None, width: int | None) -> tuple[int, int]:
     """Return the height and width of images in pixels, with the size of the training in place of None."""
-    trained_size = transformer.config.sample_size * vae_geometry(vae)[1]
-    return trained_size if height is None else height, trained_size if width is None else width
+    size, factor = transformer.config.sample_size, vae_geometry(vae)[1]
+    trained_height, trained_width = [size * factor] * 2 if isinstance(size, int) else [side * factor for side in size]
+    return trained_height if height is None else height, trained_width if width is None else width
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -612,7 +663,7 @@ pipe = DiffusionPipeline.from_pretrained("{repository}")
 {call}
 ```
 
-Images of {size}x{size} pixels of {num_classes} classes, drawn by a flow-matching transformer (LightningDiT,
+Images of {size} pixels of {num_classes} classes, drawn by a flow-matching transformer (LightningDiT,
 [arXiv 2501.01423](https://arxiv.org/abs/2501.01423), {transformer_parameters:,} parameters) in the latents of an
 autoencoder (`{vae}`, {vae_parameters:,} parameters). The argument is a class id{or_name}, or a list of them{names}.
 
@@ -632,6 +683,14 @@ class HubMixin:
         # makes Python import the shared file of each folder anew, too.
         if __name__.startswith("diffusers_modules.") and cls.__module__ != __name__:
             sys.modules.pop(__name__, None)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """Save as diffusers does, but refuse a component that cannot be saved before any of them is written."""
+        for name, component in self.components.items():
+            component = getattr(component, "_orig_mod", component)  # a compiled model is a wrapper
+            if hasattr(component, "check_saving"):
+                component.check_saving(Path(save_directory, name))
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
         """Write model_index.json, the code of this pipeline, and the code of its components beside their weights.
@@ -673,6 +732,7 @@ class HubMixin:
 
 
 def normal_name(name: str) -> str:
+    """The name of a class without spaces around it, in Unicode's form NFC."""
     return unicodedata.normalize("NFC", name.strip())
 
 
@@ -791,6 +851,8 @@ DEFAULT_RECIPE = {
     "guidance_scale": 4.0,
     "guidance_interval": None,
     "guidance_channels": None,
+    "internal_guidance_scale": 1.0,
+    "internal_guidance_interval": None,
     "ode_method": None,
     "ode_atol": 1e-6,
     "ode_rtol": 1e-3,
@@ -955,40 +1017,86 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
             ode_methods=ODE_METHODS,
             tensor_inputs=self._callback_tensor_inputs,
         )
+        self._check_internal_guidance(arguments.get("internal_guidance_scale", 1))
+        self._warn_of_too_many_steps(arguments.get("num_inference_steps"))
         batch_size = num_labels * num_images_per_prompt
         shape = (batch_size, in_channels, height // factor, width // factor)
         check_arguments({"latents": latents, "generator": generator}, number=batch_size, shape=shape)
+
+    def _check_internal_guidance(self, scale: float) -> None:
+        """Raise ValueError for internal guidance of a transformer that has no velocity of an earlier block."""
+        if scale == 1:
+            return
+        has_layer = self.transformer.config.get("internal_guidance_layer") is not None
+        require(has_layer, "internal_guidance_scale", scale, "1 for a transformer without `internal_guidance_layer`")
+        cache = self.transformer._cache_config
+        require(
+            not isinstance(cache, CACHES_OF_ONE_OUTPUT),
+            "internal_guidance_scale",
+            scale,
+            f"1 with {type(cache).__name__}, which has no velocity of an earlier block where it skips computing",
+        )
+
+    def _warn_of_too_many_steps(self, num_inference_steps: int | None) -> None:
+        distilled_for = (self.config.sampling_recipe or {}).get("num_inference_steps")
+        if num_inference_steps is None or distilled_for is None or not jumps_to_data(self.scheduler):
+            return
+        if num_inference_steps > distilled_for:
+            logger.warning(
+                f"`num_inference_steps` is {num_inference_steps}, and the transformer was distilled for "
+                f"{distilled_for}: more steps cost more, and may make images worse."
+            )
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
     def _guided_velocity(
         self,
         class_ids: torch.Tensor,
+        attention_kwargs: dict | None,
+        *,
         guidance_interval: tuple[float, float] | None,
         guidance_channels: int | None,
-        attention_kwargs: dict | None,
+        internal_guidance_scale: float,
+        internal_guidance_interval: tuple[float, float] | None,
     ) -> Callable[[torch.Tensor, float, int], torch.Tensor]:
-        """Return the velocity with classifier-free guidance as a function of (latents, t, step).
+        """Return the velocity with internal and classifier-free guidance as a function of (latents, t, step).
 
-        The unconditional half is computed only where guidance is applied, or at every t for a cache that needs it. The
-        function reads `self.guidance_scale` at each step, because callbacks may change it.
+        Internal guidance is applied to each half. The unconditional half is computed only where guidance is applied, or
+        at every t for a cache that needs it. The function reads `self.guidance_scale` at each step, because callbacks
+        may change it.
         """
         null_ids = torch.full_like(class_ids, self.transformer.config.num_classes)
         both_ids = torch.cat([null_ids, class_ids])
         has_classes = not torch.equal(class_ids, null_ids)  # without, guidance would change nothing
         needs_both = self.guidance_scale > 1 and isinstance(self.transformer._cache_config, SINGLE_BATCH_CACHES)
+        jumps = jumps_to_data(self.scheduler)
+
+        def predict(latents: torch.Tensor, t: float, ids: torch.Tensor) -> torch.Tensor:
+            scale = self._internal_scale(t, internal_guidance_scale, internal_guidance_interval)
+            return predict_velocity(
+                self.transformer, latents, t, ids, attention_kwargs, jumps=jumps, internal_guidance_scale=scale
+            )
 
         def velocity(latents: torch.Tensor, t: float, step: int) -> torch.Tensor:
             is_guided = has_classes and self.guidance_scale > 1 and in_interval(t, guidance_interval)
             if not (is_guided or needs_both):
-                return predict_velocity(self.transformer, latents, t, class_ids, attention_kwargs)
-            both = predict_velocity(self.transformer, latents, t, both_ids, attention_kwargs)
+                return predict(latents, t, class_ids)
+            both = predict(latents, t, both_ids)
             unconditional, conditional = both.chunk(2)
             if not is_guided:
                 return conditional
             return guide(conditional, unconditional, self.guidance_scale, guidance_channels)
 
         return velocity
+
+    def _internal_scale(self, t: float, scale: float, interval: tuple[float, float] | None) -> float | None:
+        """The scale of internal guidance at t, and None where the velocity of the earlier block is not computed.
+
+        A cache that predicts it needs it at every t.
+        """
+        if scale != 1 and in_interval(t, interval):
+            return scale
+        return 1.0 if scale != 1 and self.transformer.is_cache_enabled else None
 
     def _denoise(
         self,
@@ -1072,11 +1180,13 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
         recipe = {**DEFAULT_RECIPE, **(self.config.sampling_recipe or {})}
         if recipe["ode_method"] is None:
             recipe |= {"ode_atol": None, "ode_rtol": None}
+        if recipe["internal_guidance_scale"] == 1:
+            recipe |= {"internal_guidance_scale": None, "internal_guidance_interval": None}
         return MODEL_CARD.format(
             title=repository.rpartition("/")[2],
             repository=repository,
             call=self._card_call.format(label=label),
-            size=image_size(self.transformer, self.vae, None, None)[0],
+            size="{1}x{0}".format(*image_size(self.transformer, self.vae, None, None)),
             num_classes=self.transformer.config.num_classes,
             transformer_parameters=self.transformer.num_parameters(),
             vae=type(self.vae).__name__,

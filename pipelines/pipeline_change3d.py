@@ -97,10 +97,12 @@ def require(condition: bool, name: str, value, requirement: str) -> None:
 
 
 def is_integer(value, low: int, high: float = math.inf) -> bool:
+    """Whether a value is a whole number within bounds, and no boolean."""
     return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
 
 
 def is_fraction(value) -> bool:
+    """Whether a value is a number from 0 to 1, and no boolean."""
     return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value <= 1
 
 
@@ -311,6 +313,7 @@ class BlendedScene:
 
     @property
     def num_tiles(self) -> int:
+        """The number of tiles that cover the scene."""
         return len(self.starts[0]) * len(self.starts[1])
 
     def tiles(self) -> Iterator[tuple[int, int, list[torch.Tensor]]]:
@@ -356,6 +359,7 @@ class MapsInMemory:
         self.maps: dict[str, np.ndarray] = {}
 
     def write(self, first: int, rows: dict[str, torch.Tensor]) -> None:
+        """Take rows [h, W] of each map, from row `first` of the scene on."""
         for name, values in rows.items():
             values = values.cpu().numpy()
             if name not in self.maps:
@@ -377,6 +381,7 @@ class MapsInFile:
         self.partial = path.with_name(f".{path.name}.partial")
 
     def write(self, first: int, rows: dict[str, torch.Tensor]) -> None:
+        """Write rows [h, W] of each map, from row `first` of the scene on."""
         rasterio = rasterio_library("output_file")
         if self.dataset is None:
             self.files.callback(self.partial.unlink, missing_ok=True)
@@ -395,6 +400,7 @@ class MapsInFile:
             self.dataset.write(as_8_bits(values).cpu().numpy(), band, window=window)
 
     def finish(self) -> str:
+        """Give the file its name, which is returned."""
         self.dataset.close()
         os.replace(self.partial, self.path)
         return str(self.path)

@@ -28,6 +28,7 @@ from .lightningdit_sampling import (
     image_size,
     in_interval,
     initial_noise,
+    jumps_to_data,
     predict_velocity,
     require,
     set_timesteps,
@@ -45,7 +46,8 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
         scheduler: A flow-matching scheduler. Its shift is 1 / s for the timestep shift s of the original.
         id2label: The names of the classes, {0: "tench, Tinca tinca", ...}; commas separate synonyms.
         sampling_recipe: The defaults of `__call__` that belong to the checkpoint: any of `num_inference_steps`,
-            `guidance_scale`, `guidance_interval`, `guidance_channels`, `ode_method`, `ode_atol`, `ode_rtol`.
+            `guidance_scale`, `guidance_interval`, `guidance_channels`, `internal_guidance_scale`,
+            `internal_guidance_interval`, `ode_method`, `ode_atol`, `ode_rtol`.
 
     Raises:
         ValueError: For an unknown key of `sampling_recipe`, or a key of `id2label` that is not a class.
@@ -83,11 +85,15 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
         ode_rtol: float | str = RECIPE,
         guider: BaseGuidance | None = None,
         check_finite: bool = True,
+        internal_guidance_scale: float | str = RECIPE,
+        internal_guidance_interval: tuple[float, float] | None | str = RECIPE,
     ) -> ImagePipelineOutput | tuple:
         """Draw `num_images_per_prompt` images for each label.
 
         An argument whose default is "recipe" takes the value that the authors of the checkpoint sampled with
-        (`pipe.config.sampling_recipe`), or else of 50 steps with guidance 4.0 at all times and on all channels.
+        (`pipe.config.sampling_recipe`), or else of 50 steps with guidance 4.0 at all times and on all channels. The
+        sampler is the checkpoint's scheduler; a network for a few steps has
+        `FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)`, which draws new noise after each of them.
 
         Args:
             class_labels: A class id, a name of `id2label`, or a list of both. None: without a class (the null class).
@@ -96,7 +102,8 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
                 elsewhere the unconditional half is not computed. None: at all times.
             guidance_channels: The number of leading latent channels that are guided. None: all.
             num_inference_steps: The number of steps of the scheduler. The "250 steps" of the original are 250 grid
-                points, which are 249 steps here.
+                points, which are 249 steps here. More than a network for a few steps was distilled for are taken with a
+                warning.
             height, width: The image size in pixels, multiples of the VAE's factor times the patch size; by default
                 the size of the training.
             num_images_per_prompt: The number of images for each label.
@@ -114,8 +121,12 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
                 can: "heun2" steps on the scheduler's grid, "dopri5" chooses its own steps. None: the scheduler.
             ode_atol, ode_rtol: The tolerances of "dopri5".
             guider: A guider of `diffusers.guiders` (`ClassifierFreeGuidance`, `SkipLayerGuidance`, ...) in place of
-                `guidance_scale`, `guidance_interval` and `guidance_channels`, which must not be given beside it.
+                `guidance_*` and `internal_guidance_*`, which must not be given beside it.
             check_finite: Whether NaN or infinity in the result is an error. False: it is returned, or drawn as black.
+            internal_guidance_scale: The strength of internal guidance (arXiv 2512.24176), away from the velocity of an
+                earlier block, for a transformer with `internal_guidance_layer`. It costs no evaluation, is on all
+                channels and goes together with `guidance_scale`, before it. 1: none.
+            internal_guidance_interval: (start, end) in t for internal guidance. None: at all times.
 
         Returns:
             `images`: a list of PIL images, an array or a tensor.
@@ -129,6 +140,8 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
             "guidance_scale": guidance_scale,
             "guidance_interval": guidance_interval,
             "guidance_channels": guidance_channels,
+            "internal_guidance_scale": internal_guidance_scale,
+            "internal_guidance_interval": internal_guidance_interval,
         }
         check_arguments({"guider": guider})
         if guider is not None:
@@ -136,6 +149,8 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
                 is_recipe = isinstance(value, str) and value == RECIPE
                 require(is_recipe, name, value, "not given beside `guider`, which replaces it")
         guidance = self._from_recipe(**guidance)
+        if guider is not None:
+            guidance["internal_guidance_scale"] = 1.0
         ode = self._from_recipe(ode_method=ode_method, ode_atol=ode_atol, ode_rtol=ode_rtol)
         num_inference_steps = self._from_recipe(num_inference_steps=num_inference_steps)["num_inference_steps"]
         class_ids = self.get_label_ids(class_labels)
@@ -176,8 +191,8 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
             if guider is not None:
                 velocity = call._velocity_of_guider(guider, class_ids, attention_kwargs)
             else:
-                interval, channels = guidance["guidance_interval"], guidance["guidance_channels"]
-                velocity = call._guided_velocity(class_ids, interval, channels, attention_kwargs)
+                of_steps = {name: value for name, value in guidance.items() if name != "guidance_scale"}
+                velocity = call._guided_velocity(class_ids, attention_kwargs, **of_steps)
             latents = call._denoise(
                 latents, times, velocity, generator, callback_on_step_end, callback_on_step_end_tensor_inputs
             )
@@ -236,6 +251,7 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
         The guider says which calls of the network it needs, and may change the network for some of them.
         """
         null_ids = torch.full_like(class_ids, self.transformer.config.num_classes)
+        jumps = jumps_to_data(self.scheduler)
 
         def velocity(latents: torch.Tensor, t: float, step: int) -> torch.Tensor:
             guider.set_state(step, num_inference_steps=self.num_timesteps, timestep=self.current_timestep)
@@ -244,10 +260,12 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
                 context = getattr(call, guider._identifier_key)
                 with exclusive(self.transformer):
                     guider.prepare_models(self.transformer)
-                    call.noise_pred = predict_velocity(
-                        self.transformer, latents, t, call.class_ids, attention_kwargs, context
-                    )
-                    guider.cleanup_models(self.transformer)
+                    try:
+                        call.noise_pred = predict_velocity(
+                            self.transformer, latents, t, call.class_ids, attention_kwargs, context, jumps
+                        )
+                    finally:
+                        guider.cleanup_models(self.transformer)
             return guider(calls)[0]
 
         return velocity
@@ -260,6 +278,8 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
         guidance_scale: float,
         guidance_interval: tuple[float, float] | None,
         guidance_channels: int | None,
+        internal_guidance_scale: float,
+        internal_guidance_interval: tuple[float, float] | None,
         ode_method: str,
         ode_atol: float,
         ode_rtol: float,
@@ -276,12 +296,16 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
 
         def derivative(t: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
             t = float(t)
+            within = min(t, 1.0)  # an adaptive step may evaluate the velocity beyond t = 1 and interpolate back
+            scale = self._internal_scale(within, internal_guidance_scale, internal_guidance_interval)
+            ids = both_ids if is_guided else class_ids
+            both = predict_velocity(
+                self.transformer, state[:batch_size], t, ids, attention_kwargs, internal_guidance_scale=scale
+            )
             if not is_guided:
-                return predict_velocity(self.transformer, state, t, class_ids, attention_kwargs)
-            both = predict_velocity(self.transformer, state[:batch_size], t, both_ids, attention_kwargs)
+                return both
             unconditional, conditional = both.chunk(2)
-            # An adaptive step may evaluate the velocity beyond t = 1 and interpolate back.
-            if in_interval(min(t, 1.0), guidance_interval):
+            if in_interval(within, guidance_interval):
                 first = guide(conditional, unconditional, guidance_scale, guidance_channels)
             else:
                 first = conditional

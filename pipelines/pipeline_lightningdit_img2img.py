@@ -89,6 +89,8 @@ class LightningDiTImg2ImgPipeline(SamplingMixin, DiffusionPipeline):
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
         attention_kwargs: dict | None = None,
         check_finite: bool = True,
+        internal_guidance_scale: float | str = RECIPE,
+        internal_guidance_interval: tuple[float, float] | None | str = RECIPE,
     ) -> ImagePipelineOutput | tuple:
         """Draw images of the classes that start from given images, only within a mask if there is one.
 
@@ -120,6 +122,8 @@ class LightningDiTImg2ImgPipeline(SamplingMixin, DiffusionPipeline):
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
             guidance_channels=guidance_channels,
+            internal_guidance_scale=internal_guidance_scale,
+            internal_guidance_interval=internal_guidance_interval,
         )
         class_ids = self.get_label_ids(class_labels)
         height, width = image_size(self.transformer, self.vae, height, width)
@@ -149,14 +153,15 @@ class LightningDiTImg2ImgPipeline(SamplingMixin, DiffusionPipeline):
 
         # 1. Labels and time grid
         device = self._execution_device
-        call = self._own_call(recipe["guidance_scale"])
+        num_inference_steps, guidance_scale = (recipe.pop(name) for name in ("num_inference_steps", "guidance_scale"))
+        call = self._own_call(guidance_scale)
         class_ids = torch.tensor(class_ids, device=device).repeat_interleave(num_images_per_prompt)
         batch_size = len(class_ids)
-        times = call._set_timesteps_from(strength, recipe["num_inference_steps"], device)
+        times = call._set_timesteps_from(strength, num_inference_steps, device)
 
         # 2. Images, masks and noise
         factor = vae_geometry(self.vae)[1]
-        pixels = preprocess(images, height, width, factor).to(device)  # [1 or labels, 3, height, width]
+        pixels = preprocess(images, height, width, self.vae).to(device)  # [1 or labels, 3, height, width]
         data = encode(self.vae, pixels)
         if check_finite:
             require_finite("vae", self.vae, data)
@@ -168,7 +173,7 @@ class LightningDiTImg2ImgPipeline(SamplingMixin, DiffusionPipeline):
 
         keep_outside_masks = None
         if masks is not None:
-            masks = preprocess(masks, height, width, factor, is_mask=True).to(device)  # [1 or labels, 1, height, width]
+            masks = preprocess(masks, height, width, self.vae, is_mask=True).to(device)  # [1 or labels, 1, H, W]
             latent_masks = F.max_pool2d(masks, factor).repeat_interleave(batch_size // len(masks), dim=0)
 
             def keep_outside_masks(latents: torch.Tensor, t: float) -> torch.Tensor:
@@ -179,9 +184,7 @@ class LightningDiTImg2ImgPipeline(SamplingMixin, DiffusionPipeline):
             # DPM-Solver's first sigma is 0.999, also for noise alone
             noise if strength == 1 else noised(float(times[0])),
             times,
-            call._guided_velocity(
-                class_ids, recipe["guidance_interval"], recipe["guidance_channels"], attention_kwargs
-            ),
+            call._guided_velocity(class_ids, attention_kwargs, **recipe),
             generator,
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,

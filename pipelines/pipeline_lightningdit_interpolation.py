@@ -91,6 +91,8 @@ class LightningDiTInterpolationPipeline(SamplingMixin, DiffusionPipeline):
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
         attention_kwargs: dict | None = None,
         check_finite: bool = True,
+        internal_guidance_scale: float | str = RECIPE,
+        internal_guidance_interval: tuple[float, float] | None | str = RECIPE,
     ) -> ImagePipelineOutput | tuple:
         """Draw images whose noise and label embedding move in equal angles from one end to the other.
 
@@ -117,6 +119,8 @@ class LightningDiTInterpolationPipeline(SamplingMixin, DiffusionPipeline):
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
             guidance_channels=guidance_channels,
+            internal_guidance_scale=internal_guidance_scale,
+            internal_guidance_interval=internal_guidance_interval,
         )
         class_ids = self.get_label_ids(class_labels)
         if len(class_ids) != 2:
@@ -145,8 +149,9 @@ class LightningDiTInterpolationPipeline(SamplingMixin, DiffusionPipeline):
 
         # 1. Time grid; labels and noise between the ends
         device = self._execution_device
-        call = self._own_call(recipe["guidance_scale"])
-        times = set_timesteps(call.scheduler, recipe["num_inference_steps"], device)
+        num_inference_steps, guidance_scale = (recipe.pop(name) for name in ("num_inference_steps", "guidance_scale"))
+        call = self._own_call(guidance_scale)
+        times = set_timesteps(call.scheduler, num_inference_steps, device)
         weights = torch.linspace(0, 1, num_images, device=device)
         class_ids = torch.tensor([class_ids[0]] * (num_images - 1) + [class_ids[1]], device=device)
         factor = vae_geometry(self.vae)[1]
@@ -155,9 +160,7 @@ class LightningDiTInterpolationPipeline(SamplingMixin, DiffusionPipeline):
         latents = slerp(first, last, weights) * getattr(call.scheduler, "init_noise_sigma", 1.0)
 
         # 2. Solve the flow
-        velocity = call._guided_velocity(
-            class_ids, recipe["guidance_interval"], recipe["guidance_channels"], attention_kwargs
-        )
+        velocity = call._guided_velocity(class_ids, attention_kwargs, **recipe)
 
         def velocity_between(latents: torch.Tensor, t: float, step: int) -> torch.Tensor:
             with self._interpolated_labels(weights):

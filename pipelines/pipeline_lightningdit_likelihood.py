@@ -203,7 +203,7 @@ class LightningDiTLikelihoodPipeline(ClassLabelsMixin, HubMixin, DiffusionPipeli
         # 1. Latents, labels and probes, one for each result
         device = self._execution_device
         if latents is None:
-            latents = encode(self.vae, preprocess(images, height, width, vae_geometry(self.vae)[1]).to(device))
+            latents = encode(self.vae, preprocess(images, height, width, self.vae).to(device))
             if check_finite:
                 require_finite("vae", self.vae, latents)
         else:

@@ -144,7 +144,7 @@ class VAVAEReconstructionPipeline(HubMixin, DiffusionPipeline):
         is_posterior = not (sample_posterior and isinstance(self.vae, AutoencoderRAE))
         require(is_posterior, "sample_posterior", sample_posterior, "False with AutoencoderRAE, which has no posterior")
 
-        targets = preprocess(images, height, width, factor).to(self._execution_device)
+        targets = preprocess(images, height, width, self.vae).to(self._execution_device)
         with upcast(self.vae):
             encoded = self.vae.encode(targets.to(self.vae.dtype))
             if isinstance(self.vae, AutoencoderRAE):  # has no posterior

@@ -45,6 +45,23 @@ def golden(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def golden_frontier():
+    """golden_frontier("facm/time_sampling.safetensors") -> path of numbers recorded from projects that go on from it.
+
+    They come from the whole set where it lies beside a checkout, else from the part of it under tests/; a test of what
+    is only in the whole set is skipped then.
+    """
+
+    def find(name: str) -> Path:
+        for root in (TESTS.parent.parent / "shared" / "golden_frontier", TESTS / "golden_frontier"):
+            if (root / name).exists():
+                return root / name
+        pytest.skip(f"{name} is only in the whole set of recorded numbers")
+
+    return find
+
+
+@pytest.fixture(scope="session")
 def golden_change3d():
     """golden_change3d("bcd_64x64.safetensors") -> path of a file of the numbers recorded from Change3D.
 

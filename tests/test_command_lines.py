@@ -1,5 +1,6 @@
 """Every script and command explains all of its settings by --help, also without the optional packages."""
 
+import itertools
 import json
 import re
 import runpy
@@ -10,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_lightningdit import settings
+from diffusers_lightningdit import commands, settings
+from diffusers_lightningdit.commands.completion import settings_class
 from diffusers_lightningdit.evaluation.commands.change import ChangeConfig
 from diffusers_lightningdit.evaluation.commands.latents import LatentsConfig
 from diffusers_lightningdit.evaluation.commands.reconstruction import ReconstructionConfig
 from diffusers_lightningdit.evaluation.commands.sweep import SweepConfig
-from diffusers_lightningdit.evaluation.commands.tools import GridConfig, PackConfig, UnpackConfig
+from diffusers_lightningdit.evaluation.commands.tools import GridConfig, PackConfig, StatisticsConfig, UnpackConfig
 from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
 from diffusers_lightningdit.settings import help_text, make_config, read_settings
 from diffusers_lightningdit.training.transformer.config import LightningDiTTrainingConfig
@@ -26,6 +28,7 @@ SCRIPTS = [
     "training_scripts/cache_latents.py",
     "training_scripts/train_change3d.py",
     "training_scripts/train_lightningdit.py",
+    "training_scripts/train_lightningdit_few_step.py",
     "training_scripts/train_lightningdit_lora.py",
     "training_scripts/train_vavae.py",
     "conversion/convert_change3d_to_diffusers.py",
@@ -33,6 +36,7 @@ SCRIPTS = [
     "conversion/convert_lightningdit_to_diffusers.py",
     "conversion/convert_lpips_to_safetensors.py",
     "conversion/convert_vavae_to_diffusers.py",
+    "conversion/convert_yaml_to_recipe.py",
     "examples/change3d_buildings/difference.py",
     "examples/change3d_buildings/draw_pairs.py",
     "examples/digits/judge.py",
@@ -41,6 +45,7 @@ SCRIPTS = [
     "benchmarks/alignment.py",
     "benchmarks/change3d.py",
     "benchmarks/evaluation_throughput.py",
+    "benchmarks/samplers.py",
     "demo/generate_grid.py",
 ]
 COMMANDS = {
@@ -52,7 +57,11 @@ COMMANDS = {
     "tools pack": PackConfig,
     "tools unpack": UnpackConfig,
     "tools grid": GridConfig,
+    "tools statistics": StatisticsConfig,
 }
+
+# A script or a command of the package in a command line, but not a sentence that begins with the package's name.
+LAUNCHED = re.compile(rf"\.py\b|lightningdit\.evaluate|diffusers.lightningdit ({'|'.join(commands.COMMANDS)})\b")
 
 # One process for all of them: the imports take seconds. Where a script reads its settings, this prints their class.
 PROGRAM = """
@@ -100,7 +109,7 @@ def entries(repository) -> dict[str, dict]:
 def test_no_script_is_left_out(repository):
     folders = ("training_scripts", "conversion", "examples", "benchmarks", "demo")
     found = {str(file.relative_to(repository)) for folder in folders for file in (repository / folder).rglob("*.py")}
-    assert found == set(SCRIPTS)
+    assert {name for name in found if not name.endswith("__init__.py")} == set(SCRIPTS)
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, *COMMANDS])
@@ -132,13 +141,16 @@ def test_help_is_wrapped_to_the_terminal(width):
 def written_command_lines() -> list[tuple[str, str]]:
     """Pairs of a file and a command line in it: in README, docs, cards, run.sh and the docstrings of scripts."""
     files = [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("model_cards/*/README.md")]
-    files += [REPOSITORY / "examples/digits/run.sh", *(REPOSITORY / name for name in SCRIPTS)]
+    files += [*REPOSITORY.glob("examples/digits/*.sh"), *(REPOSITORY / name for name in SCRIPTS)]
     files += (REPOSITORY / "src/diffusers_lightningdit/evaluation/commands").glob("*.py")
+    files += (REPOSITORY / "src/diffusers_lightningdit/commands").glob("*.py")
     found = []
     for file in files:
         text = re.sub(r"\\\n\s*", "", file.read_text(encoding="utf-8"))
         for line in re.findall(
-            r"^ *(?:accelerate launch|python|\"\$python\"|[A-Z_]+=\S+ python) .*$", text, re.MULTILINE
+            r"^ *(?:accelerate launch|diffusers-lightningdit|python|\"\$python\"|[A-Z_]+=\S+ python) .*$",
+            text,
+            re.MULTILINE,
         ):
             found.append((str(file.relative_to(REPOSITORY)), line.strip()))
     return found
@@ -146,7 +158,12 @@ def written_command_lines() -> list[tuple[str, str]]:
 
 def class_and_words(line: str) -> tuple[type, list[str]]:
     """The config dataclass of a command line, and its words after script or command."""
-    words = shlex.split(line)
+    words = shlex.split(line.partition(" > ")[0])
+    program = next((word for word in words if word in ("diffusers-lightningdit", "diffusers_lightningdit")), None)
+    if program is not None:
+        words = [word for word in words[words.index(program) + 1 :] if word != "--json"]
+        path = commands.find(words)
+        return settings_class(path[-1]), commands.with_installed_config(words[len(path) :], path[-1].configs)
     if "diffusers_lightningdit.evaluate" in words:
         words = words[words.index("diffusers_lightningdit.evaluate") + 1 :]
         number = 2 if words[0] == "tools" else 1
@@ -178,11 +195,13 @@ def config_class_of(script: str) -> type:
 @pytest.mark.parametrize(("file", "line"), written_command_lines(), ids=lambda text: text[:60])
 def test_command_lines_that_are_written_down(file, line, monkeypatch):
     """Their settings exist and have values of the right type."""
-    if "COMMAND" in line or "TOOL" in line or "--help" in line or not re.search(r"\.py\b|lightningdit\.evaluate", line):
+    if "COMMAND" in line or "TOOL" in line or "--help" in line or not LAUNCHED.search(line):
         return  # no command line of this project, or a form of several
     monkeypatch.chdir(REPOSITORY)  # where recipes are
     config_class, words = class_and_words(line)
     words = [word for word in words if word not in ("key=value", "...")]
+    if any(word.startswith("recipes/") for word in words):  # which the line before it writes
+        words = words[: words.index("--config")] + words[words.index("--config") + 2 :]
     words = [word.replace("$example", str(Path(file).parent)).replace("$scripts", "training_scripts") for word in words]
     given = read_settings(config_class, words)
     fields = settings.settings_of(config_class)
@@ -198,3 +217,13 @@ def test_enough_command_lines_are_found():
     assert len(lines) > 30
     for name in [Path(script).name for script in SCRIPTS] + [f"evaluate {command}" for command in COMMANDS]:
         assert any(name in line for line in lines), name
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, *COMMANDS])
+def test_lines_that_go_on_in_help_end_with_a_backslash(entries, name):
+    """A docstring that is not raw loses the backslash and the end of the line, and shows a gap in one long line."""
+    lines = [line for line in entries[name]["output"].splitlines() if line.startswith("    ") and line.strip()]
+    for line, following in itertools.pairwise([*lines, ""]):
+        assert not re.search(r"\S {4,}--", line), line
+        if line.endswith("\\"):
+            assert following.startswith("        "), line

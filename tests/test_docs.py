@@ -43,6 +43,7 @@ def test_the_tables_of_settings_are_up_to_date(page):
     tables = runpy.run_path(str(REPOSITORY / "docs" / "option_tables.py"))
     text = page.read_text(encoding="utf-8")
     assert text.count("<!-- settings: ") == len(tables["TABLE"].findall(text)), "a table has no end"
+    assert text.count("<!-- original keys: ") == len(tables["KEYS"].findall(text)), "a table has no end"
     assert text == tables["updated"](text), "run python docs/option_tables.py"
 
 
@@ -64,3 +65,64 @@ def test_every_test_named_in_the_features_exists(repository):
     }
     for name in sorted(named):
         assert any(re.fullmatch(name.replace("*", r"\w*"), known) for known in defined), name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The site and its API reference
+# ---------------------------------------------------------------------------------------------------------------------
+
+PACKAGE_SOURCES = [file for file in SOURCES if file.parts[len(REPOSITORY.parts)] in ("src", "pipelines")]
+# Properties of modular blocks, which diffusers' base class documents; each has its words in the values.
+OF_BLOCKS = {"description", "inputs", "intermediate_outputs", "expected_components", "expected_configs"} | {
+    f"loop_{name}" for name in ("inputs", "intermediate_outputs", "expected_components", "expected_configs")
+}
+REFERENCE = re.compile(r"^::: (\S+)$", re.MULTILINE)
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[1:] if parts[0] == "src" else parts)
+
+
+@pytest.mark.parametrize("file", PACKAGE_SOURCES, ids=module_name)
+def test_no_public_name_is_undocumented(file):
+    """`main` of a command is told by its module's docstring, a setter by its property's."""
+
+    exempt = {"main", *(OF_BLOCKS if file.stem.startswith("modular_") else ())}
+
+    def undocumented(body: list, outer: str = "") -> list[str]:
+        found = []
+        for node in body:
+            if not isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                continue
+            if node.name.startswith("_") or node.name in exempt:
+                continue
+            is_setter = any(isinstance(decorator, ast.Attribute) for decorator in node.decorator_list)
+            if not ast.get_docstring(node) and not is_setter:
+                found.append(outer + node.name)
+            if isinstance(node, ast.ClassDef):
+                found += undocumented(node.body, f"{outer}{node.name}.")
+        return found
+
+    assert undocumented(ast.parse(file.read_text(encoding="utf-8")).body) == []
+
+
+def test_the_reference_has_every_module_once():
+    pages = sorted((REPOSITORY / "docs" / "reference").glob("*.md"))
+    listed = [name for page in pages for name in REFERENCE.findall(page.read_text(encoding="utf-8"))]
+    assert len(listed) == len(set(listed))
+    modules = {module_name(file) for file in PACKAGE_SOURCES if file.stem not in ("__init__", "__main__")}
+    assert set(listed) - {"diffusers_lightningdit.commands"} == modules
+
+
+def test_the_site_has_every_page():
+    text = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^ *- (?:\w+: )?([\w/]+\.md)$", text, re.MULTILINE))
+    assert listed == {str(page.relative_to(REPOSITORY / "docs")) for page in (REPOSITORY / "docs").rglob("*.md")}
+
+
+@pytest.mark.parametrize("page", sorted((REPOSITORY / "docs").rglob("*.md")), ids=lambda page: page.name)
+def test_links_lead_to_files_of_the_repository(page):
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
+        assert (page.parent / link).exists(), link

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from diffusers_lightningdit import LightningDiTTransformer2DModel
 from diffusers_lightningdit.flow_matching import (
     flow_matching_losses,
     interpolate,
@@ -126,7 +127,7 @@ def test_losses_of_the_network_are_the_originals(losses, model, prefix, labels):
     noise, latents, times = recorded("x0"), recorded("x1"), recorded("t")
     labels = losses.get(prefix + "y", losses[labels]) if prefix != "drop_" else losses[labels]
     with torch.no_grad():
-        mse, cosine = flow_matching_losses(model, noise, latents, times, labels)
+        mse, cosine, _ = flow_matching_losses(model, noise, latents, times, labels)
     assert_close(mse, recorded("loss"))
     if prefix in ("", "drop_"):
         assert_close(cosine, recorded("cos_loss"))
@@ -136,7 +137,7 @@ def test_gradients_are_the_originals(losses, model, golden):
     recorded = json.loads(golden("train/losses.json").read_text())
     model.train()
     model.class_embedder.eval()  # as in training: labels are dropped outside
-    mse, cosine = flow_matching_losses(model, losses["x0"], losses["x1"], losses["t"], losses["y"])
+    mse, cosine, _ = flow_matching_losses(model, losses["x0"], losses["x1"], losses["t"], losses["y"])
     (mse.mean() + cosine.mean()).backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     state = model.state_dict()
@@ -150,3 +151,37 @@ def test_gradients_are_the_originals(losses, model, golden):
                 torch.testing.assert_close(gradient, losses[f"grad.{row.original}"], atol=1e-4, rtol=1e-4)
     norm = torch.nn.utils.get_total_norm(gradients.values())
     assert norm.item() == pytest.approx(recorded["global_grad_norm"], rel=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Internal guidance
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def internal_model(golden_frontier) -> LightningDiTTransformer2DModel:
+    yaml = OriginalConfig.read(golden_frontier("internal_guidance/config.yaml"))
+    return load_transformer(golden_frontier("internal_guidance/ckpt_ema_only.pt"), config=yaml)
+
+
+@pytest.mark.parametrize("case", ["a", "b"])
+def test_losses_of_internal_guidance_are_the_originals(golden_frontier, internal_model, case):
+    recorded = load_file(golden_frontier("internal_guidance/loss.safetensors"))
+    facts = json.loads(golden_frontier("internal_guidance/loss.json").read_text())[case]
+    draws = [recorded[f"{case}.{name}"] for name in ("x0", "x1", "t", "y")]
+    internal_model.zero_grad()
+    losses = flow_matching_losses(internal_model, *draws, with_internal=True)
+    for loss, name in zip(losses, ("mse_v", "cos_loss", "mse_z"), strict=True):
+        torch.testing.assert_close(loss, recorded[f"{case}.{name}"], atol=1e-4, rtol=0)
+    total = losses.mse.mean() + 0.5 * losses.internal_mse.mean() + losses.cosine.mean()
+    torch.testing.assert_close(total, recorded[f"{case}.total"], atol=1e-4, rtol=0)
+    total.backward()
+    gradients = {name: parameter.grad for name, parameter in internal_model.named_parameters()}
+    for row in transformer_rows(internal_model):
+        if row.original == "pos_embed":
+            continue
+        gradient = row.to_original(gradients)
+        assert gradient.norm().item() == pytest.approx(facts["grad_norms"][row.original], rel=1e-3), row.original
+        expected = recorded.get(f"{case}.grad.{row.original}")
+        if expected is not None:
+            torch.testing.assert_close(gradient, expected, atol=1e-3 * expected.abs().max().item(), rtol=0)

@@ -1,15 +1,22 @@
 """The package as pip sees it: setup.py, the wheel, and the promises of its metadata."""
 
 import ast
+import json
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
+from pathlib import Path
 
 import pytest
 from packaging.version import Version
 
 import diffusers_lightningdit
+
+TOP_LEVEL = ("conversion", "demo", "model_cards", "pipelines", "training_scripts")  # folders that setup.py maps
 
 
 @pytest.fixture(scope="module")
@@ -44,31 +51,63 @@ def test_every_requirement_has_the_lower_bound_that_was_tried(setup_py, reposito
 def test_every_package_of_the_source_is_listed(setup_py, repository):
     source = repository / "src"
     found = {".".join(path.parent.relative_to(source).parts) for path in source.rglob("__init__.py")}
-    assert set(setup_py["packages"]) == found | {"diffusers_lightningdit.pipelines"}
+    assert set(setup_py["packages"]) == found | {f"diffusers_lightningdit.{folder}" for folder in TOP_LEVEL}
+    for folder in TOP_LEVEL:
+        assert setup_py["package_dir"][f"diffusers_lightningdit.{folder}"] == folder
 
 
-def test_the_wheel_holds_pipelines_and_data(repository, tmp_path):
+@pytest.fixture(scope="module")
+def wheel(repository, tmp_path_factory) -> Path:
     """A plain wheel, built without isolation from a copy of the files that matter."""
-    import shutil
-
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE", "src", "pipelines"):
-        target = tmp_path / "source" / name
+    pytest.importorskip("setuptools", minversion="70.1")  # `bdist_wheel` of its own
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE", "src", *TOP_LEVEL):
+        target = folder / "source" / name
         if (repository / name).is_dir():
             shutil.copytree(repository / name, target, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
         else:
             target.parent.mkdir(exist_ok=True)
             shutil.copy(repository / name, target)
-    command = [sys.executable, "setup.py", "--quiet", "bdist_wheel", "--dist-dir", str(tmp_path / "dist")]
-    pytest.importorskip("setuptools", minversion="70.1")  # `bdist_wheel` of its own
-    subprocess.run(command, cwd=tmp_path / "source", check=True, capture_output=True)
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    command = [sys.executable, "setup.py", "--quiet", "bdist_wheel", "--dist-dir", str(folder / "dist")]
+    subprocess.run(command, cwd=folder / "source", check=True, capture_output=True)
+    (wheel,) = (folder / "dist").glob("*.whl")
+    return wheel
+
+
+def test_the_wheel_holds_pipelines_scripts_and_data(wheel, repository):
     names = zipfile.ZipFile(wheel).namelist()
-    for name in (
+    files = [
         "pipelines/pipeline_lightningdit.py",
         "pipelines/lightningdit_sampling.py",
         "models/autoencoder_vavae.py",
         "original/imagenet_labels.json",
-    ):
-        assert f"diffusers_lightningdit/{name}" in names
+        "demo/generate_grid.py",
+        "model_cards/lightningdit-digits/transformer/diffusion_pytorch_model.safetensors",
+    ]
+    for folder, pattern in (("training_scripts", "*.py"), ("training_scripts", "*/*.yaml"), ("conversion", "*.py")):
+        found = list((repository / folder).glob(pattern))
+        assert found
+        files += [str(path.relative_to(repository)) for path in found]
+    for name in files:
+        assert f"diffusers_lightningdit/{name}" in names, name
     assert any(re.search(r"dist-info/.*LICENSE$", name) for name in names)
     assert any(re.search(r"dist-info/.*NOTICE$", name) for name in names)
+    assert wheel.stat().st_size < 15e6
+
+
+def test_the_installed_wheel_draws_by_its_command(wheel, tmp_path):
+    """In a new environment that borrows the other packages of this one; nothing is fetched, and no checkout is near."""
+    pytest.importorskip("pip")
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=False, symlinks=True)
+    paths = sysconfig.get_paths(vars={"base": str(environment), "platbase": str(environment)})
+    python, command = Path(paths["scripts"], "python"), Path(paths["scripts"], "diffusers-lightningdit")
+    install = ["install", "--quiet", "--no-deps", "--no-index", "--no-compile", str(wheel)]
+    subprocess.run([sys.executable, "-m", "pip", "--python", python, *install], check=True, capture_output=True)
+    borrowed = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    Path(paths["purelib"], "borrowed.pth").write_text("\n".join(borrowed), encoding="utf-8")
+
+    draw = [command, "demo", "--classes", "seven", "--num_images_per_class", "1", "--output", "seven.png", "--json"]
+    drawn = subprocess.run(draw, cwd=tmp_path, capture_output=True, text=True)
+    assert drawn.returncode == 0, drawn.stderr
+    assert json.loads(drawn.stdout)["command"] == "demo" and (tmp_path / "seven.png").is_file()

@@ -19,7 +19,10 @@ from diffusers_lightningdit.models.transformer_lightningdit import (
 )
 from diffusers_lightningdit.registration import register_with_diffusers
 
-PUBLIC_CLASSES = ["AutoencoderVAVAE", "FlowMatchSDEScheduler", "LightningDiTPipeline", "LightningDiTTransformer2DModel"]
+PUBLIC_CLASSES = [
+    *("AutoencoderVAVAE", "FlowMatchSDEScheduler", "FlowMatchUCGMScheduler", "InternalGuidance", "IntervalGuidance"),
+    *("LightningDiTPipeline", "LightningDiTTransformer2DModel"),
+]
 
 
 @pytest.mark.parametrize("name", PUBLIC_CLASSES)
@@ -34,12 +37,13 @@ def test_pipelines_are_attributes_of_diffusers(name):
 
 def test_the_package_is_a_loadable_library():
     methods = pipeline_loading_utils.LOADABLE_CLASSES["diffusers_lightningdit"]
-    assert set(methods) == {"ModelMixin", "SchedulerMixin"}
+    assert set(methods) == {"ModelMixin", "SchedulerMixin", "BaseGuidance"}
     for base, names in methods.items():
         assert names == pipeline_loading_utils.LOADABLE_CLASSES["diffusers"][base]
     # diffusers looks the key up in the package's own namespace
     assert issubclass(diffusers_lightningdit.LightningDiTTransformer2DModel, diffusers_lightningdit.ModelMixin)
     assert issubclass(diffusers_lightningdit.FlowMatchSDEScheduler, diffusers_lightningdit.SchedulerMixin)
+    assert issubclass(diffusers_lightningdit.InternalGuidance, diffusers_lightningdit.BaseGuidance)
 
 
 def test_repositories_that_carry_the_code_use_the_installed_package():

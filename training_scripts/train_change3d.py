@@ -1,8 +1,9 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 r"""Train Change3D: change maps, classes of change, building damage, or captions of changes.
 
-    accelerate launch training_scripts/train_change3d.py --config training_scripts/recipes/change3d_levir_cd.yaml \
-        data=FOLDER_OR_HUB_ID pretrained_encoder=X3D_L.pyth output_dir=FOLDER key=value ...
+    accelerate launch --quiet training_scripts/train_change3d.py \
+        --config training_scripts/recipes/change3d_levir_cd.yaml data=FOLDER_OR_HUB_ID pretrained_encoder=X3D_L.pyth \
+        output_dir=FOLDER key=value ...
 
 The result is the folder of a `Change3DPipeline`, with the weights of the best validation. docs/change3d.md tells more.
 
@@ -72,7 +73,7 @@ def make_run(
     averages = {}
     if config.ema_decay is not None:
         averages[MODEL] = MovingAverages(model.parameters(), (config.ema_decay,), config.ema_warmup)
-    must_match = {} if config.streaming else pairs.train.identity()
+    must_match = {}
     if pairs.form.vocabulary is not None:
         must_match["vocabulary"] = list(pairs.form.vocabulary)
     state = make_run_state(

@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 r"""Train the transformer (second stage) on the latents of a frozen autoencoder.
 
-    accelerate launch training_scripts/train_lightningdit.py \
+    accelerate launch --quiet training_scripts/train_lightningdit.py \
         --config examples/digits/recipes/lightningdit.yaml \
         data=FOLDER_OR_HUB_ID vae=FOLDER_OR_HUB_ID output_dir=FOLDER key=value ...
 
@@ -13,28 +13,45 @@ tells more.
 import contextlib
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from diffusers import FlowMatchEulerDiscreteScheduler
-from huggingface_hub import create_repo
 
 from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, LightningDiTTransformer2DModel
 from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
 from diffusers_lightningdit.data.latent_encoding import load_frozen_vae
 from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.files import weights_sha256, write_result
+from diffusers_lightningdit.hub.cards import pipeline_card, training_section, with_section
+from diffusers_lightningdit.hub.repository import (
+    HubError,
+    create_repository,
+    repository_patterns,
+    upload_repository,
+    write_repository,
+)
 from diffusers_lightningdit.locks import locked_by_run
+from diffusers_lightningdit.networks.foundation_model import FoundationModel
 from diffusers_lightningdit.original import read_training_checkpoint
+from diffusers_lightningdit.pixels import height_and_width
 from diffusers_lightningdit.settings import call_all, one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
 from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_sampler
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
 from diffusers_lightningdit.training.run_state import RunState
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
+from diffusers_lightningdit.training.transformer.alignment import PROJECTOR, Alignment
 from diffusers_lightningdit.training.transformer.config import LightningDiTTrainingConfig
 from diffusers_lightningdit.training.transformer.data import TransformerData, load_data
-from diffusers_lightningdit.training.transformer.loop import NAME, load_validation_data, make_transformer_run, train
+from diffusers_lightningdit.training.transformer.loop import (
+    NAME,
+    aligned_loss,
+    load_validation_data,
+    make_transformer_run,
+    train,
+)
 from diffusers_lightningdit.training.transformer.weight_init import (
     SWITCHES,
     check_switches,
@@ -42,6 +59,7 @@ from diffusers_lightningdit.training.transformer.weight_init import (
     load_initial_transformer,
 )
 
+SCRIPT = "train_lightningdit.py"
 ADVICE = "a lower `learning_rate` or `max_grad_norm`, `transformer.use_qk_norm`"  # against divergence
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -78,8 +96,11 @@ def make_run(
     vae: AutoencoderVAVAE,
     data: TransformerData,
     sampler: GlobalBatchSampler | RowStream,
-) -> RunState:
-    """Model, optimiser, schedule, averages and spike guard: new, or as in the checkpoint to resume from."""
+) -> tuple[RunState, Alignment | None]:
+    """Model, optimiser, schedule, averages and spike guard: new, or as in the checkpoint to resume from.
+
+    With them the alignment, if there is one.
+    """
     original, checkpoint = None, None
     if (config.resume_from_checkpoint or "").endswith(".pt"):
         original = read_training_checkpoint(config.resume_from_checkpoint)
@@ -94,24 +115,58 @@ def make_run(
         keys = tuple(key for key in original.config if key != "mlp_ratio")  # which the shapes tell
         check_switches(transformer, original.config, place, keys)
     classes = None if data.id2label is None else list(data.id2label.values())
-    state = make_transformer_run(
-        config, accelerator, transformer, sampler, advice=ADVICE, classes=classes, vae_sha256=weights_sha256(vae)
-    )
+    must_match = {"classes": classes, "vae_sha256": weights_sha256(vae)}
+    alignment, others = make_alignment(config, accelerator, transformer, data), {}
+    if alignment is not None:
+        others[PROJECTOR] = alignment.projector, alignment.projector_arguments
+    state = make_transformer_run(config, accelerator, transformer, sampler, others, advice=ADVICE, **must_match)
     if original is not None:
         state.adopt(NAME, original.weights, original.average, original.moments, original.num_steps)
         accelerator.print(f"resumed from {config.resume_from_checkpoint}, step {original.num_steps}")
     elif checkpoint is not None:
         state.resume(checkpoint)
-    return state
+    return state, alignment
 
 
-def main(argv: list[str] | None = None) -> None:
+def make_alignment(
+    config: LightningDiTTrainingConfig,
+    accelerator: Accelerator,
+    transformer: LightningDiTTransformer2DModel,
+    data: TransformerData,
+) -> Alignment | None:
+    """The alignment that the settings ask for, or None.
+
+    Raises:
+        ValueError: in one line, if the foundation model, the features or the layer cannot be used.
+    """
+    settings = config.alignment_settings
+    if settings is None:
+        return None
+    if accelerator.is_fsdp2:
+        raise ValueError("`alignment` is given; required: none where weights are sharded.")
+    foundation_model, num_channels = None, None
+    if settings.model is not None:
+        model = FoundationModel.from_pretrained(settings.model, settings.foundation_normalization, "alignment.model")
+        foundation_model = model.to(accelerator.device)
+    else:
+        num_channels, *grid_size = data.dataset.feature_shape
+        tokens = [side // transformer.config.patch_size for side in height_and_width(data.sample_size)]
+        if grid_size != tokens:
+            raise ValueError(
+                f"{config.data} holds features on a grid of {grid_size}; required: {tokens}, that of the transformer's "
+                "tokens."
+            )
+    return Alignment(settings, transformer, num_channels, foundation_model)
+
+
+def main(argv: list[str] | None = None) -> dict[str, str]:
     with contextlib.ExitStack() as until_the_end:
         with one_line_errors():
             config = parse_config(LightningDiTTrainingConfig, argv, __doc__)
             accelerator = make_accelerator(config)
             vae = load_frozen_vae(config.vae)
-            data = load_data(config, vae, config.data, config.split, for_training=True)
+            with_features = bool(config.alignment) and config.data_kind == "latents"
+            data = load_data(config, vae, config.data, config.split, for_training=True, with_features=with_features)
             accelerator.print(data.dataset.summary())
             if (config.guidance_channels or 0) > vae.config.latent_channels:
                 raise ValueError(
@@ -125,13 +180,18 @@ def main(argv: list[str] | None = None) -> None:
             )
             vae.to(accelerator.device)
             until_the_end.enter_context(locked_by_run(accelerator, config.output_dir))
-            state = make_run(config, accelerator, vae, data, sampler)
-        with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
+            state, alignment = make_run(config, accelerator, vae, data, sampler)
+        with one_line_errors((CheckpointWriteError, TrainingDiverged, HubError), status=1, of_one_process=DATA_ERRORS):
             if config.push_to_hub and accelerator.is_main_process:
-                create_repo(config.hub_model_id, private=True, exist_ok=True)  # now, not after days of training
+                create_repository(config.hub_model_id)  # now, not after days of training
             make = partial(make_pipeline, config, state, vae, data.id2label)
-            train(config, accelerator, vae, data, validation, sampler, state, make)
+            arguments = {}
+            if alignment is not None:
+                arguments["loss"] = partial(aligned_loss, alignment, state.models[PROJECTOR])
+                arguments["trained_at"] = lambda step: [NAME, PROJECTOR][: 1 + alignment.settings.is_active(step)]
+            train(config, accelerator, vae, data, validation, sampler, state, make, **arguments)
             save(config, accelerator, make)
+    return {"output_dir": config.output_dir}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -166,10 +226,13 @@ def save(
     pipeline = make()
     if pipeline is not None:
         pipeline.to(getattr(torch, config.save_dtype))
-        write_result(config.output_dir, pipeline.save_pretrained)
+        repository = config.hub_model_id or f"user/{Path(config.output_dir).name}"
+        card = with_section(pipeline_card(pipeline, repository), "Training", training_section(config, SCRIPT))
+        write_result(config.output_dir, partial(write_repository, model=pipeline, card=card))
         print(f"wrote {config.output_dir}")
         if config.push_to_hub:
-            pipeline.push_to_hub(config.hub_model_id)
+            patterns = repository_patterns(pipeline)
+            upload_repository(config.output_dir, config.hub_model_id, patterns, keep_card=True)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

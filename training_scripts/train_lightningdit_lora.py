@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 r"""Fine-tune a pipeline on own images by LoRA: its own classes, or new ones, whose class embeddings are trained.
 
-    accelerate launch training_scripts/train_lightningdit_lora.py \
+    accelerate launch --quiet training_scripts/train_lightningdit_lora.py \
         --config examples/digits/recipes/lora.yaml \
         pipeline=FOLDER_OR_HUB_ID data=FOLDER_OR_HUB_ID output_dir=FOLDER key=value ...
 
@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from huggingface_hub import create_repo, upload_folder
 
 from diffusers_lightningdit import LightningDiTPipeline
 from diffusers_lightningdit.files import weights_sha256, write_result
+from diffusers_lightningdit.hub.repository import CARD, HubError, create_repository, upload_repository
 from diffusers_lightningdit.locks import locked_by_run
 from diffusers_lightningdit.settings import call_all, one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
@@ -30,13 +30,12 @@ from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 from diffusers_lightningdit.training.transformer.data import TransformerData
 from diffusers_lightningdit.training.transformer.loop import NAME, load_validation_data, make_transformer_run, train
 from diffusers_lightningdit.training.transformer.lora import (
-    Classes,
     LoraTrainingConfig,
     add_lora,
     load_lora_data,
-    load_pipeline,
     lora_file_content,
 )
+from diffusers_lightningdit.training.transformer.pipeline_data import Classes, load_pipeline
 
 FILE = "pytorch_lora_weights.safetensors"
 NUM_PASSES = 2  # a forward pass, and back for the activations alone
@@ -63,7 +62,7 @@ image = pipe({example!r}).images[0]
 """
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, str]:
     with contextlib.ExitStack() as until_the_end:
         with one_line_errors():
             config = parse_config(LoraTrainingConfig, argv, __doc__)
@@ -83,6 +82,7 @@ def main(argv: list[str] | None = None) -> None:
             must_match = {
                 "pipeline_sha256": weights_sha256(transformer),  # before the LoRA: the weights that no checkpoint holds
                 "new_classes": classes.new_names,
+                "classes": None if data.id2label is None else list(data.id2label.values()),
                 "alpha": config.alpha or config.rank,  # which no shape tells
             }
             vae.to(accelerator.device)
@@ -92,12 +92,13 @@ def main(argv: list[str] | None = None) -> None:
             checkpoint = find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint, state.report)
             if checkpoint is not None:
                 state.resume(checkpoint)
-        with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
+        with one_line_errors((CheckpointWriteError, TrainingDiverged, HubError), status=1, of_one_process=DATA_ERRORS):
             if config.push_to_hub and accelerator.is_main_process:
-                create_repo(config.hub_model_id, private=True, exist_ok=True)  # now, not after training
+                create_repository(config.hub_model_id)  # now, not after training
             make = partial(make_pipeline, config, state, vae, classes)
             train(config, accelerator, vae, data, validation, sampler, state, make, NUM_PASSES, classes.ids)
             save(config, accelerator, state, classes, pipeline)
+    return {"output_dir": config.output_dir}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -136,14 +137,12 @@ def save(
 
         def write(folder: Path) -> None:
             LightningDiTPipeline.save_lora_weights(folder, tensors, transformer_lora_adapter_metadata=metadata)
-            (folder / "README.md").write_text(model_card(config, classes, pipeline.id2label), encoding="utf-8")
+            (folder / CARD).write_text(model_card(config, classes, pipeline.id2label), encoding="utf-8")
 
         write_result(config.output_dir, write)
         print(f"wrote {config.output_dir}")
         if config.push_to_hub:
-            upload_folder(
-                repo_id=config.hub_model_id, folder_path=config.output_dir, allow_patterns=[FILE, "README.md"]
-            )
+            upload_repository(config.output_dir, config.hub_model_id, [FILE, CARD], keep_card=True)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 r"""Train the autoencoder (first stage), aligned to a vision foundation model.
 
-    accelerate launch training_scripts/train_vavae.py --config examples/digits/recipes/vavae.yaml \
+    accelerate launch --quiet training_scripts/train_vavae.py --config examples/digits/recipes/vavae.yaml \
         data=FOLDER_OR_HUB_ID foundation_model=FOLDER_OR_HUB_ID output_dir=FOLDER key=value ...
 
 The result is a diffusers folder of an `AutoencoderVAVAE` whose config holds the statistics of its latents over the
@@ -17,7 +17,7 @@ from torch import nn
 
 from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
 from diffusers_lightningdit.data.images import ImageDataset
-from diffusers_lightningdit.data.latent_encoding import latents_size
+from diffusers_lightningdit.data.latent_encoding import latents_size, resolution_for
 from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.data.streamed_rows import FirstRows, StreamedImages
 from diffusers_lightningdit.files import write_result
@@ -90,7 +90,7 @@ def make_run(
     return state
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, str]:
     with contextlib.ExitStack() as until_the_end:
         with one_line_errors():
             config = parse_config(VAVAETrainingConfig, argv, __doc__)
@@ -99,20 +99,21 @@ def main(argv: list[str] | None = None) -> None:
                 raise ValueError(
                     "the autoencoder's weights cannot be sharded (FSDP2); required: data-parallel training."
                 )
-            dataset = load_training_images(config)
-            accelerator.print(dataset.summary())
-            sampler, validation = call_all(
-                partial(make_batch_sampler, config, dataset, accelerator),
-                partial(load_validation_images, config, accelerator.num_processes),
-            )
             torch.manual_seed(config.seed)  # the same first weights on every process
             teachers = Teachers(config, accelerator.device)
             networks = initial_networks(config, teachers.foundation, accelerator.print)
+            dataset = load_training_images(config, networks.vae)
+            accelerator.print(dataset.summary())
+            sampler, validation = call_all(
+                partial(make_batch_sampler, config, dataset, accelerator),
+                partial(load_validation_images, config, networks.vae, accelerator.num_processes),
+            )
             until_the_end.enter_context(locked_by_run(accelerator, config.output_dir))
             state = make_run(config, accelerator, networks, sampler)
         with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
             train(config, accelerator, dataset, validation, sampler, teachers, state)
             save(config, accelerator, dataset, sampler, state)
+    return {"output_dir": config.output_dir}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -130,7 +131,10 @@ def train(
     state: RunState,
 ) -> None:
     trained = state.model(VAE).vae
-    latents_shape = (trained.config.latent_channels, *[latents_size(config.resolution, trained)] * 2)
+    latents_shape = (
+        trained.config.latent_channels,
+        *latents_size(resolution_for(trained, config.resolution), trained),
+    )
     progress = TrainingProgress(config, accelerator, state.step, shown=SHOWN)
     state.report = progress.report
     images, shown = dataset, validation or dataset
@@ -187,11 +191,11 @@ def train(
 def autoencoder_step(
     state: RunState, stage: Stage, teachers: Teachers, pixels: torch.Tensor, noise: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """(loss, reconstructions, scalars) of a batch: pixels [B, 3, height, width], noise of its posteriors."""
+    """(loss, reconstructions, scalars) of a batch: pixels [B, 1 or 3, height, width], noise of its posteriors."""
     accelerator, vae = state.accelerator, state.model(VAE).vae
     with accelerator.autocast():
         aligns = state.model(VAE).projection is not None
-        features = teachers.features(pixels, noise.shape[-1]) if aligns else None
+        features = teachers.features(pixels, noise.shape[2:]) if aligns else None
         reconstructions, mean, logvar, features, latents = state.models[VAE](pixels, noise, features)
         perceptual = teachers.distances(pixels, reconstructions)
         logits = None

@@ -2,7 +2,8 @@
 """Evaluate pipelines, autoencoders, latents and change maps, and record everything that the results depend on.
 
     python -m diffusers_lightningdit.evaluate generation --pipeline P --reference REF --output_dir FOLDER
-    accelerate launch -m diffusers_lightningdit.evaluate reconstruction --vae VAE --data DATA --output_dir FOLDER
+    accelerate launch --quiet -m diffusers_lightningdit.evaluate reconstruction --vae VAE --data DATA \\
+        --output_dir FOLDER
 
 `python -m diffusers_lightningdit.evaluate COMMAND --help` lists what a command takes.
 """
@@ -22,16 +23,16 @@ COMMANDS = {
 }
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict | None:
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__.strip() + "\n\n" + "\n".join(f"  {name:<16}{about}" for name, about in COMMANDS.items()))
-        return
+        return None
     with one_line_errors():
         if argv[0] not in COMMANDS:
             raise ValueError(f"the command is {argv[0]!r}; required: one of {', '.join(COMMANDS)}.")
         command = importlib.import_module(f".evaluation.commands.{argv[0]}", __package__)
-    command.main(argv[1:])
+    return command.main(argv[1:])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ sigma = 1 - t; `pipelines/lightningdit_sampling.py` translates.
 Letters in the shape comments: B batch, C latent channels.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
@@ -99,23 +101,45 @@ def velocity_cosine_loss(velocity: torch.Tensor, target: torch.Tensor) -> torch.
     return (1 - cosine).flatten(1).mean(1)
 
 
+class FlowMatchingLosses(NamedTuple):
+    """The losses of a batch, [B] each.
+
+    Attributes:
+        mse: The mean square error of the velocity.
+        cosine: Its cosine loss.
+        internal_mse: The mean square error of the velocity after an earlier block, if it was asked for.
+    """
+
+    mse: torch.Tensor
+    cosine: torch.Tensor
+    internal_mse: torch.Tensor | None = None
+
+
 def flow_matching_losses(
     model: torch.nn.Module,
     noise: torch.Tensor,
     latents: torch.Tensor,
     times: torch.Tensor,
     class_labels: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both losses of a network at given draws.
+    seen_times: torch.Tensor | None = None,
+    with_internal: bool = False,
+) -> FlowMatchingLosses:
+    """The losses of a network at given draws.
 
     Args:
         model: v = model(x_t, t, class_labels).sample.
         noise, latents: [B, C, height, width], the latents normalised.
         times, class_labels: [B].
-
-    Returns:
-        (mean square, cosine), [B] each.
+        seen_times: [B], the times that the network is given instead of t.
+        with_internal: Whether the network's velocity after an earlier block has a loss, too (internal guidance,
+            arXiv 2512.24176).
     """
-    velocity = model(interpolate(noise, latents, times), times, class_labels).sample
+    seen_times = times if seen_times is None else seen_times
+    arguments = {"return_internal": True} if with_internal else {}
+    output = model(interpolate(noise, latents, times), seen_times, class_labels, **arguments)
     target = velocity_target(noise, latents)
-    return velocity_mse_loss(velocity, target), velocity_cosine_loss(velocity, target)
+    return FlowMatchingLosses(
+        mse=velocity_mse_loss(output.sample, target),
+        cosine=velocity_cosine_loss(output.sample, target),
+        internal_mse=velocity_mse_loss(output.internal_sample, target) if with_internal else None,
+    )

@@ -9,10 +9,11 @@ from diffusers.loaders import single_file_model
 from diffusers.pipelines import pipeline_loading_utils
 
 from . import pipelines
+from .guiders import InternalGuidance, IntervalGuidance
 from .models import AutoencoderVAVAE, Change3DModel, LightningDiTTransformer2DModel
 from .models.transformer_lightningdit import LightningDiTAttnProcessor, LightningDiTTransformerBlock
 from .original.single_file import SINGLE_FILE_CLASSES
-from .schedulers import FlowMatchSDEScheduler
+from .schedulers import FlowMatchSDEScheduler, FlowMatchUCGMScheduler
 
 PACKAGE = __name__.partition(".")[0]
 
@@ -34,12 +35,15 @@ def register_with_diffusers() -> None:
     empty warning.
     """
     # diffusers looks up a string `_class_name` of model_index.json or config.json as its own attribute.
-    classes = [AutoencoderVAVAE, Change3DModel, LightningDiTTransformer2DModel, FlowMatchSDEScheduler]
+    schedulers = [FlowMatchSDEScheduler, FlowMatchUCGMScheduler]
+    guiders = [InternalGuidance, IntervalGuidance]
+    classes = [AutoencoderVAVAE, Change3DModel, LightningDiTTransformer2DModel, *schedulers, *guiders]
     for cls in [*classes, *(getattr(pipelines, name) for name in pipelines.__all__)]:
         setattr(diffusers, cls.__name__, cls)
     # diffusers accepts the library of a component, also from the Hub, if it is a key here. `save_pretrained` writes it.
     methods = ["save_pretrained", "from_pretrained"]
-    pipeline_loading_utils.LOADABLE_CLASSES.setdefault(PACKAGE, {"ModelMixin": methods, "SchedulerMixin": methods})
+    bases = ("ModelMixin", "SchedulerMixin", "BaseGuidance")
+    pipeline_loading_utils.LOADABLE_CLASSES.setdefault(PACKAGE, dict.fromkeys(bases, methods))
     # Repositories that also carry the code as `<component>/diffusers_lightningdit.py` use the installed package.
     setattr(diffusers.pipelines, PACKAGE, sys.modules[PACKAGE])
     # `from_single_file` takes the first class here that a model is a subclass of; AutoencoderVAVAE must come before its

@@ -95,6 +95,7 @@ class Setting:
 
     @property
     def is_required(self) -> bool:
+        """Whether the field has no default."""
         return self.default is dataclasses.MISSING
 
     @property
@@ -323,7 +324,7 @@ def parse_config(config_class: type[Config], argv: Sequence[str] | None = None, 
     """
     argv = sys.argv[1:] if argv is None else argv
     if "-h" in argv or "--help" in argv:
-        print(help_text(config_class, description, min(shutil.get_terminal_size().columns, 120)))
+        print(help_text(config_class, description, terminal_width()))
         raise SystemExit(0)
     return make_config(config_class, read_settings(config_class, argv))
 
@@ -384,7 +385,7 @@ def _take_setting(words: deque[str], kinds: dict[str, Any], of: str) -> tuple[st
     while words and not words[0].startswith("--") and "=" not in words[0]:
         texts.append(words.popleft())
     value = _read_value(name, texts[0], kind)  # a whole list, "[1, 2]", or the first of several values
-    if len(texts) == 1 and (isinstance(value, list) or value is None):
+    if len(texts) == 1 and (isinstance(value, list) or type(value) in (types.NoneType, *_kinds(kind))):
         return name, value
     return name, [_read_value(name, text, item_kind) for text in texts]
 
@@ -404,6 +405,25 @@ def _read_value(name: str, text: str, kind: Any) -> Any:
     return text if str in kinds and type(value) not in kinds else value
 
 
+def terminal_width() -> int:
+    """The columns that text is wrapped to, at most 120."""
+    return min(shutil.get_terminal_size().columns, 120)
+
+
+def wrapped(text: str, width: int | None = None) -> str:
+    """Text with its paragraphs and lists wrapped to `width` columns, by default the terminal's; indented ones stay."""
+    fill = functools.partial(textwrap.fill, width=width or terminal_width(), break_on_hyphens=False)
+    paragraphs = []
+    for paragraph in text.strip("\n").split("\n\n"):
+        if paragraph.startswith("- "):  # a list, whose lines go on indented
+            items = [" ".join(item.split()) for item in re.split(r"\n(?=- )", paragraph)]
+            paragraph = "\n".join(fill(item, subsequent_indent="  ") for item in items)
+        elif not paragraph.startswith(" "):  # no command line
+            paragraph = fill(paragraph)
+        paragraphs.append(paragraph)
+    return "\n\n".join(paragraphs)
+
+
 def help_text(config_class: type, description: str, width: int) -> str:
     """The text of --help: the description, then every setting by group, wrapped to `width` columns."""
     fields = settings_of(config_class)
@@ -411,14 +431,7 @@ def help_text(config_class: type, description: str, width: int) -> str:
     usage = "Settings are given as key=value, --key value or --key=value; a list as [1, 2], nothing as null."
     if "config" not in fields:
         usage += " `--config FILE` reads settings from a YAML file; the command line goes over it."
-    paragraphs = []
-    for paragraph in [*description.strip("\n").split("\n\n"), usage]:
-        if paragraph.startswith("- "):  # a list, whose lines go on indented
-            items = [" ".join(item.split()) for item in re.split(r"\n(?=- )", paragraph)]
-            paragraph = "\n".join(fill(item, subsequent_indent="  ") for item in items)
-        elif not paragraph.startswith(" "):  # no command line
-            paragraph = fill(paragraph)
-        paragraphs.append(paragraph)
+    paragraphs = [wrapped(description, width), wrapped(usage, width)]
     margin = max(len(name) for name in fields) + 4
     for group, members in itertools.groupby(fields.values(), key=lambda field: field.group):
         lines = [f"{group}:"]

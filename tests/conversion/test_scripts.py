@@ -1,5 +1,6 @@
 """The conversion scripts from the command line: what they write, and that bad input writes nothing."""
 
+import argparse
 import importlib.util
 import os
 import subprocess
@@ -124,6 +125,39 @@ def test_transformer_there_and_back(golden, tmp_path, case, weights):
     )
     names = ("config.json", "diffusion_pytorch_model.safetensors")
     assert all((tmp_path / "again" / n).read_bytes() == (tmp_path / "diffusers" / n).read_bytes() for n in names)
+
+
+@pytest.mark.parametrize(
+    ("file", "options"),
+    [
+        ("facm/ckpt_ema_only.pt", {}),
+        ("facm/ckpt_train_emas.pt", {"config": "facm/config.yaml"}),
+        ("facm/r_embedder/ckpt_ema_only.pt", {}),
+        ("internal_guidance/ckpt_ema_only.pt", {"config": "internal_guidance/config.yaml"}),
+        ("internal_guidance/ckpt_ema_only.pt", {"internal_guidance_layer": 1}),
+    ],
+)
+def test_files_of_other_projects_there_and_back(golden_frontier, tmp_path, file, options):
+    if "config" in options:
+        options = {"config": golden_frontier(options["config"])}
+    call(TO_DIFFUSERS, checkpoint=golden_frontier(file), output_dir=tmp_path / "diffusers", **options)
+    call(TO_ORIGINAL, checkpoint=tmp_path / "diffusers", output_dir=tmp_path / "original")
+    expected = read_checkpoint(golden_frontier(file.replace("ckpt_train_emas", "ckpt_ema_only")))["ema"]
+    assert identical(read_checkpoint(tmp_path / "original/lightningdit.pt")["ema"], expected)
+    call(
+        TO_DIFFUSERS,
+        checkpoint=tmp_path / "original/lightningdit.pt",
+        config=tmp_path / "original/config.yaml",
+        output_dir=tmp_path / "again",
+    )
+    configs = [(tmp_path / name / "config.json").read_bytes() for name in ("diffusers", "again")]
+    assert configs[0] == configs[1]
+
+
+def test_a_training_file_with_python_objects_is_refused(fails, tmp_path):
+    torch.save({"ema": {"x": torch.zeros(1)}, "args": argparse.Namespace(lr=1)}, tmp_path / "facm.pt")
+    line = fails(TO_DIFFUSERS, checkpoint=tmp_path / "facm.pt")
+    assert "facm.pt: contains the Python object argparse.Namespace; required: tensors and plain values only" in line
 
 
 @pytest.mark.parametrize("file", ["ckpt_published_ema_only.pt", "ckpt_module_prefix.pt"])
@@ -417,7 +451,9 @@ def test_way_back_errors(golden, tmp_path, fails):
 
 def test_usage_is_one_line(tmp_path, fails):
     assert "`checkpoint` is not given; required: checkpoint=..." in fails(TO_DIFFUSERS)
-    assert "`weights` is 'other'; required: one of ema, model" in fails(TO_DIFFUSERS, checkpoint="x", weights="other")
+    assert "`weights` is 'other'; required: one of ema, model, ema_models.0" in fails(
+        TO_DIFFUSERS, checkpoint="x", weights="other"
+    )
 
 
 @pytest.mark.parametrize("good", [True, False])
@@ -433,3 +469,35 @@ def test_as_a_process(golden, tmp_path, good):
     assert done.stderr.count("error: ") == (0 if good else 1)
     assert "Traceback" not in done.stderr
     assert good or done.stderr.splitlines()[-1].startswith("error: ")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# YAML files
+# ---------------------------------------------------------------------------------------------------------------------
+
+YAML_TO_RECIPE = script("convert_yaml_to_recipe")
+
+
+def test_a_yaml_becomes_recipes_that_name_what_is_left(golden, tmp_path, capsys):
+    values = yaml.safe_load(golden("train/step_clip.yaml").read_text())
+    values["train"]["warmup"] = 100
+    (tmp_path / "original.yaml").write_text(yaml.safe_dump(values))
+    call(YAML_TO_RECIPE, yaml=tmp_path / "original.yaml", output_dir=tmp_path / "out")
+    output = capsys.readouterr().out
+    assert "unknown: train.warmup\n" in output
+    assert "left: data.latent_norm: `latents_mean`, `latents_std` in the VAE's config" in output
+    train, evaluate = ((tmp_path / "out" / f"{name}.yaml").read_text() for name in ("train", "evaluate"))
+    assert yaml.safe_load(train)["learning_rate"] == 2e-4 and yaml.safe_load(evaluate)["num_images"] == 50_000
+    assert "# Unknown: train.warmup\n" in train and "train transformer --config train.yaml" in train
+
+
+def test_bad_yaml_files_write_nothing(fails, tmp_path):
+    file = tmp_path / "original.yaml"
+    for content, required in (
+        ("transport: {path_type: VP}", "`transport.path_type` is 'VP'; required: 'Linear'"),
+        ("[1, 2]", "holds a list; required: a mapping of sections"),
+        ("{}", "has no key that a recipe can take"),
+        ("a: [", "is no readable YAML file"),
+    ):
+        file.write_text(content)
+        assert required in fails(YAML_TO_RECIPE, yaml=file)

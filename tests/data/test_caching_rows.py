@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_image_folder(folder, streaming):
-    rows = ShardedImages(8, str(folder), "train", "image", "label", streaming)
+    rows = ShardedImages(8, 3, str(folder), "train", "image", "label", streaming)
     assert rows.num_images == 5
     assert rows.id2label == {0: "cat", 1: "dog"}
     shards = read_all(rows)
@@ -52,7 +52,7 @@ def test_image_folder(folder, streaming):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_only_the_wanted_shards(folder, streaming):
-    rows = ShardedImages(8, str(folder), "train", "image", "label", streaming)
+    rows = ShardedImages(8, 3, str(folder), "train", "image", "label", streaming)
     shards = read_all(rows, wanted=lambda shard: shard != 1)
     assert [(shard, [sample.index for sample in part]) for shard, part in shards] == [(0, [0, 1]), (2, [4])]
 
@@ -65,7 +65,7 @@ def test_webdataset(tmp_path, streaming):
                 member = tarfile.TarInfo(f"{number:03d}.{suffix}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-    rows = ShardedImages(8, str(tmp_path), "train", "png", "cls", streaming)
+    rows = ShardedImages(8, 3, str(tmp_path), "train", "png", "cls", streaming)
     samples = [sample for _, part in read_all(rows) for sample in part]
     assert rows.id2label is None
     assert [(sample.label, sample.error) for sample in samples] == [(0, None), (1, None), (2, None)]
@@ -76,7 +76,7 @@ def test_labels_that_are_none(tmp_path):
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
     columns = {"image": [Image.new("L", (8, 8))] * 3, "label": [1, -1, None]}
     Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "train.parquet")
-    (_, samples), *_ = read_all(ShardedImages(8, str(tmp_path), "train", "image", "label"), size=3)
+    (_, samples), *_ = read_all(ShardedImages(8, 3, str(tmp_path), "train", "image", "label"), size=3)
     assert [sample.error for sample in samples] == [
         None,
         "its label is -1",
@@ -99,4 +99,4 @@ def test_errors(tmp_path, arguments, message):
     Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "train.parquet")
     defaults = {"data": str(tmp_path), "split": "train", "image_column": "image", "label_column": "label"}
     with pytest.raises(ValueError, match=message):
-        ShardedImages(8, *{**defaults, **arguments}.values())
+        ShardedImages(8, 3, *{**defaults, **arguments}.values())

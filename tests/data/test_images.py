@@ -73,6 +73,25 @@ def test_lines_of_pixels(size, fits):
         image_to_pixels(image, 8)
 
 
+@pytest.mark.parametrize("preprocessing", ["original", "plain"])
+def test_a_crop_that_is_no_square(preprocessing):
+    image = Image.effect_noise((24, 24), 60).convert("RGB")
+    pixels = image_to_pixels(image, (12, 24), preprocessing)
+    assert torch.equal(pixels, image_to_pixels(image, 24, preprocessing)[:, 6:18])  # 24 pixels wide: nothing is scaled
+    turned = image_to_pixels(image.transpose(Image.Transpose.TRANSPOSE), (24, 12), preprocessing)
+    assert torch.equal(turned, pixels.mT)
+    assert image_to_pixels(image.resize((55, 31)), (12, 24), preprocessing).shape == (3, 12, 24)
+
+
+def test_grey_pixels_are_the_luma():
+    image = Image.effect_noise((8, 8), 60).convert("RGB")
+    image.putpixel((1, 2), (255, 0, 128))
+    luma = (np.array(image) @ np.array([0.299, 0.587, 0.114])).round()
+    assert ((image_to_pixels(image, 8, channels=1)[0] + 1) * 127.5 - torch.from_numpy(luma)).abs().max() < 1e-3
+    grey = image.convert("L")
+    assert torch.equal(image_to_pixels(grey, 8, channels=1)[0], image_to_pixels(grey, 8)[2])
+
+
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
 def test_deeper_images_are_refused(mode):
     with pytest.raises(ValueError, match=f"mode '{mode}'; required: one of"):

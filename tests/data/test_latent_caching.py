@@ -22,6 +22,7 @@ from diffusers_lightningdit.data.latent_encoding import draw_latents, encode_mom
 from diffusers_lightningdit.interruption import Interrupted
 from diffusers_lightningdit.keyed_random import posterior_noise
 from diffusers_lightningdit.locks import FolderInUse
+from diffusers_lightningdit.networks.foundation_model import FoundationModel
 from diffusers_lightningdit.original import load_autoencoder, read_latents_statistics
 
 NUM_IMAGES = 11
@@ -459,3 +460,47 @@ def test_latents_are_the_originals(golden):
         moments = [encode_moments(vae, batch) for batch in (pixels.flip(-1) if flip else pixels).split(info["batch"])]
         latents = torch.cat([draw_latents(*pair) for pair in zip(moments, draws, strict=True)])
         torch.testing.assert_close(latents, expected[name], atol=1e-4, rtol=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Features beside the latents
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_features_of_the_images_lie_beside_the_latents(cache, images, vision_transformer):
+    """They are the foundation model's of each image and of the mirrored one; the latents stay as they are without."""
+    plain = cache("plain")
+    folder = cache("features", foundation_model=vision_transformer, foundation_normalization="minus_one_to_one")
+    dataset, without = LatentsDataset(str(folder), with_features=True), LatentsDataset(str(plain))
+    assert dataset.feature_shape == (12, 4, 4)
+    model = FoundationModel.from_pretrained(vision_transformer)
+    pixels = torch.stack([image_to_pixels(image, 8) for image in images])
+    for flip in (False, True):
+        expected = model(pixels.flip(-1) if flip else pixels, 4)
+        found = torch.stack([dataset._source.read(index, flip, "features") for index in range(NUM_IMAGES)])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        assert torch.equal(dataset.read(3, flip), without.read(3, flip))
+    item = dataset[2]
+    flipped = torch.equal(item["latents"], dataset.read(2, True))
+    assert torch.equal(item["features"], dataset._source.read(2, flipped, "features"))
+    assert "features" not in without[2]
+    with pytest.raises(ValueError, match=r"has `features` none; required: \[4, F, h, w\], as cache_latents"):
+        LatentsDataset(str(plain), with_features=True)
+
+
+def test_features_on_a_grid_of_larger_tokens(cache, vision_transformer):
+    folder = cache("grid", foundation_model=vision_transformer, foundation_normalization="minus_one_to_one",
+                   feature_grid_size=2, dtype="float16")  # fmt: skip
+    dataset = LatentsDataset(str(folder), with_features=True)
+    assert dataset.feature_shape == (12, 2, 2) and dataset[0]["features"].dtype == torch.float32
+
+
+def test_features_are_not_for_parquet(cache, vision_transformer):
+    with pytest.raises(ValueError, match="`format` is 'parquet'; required: safetensors for the features"):
+        cache("parquet", foundation_model=vision_transformer, format="parquet")
+
+
+def test_settings_of_features_are_no_part_of_a_cache_without(cache):
+    """A cache that was begun before there were such settings goes on."""
+    info = json.loads((cache() / "latents_info.json").read_text())
+    assert not any("foundation" in name or "feature" in name for name in info["settings"])

@@ -211,6 +211,26 @@ def test_latents_that_are_not_finite_are_named(shards, tmp_path, value, kind, in
         LatentsDataset(shards, in_memory=in_memory).read(9, flip=False)
 
 
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_batch_at_a_time_is_the_same(data, in_memory):
+    dataset = LatentsDataset(data, seed=3, in_memory=in_memory)
+    order = [EpochIndex(index, epoch) for epoch in (0, 1) for index in (4, 0, 3, 1, 2)]
+    for item, index in zip(dataset.__getitems__(order), order, strict=True):
+        single = dataset[index]
+        assert item.keys() == single.keys() and item["class_labels"] == single["class_labels"]
+        assert torch.equal(item["latents"], single["latents"])
+
+
+def test_great_numbers_are_finite(shards):
+    """Though their sum overflows."""
+    path = f"{shards}/{shard_name(0)}"
+    shard = load_file(path)
+    shard["latents"].fill_(3e38)
+    save_file(shard, path)
+    items = LatentsDataset(shards, random_flip=False).__getitems__([0, 1])
+    assert all((item["latents"] == 3e38).all() for item in items)
+
+
 @pytest.mark.parametrize("label", [-1, 3])
 def test_labels_out_of_range_are_named(shards, tmp_path, label):
     path = tmp_path / "shards" / shard_name(1)

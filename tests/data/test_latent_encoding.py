@@ -55,6 +55,6 @@ def test_load_frozen_vae_refuses_what_is_none(tmp_path):
 
 
 def test_latents_size():
-    assert latents_size(12, tiny_vae()) == 6
+    assert latents_size(12, tiny_vae()) == (6, 6) and latents_size((12, 8), tiny_vae()) == (6, 4)
     with pytest.raises(ValueError, match="`resolution` is 9; required: a multiple of the VAE's factor, 2"):
         latents_size(9, tiny_vae())

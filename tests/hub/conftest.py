@@ -99,6 +99,7 @@ def documented(repository) -> dict[str, str]:
     blocks = {}
     for section in (repository / "docs" / "hub.md").read_text(encoding="utf-8").split("\n## ")[1:]:
         heading = section.partition("\n")[0]
+        section = re.sub(r"<!-- not run: [^\n]* -->\n```python\n.*?```", "", section, flags=re.DOTALL)
         for number, code in enumerate(re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL), start=1):
             blocks[f"{heading} / {number}"] = code
     return blocks

@@ -54,7 +54,7 @@ def main() -> None:
             namespace = {"digest": digest, "origin": origin}
             try:
                 exec(compile(code, name, "exec"), namespace)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 outcomes[name] = {"error": f"{type(error).__name__}: {error}"}
             else:
                 outcomes[name] = {"result": namespace.get("result")}

@@ -111,7 +111,7 @@ import torch
 from diffusers import DiffusionPipeline
 repository = "user/lightningdit-digits"
 pipe = DiffusionPipeline.from_pretrained(
-    repository, custom_pipeline=repository, trust_remote_code=True, variant="fp16", torch_dtype=torch.float16
+    repository, custom_pipeline=repository, trust_remote_code=True, variant="fp16", dtype=torch.float16
 )
 result = [str(pipe.transformer.dtype), origin(pipe)]
 """,

@@ -9,9 +9,9 @@ import sys
 import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig
-from test_features_transformer import inputs, tiny
+from test_features_transformer import MORE, inputs, outputs, tiny
 
-VARIANTS = [{}, {"use_rope": False, "use_qk_norm": True}]
+VARIANTS = [{}, {"use_rope": False, "use_qk_norm": True}, MORE]
 
 
 @torch.no_grad()
@@ -26,7 +26,8 @@ def main(rank: int, world_size: int, store: str, results: str) -> None:
         num_tokens = []
         model.transformer_blocks[1].register_forward_pre_hook(lambda _, args, n=num_tokens: n.append(args[0].shape[1]))
         model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=world_size))
-        found.append({"sample": model(*inputs()).sample, "num_tokens": num_tokens})
+        values = outputs(model) if changes == MORE else [model(*inputs()).sample]
+        found.append({"outputs": values, "num_tokens": num_tokens})
     if rank == 0:
         torch.save(found, results)
     dist.barrier()

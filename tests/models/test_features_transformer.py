@@ -3,6 +3,7 @@
 The caches are in tests/pipelines/test_features_pipeline.py, since they live on a whole run.
 """
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -37,6 +38,10 @@ TINY = {
 }
 
 
+# An output layer after an earlier block, and a second time
+MORE = {"internal_guidance_layer": 2, "second_time_embedding": True}
+
+
 def tiny(**changes) -> LightningDiTTransformer2DModel:
     """A model whose output depends on everything: nothing is left at its zero initialisation."""
     torch.manual_seed(0)
@@ -49,6 +54,11 @@ def tiny(**changes) -> LightningDiTTransformer2DModel:
 def inputs(height: int = 4, width: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(2, 4, height, width, generator=generator), torch.tensor([0.1, 0.9]), torch.tensor([0, 4])
+
+
+def outputs(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Evaluate a model with `MORE`: [velocity, internal velocity]."""
+    return list(model(*inputs(), return_dict=False, second_timestep=1.0, return_internal=True))
 
 
 def count_calls(model: torch.nn.Module, pattern: str) -> Counter:
@@ -251,6 +261,16 @@ def test_compilation_of_the_whole_model(graphs):
 
 
 @torch.no_grad()
+def test_compilation_of_a_model_with_more(graphs):
+    model = tiny(**MORE)
+    compiled = torch.compile(model, fullgraph=True, backend=graphs)
+    for _ in range(2):
+        for value, expected in zip(outputs(compiled), outputs(model), strict=True):
+            close(value, expected)
+    assert len(graphs) == 1
+
+
+@torch.no_grad()
 def test_compilation_with_dynamic_sizes(graphs, dynamic_compilation):
     """One graph for all sizes but the trained one, whose position table is the stored one."""
     model = tiny()
@@ -272,11 +292,13 @@ def test_compiled_code_gives_the_same_numbers():
 
 @torch.no_grad()
 def test_export():
-    model = tiny(num_layers=2)
     names = ("hidden_states", "timestep", "class_labels")
-    arguments = dict(zip(names, inputs(), strict=True))
-    exported = torch.export.export(model, (), arguments).module()
-    close(exported(**arguments).sample, model(**arguments).sample)
+    for changes, more in (({}, {}), (MORE, {"second_timestep": torch.ones(2), "return_internal": True})):
+        model = tiny(num_layers=2, **changes)
+        arguments = {**dict(zip(names, inputs(), strict=True)), **more}
+        exported = torch.export.export(model, (), arguments).module()
+        for value, expected in zip(exported(**arguments).values(), model(**arguments).values(), strict=True):
+            close(value, expected)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -344,15 +366,16 @@ def test_group_offload_to_the_cpu():
 @pytest.mark.parametrize("storage", [torch.float8_e4m3fn, torch.bfloat16])
 @torch.no_grad()
 def test_layerwise_casting(storage):
-    """Weights are kept in the small type, but for norms, embeddings and the output; computing is in float32."""
-    model = tiny()
-    expected = model(*inputs()).sample
+    """Weights are kept in the small type, but for norms, embeddings and the outputs; computing is in float32."""
+    model = tiny(**MORE)
+    expected = outputs(model)
     model.enable_layerwise_casting(storage_dtype=storage, compute_dtype=torch.float32)
     for _ in range(2):
-        output = model(*inputs()).sample
-    assert output.dtype == torch.float32
+        found = outputs(model)
     assert model.dtype == torch.float32  # what pipelines convert their latents to
-    assert 0 < (output - expected).abs().max() < 0.3 * expected.std()
+    for output, before in zip(found, expected, strict=True):
+        assert output.dtype == torch.float32
+        assert 0 < (output - before).abs().max() < 0.3 * before.std()
     small = {name for name, parameter in model.named_parameters() if parameter.dtype == storage}
     projections = {
         f"{name}.{kind}"
@@ -360,9 +383,29 @@ def test_layerwise_casting(storage):
         if isinstance(module, torch.nn.Linear)
         for kind in ("weight", "bias")
     }
+    embedders = ("timestep_embedder", "second_timestep_embedder")
     assert small == projections | {
-        f"timestep_embedder.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")
+        f"{name}.linear_{i}.{kind}" for name in embedders for i in (1, 2) for kind in ("weight", "bias")
     }
+
+
+@torch.no_grad()
+def test_lora_on_the_internal_output_layer(tmp_path):
+    model = tiny(**MORE)
+    before = outputs(model)
+    save_file(
+        {
+            "transformer.internal_proj_out.lora_A.weight": torch.ones(1, 32),
+            "transformer.internal_proj_out.lora_B.weight": torch.ones(4, 1),
+        },
+        tmp_path / "lora.safetensors",
+    )
+    model.load_lora_adapter(tmp_path / "lora.safetensors")
+    after = outputs(model)
+    close(after[0], before[0])
+    assert (after[1] - before[1]).abs().max() > 0.1
+    model.unload_lora()
+    close(outputs(model)[1], before[1])
 
 
 def test_gradient_checkpointing():
@@ -424,8 +467,10 @@ def test_context_parallel(tmp_path):
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors[-2000:]
     results = torch.load(tmp_path / "results.pt", weights_only=True)
-    for changes, result in zip([{}, {"use_rope": False, "use_qk_norm": True}], results, strict=True):
-        close(result["sample"], tiny(**changes)(*inputs()).sample)
+    for changes, result in zip([{}, {"use_rope": False, "use_qk_norm": True}, MORE], results, strict=True):
+        expected = outputs(tiny(**changes)) if changes == MORE else [tiny(**changes)(*inputs()).sample]
+        for value, of_one in zip(result["outputs"], expected, strict=True):
+            close(value, of_one)
         assert result["num_tokens"] == [8]  # of 16
 
 
@@ -447,7 +492,7 @@ def test_quanto(tmp_path):
 
     tiny().save_pretrained(tmp_path)
     model = LightningDiTTransformer2DModel.from_pretrained(
-        tmp_path, quantization_config=QuantoConfig(weights_dtype="int8"), torch_dtype=torch.float32
+        tmp_path, quantization_config=QuantoConfig(weights_dtype="int8"), dtype=torch.float32
     )
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     assert len(linear) > 7 * NUM_LAYERS
@@ -464,7 +509,7 @@ def test_torchao(tmp_path):
 
     tiny().save_pretrained(tmp_path)
     model = LightningDiTTransformer2DModel.from_pretrained(
-        tmp_path, quantization_config=TorchAoConfig(Int8WeightOnlyConfig()), torch_dtype=torch.float32
+        tmp_path, quantization_config=TorchAoConfig(Int8WeightOnlyConfig()), dtype=torch.float32
     )
     weights = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
     assert all(isinstance(weight, TorchAOBaseTensor) for weight in weights)
@@ -532,11 +577,37 @@ def test_from_single_file(original, tmp_path):
         close(model(*inputs()).sample, tiny()(*inputs()).sample, 0)
         assert not model.training
     model = LightningDiTTransformer2DModel.from_single_file(
-        str(tmp_path / "training.pt"), weights="model", torch_dtype=torch.bfloat16
+        str(tmp_path / "training.pt"), weights="model", dtype=torch.bfloat16
     )
     expected = (tiny().proj_out.weight + 1).to(torch.bfloat16)
     assert torch.equal(model.proj_out.weight, expected)
     same_weights(LightningDiTTransformer2DModel.from_single_file(dict(original)), tiny())
+
+
+def test_from_single_file_of_other_projects(original, tmp_path):
+    """FACM's average and not the raw weights; a layer that no shape tells; 64 channels."""
+    average = {f"ema_models.1.ema_model.{key}": value for key, value in original.items()}
+    average |= {"ema_models.1.step": torch.tensor(3), "ema_models.1.initted": torch.tensor(True)}
+    raw = {key: value if "rope" in key else value + 1 for key, value in original.items()}
+    torch.save({"model": raw, "emas": average}, tmp_path / "facm.pt")
+    torch.save({"ema": original, "_extracted_from": "PostHocEMA"}, tmp_path / "extracted.pt")
+    for name in ("facm.pt", "extracted.pt"):
+        same_weights(LightningDiTTransformer2DModel.from_single_file(str(tmp_path / name)), tiny())
+    for changes, settings in ((MORE, {"internal_guidance_layer": 2}), ({"in_channels": 64, "use_qk_norm": True}, {})):
+        model = tiny(**changes)
+        content = {"ema": transformer_to_original(dict(model.config), model.state_dict())}
+        loaded = LightningDiTTransformer2DModel.from_single_file(content, **settings)
+        same_weights(loaded, model)
+        assert loaded.config.internal_guidance_layer == model.config.internal_guidance_layer
+
+
+def test_from_single_file_refuses_python_objects(original, tmp_path):
+    torch.save({"ema": original, "args": argparse.Namespace(lr=1)}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"model\.pt: contains the Python object argparse\.Namespace; required: tens"):
+        LightningDiTTransformer2DModel.from_single_file(str(tmp_path / "model.pt"))
+    (tmp_path / "broken.pt").write_bytes(b"\xff" * 100)
+    with pytest.raises(OSError, match=r"broken\.pt"):
+        LightningDiTTransformer2DModel.from_single_file(str(tmp_path / "broken.pt"))
 
 
 def test_from_single_file_with_a_config(original, tmp_path):

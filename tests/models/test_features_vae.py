@@ -214,7 +214,7 @@ def test_from_single_file(original, tmp_path):
         with torch.no_grad():
             close(model(images()).sample, tiny()(images()).sample, 0)
     statistics = {"latents_mean": [0.5] * 4, "latents_std": [2.0] * 4, "scaling_factor": 0.25}
-    model = AutoencoderVAVAE.from_single_file(str(tmp_path / "vavae.ckpt"), torch_dtype=torch.float16, **statistics)
+    model = AutoencoderVAVAE.from_single_file(str(tmp_path / "vavae.ckpt"), dtype=torch.float16, **statistics)
     assert model.dtype == torch.float16
     assert {key: model.config[key] for key in statistics} == statistics
 

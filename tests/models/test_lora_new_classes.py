@@ -197,3 +197,13 @@ def test_saving_an_adapter_does_not_lose_its_rows_in_silence(pipe, loras, tmp_pa
     load(pipe, loras, "a")
     with pytest.raises(ValueError, match="`adapter_name` is 'a', a LoRA with new classes; required"):
         pipe.transformer.save_lora_adapter(tmp_path, adapter_name="a")
+
+
+def test_a_pipeline_that_cannot_be_saved_touches_nothing(pipe, loras, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    load(pipe, loras, "a")
+    pipe.vae.post_quant_conv.weight.data.zero_()
+    with pytest.raises(ValueError, match="has LoRAs loaded"):
+        pipe.save_pretrained(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

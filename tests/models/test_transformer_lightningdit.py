@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import FirstBlockCacheConfig
 from diffusers.models.embeddings import apply_rotary_emb
 from golden.small_set import draw, recorded_part
 from safetensors.torch import load_file
@@ -197,6 +198,105 @@ def test_full_size(golden):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Networks with more: expanded times, a second time, an output layer after an earlier block
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("file", "output"), [("ckpt_ema_only", "out_ema"), ("ckpt_stage1_teacher", "out_teacher")])
+@torch.no_grad()
+def test_expanded_times(golden_frontier, file, output):
+    """Times up to 2, neither clamped nor scaled."""
+    tensors = load_file(golden_frontier("facm/io.safetensors"))
+    model = load_transformer(golden_frontier(f"facm/{file}.pt"))
+    assert tensors["t"].max() == 2
+    close(model(tensors["x"], tensors["t"], tensors["y"]).sample, tensors[output])
+
+
+@torch.no_grad()
+def test_second_time(golden_frontier):
+    tensors = load_file(golden_frontier("facm/r_embedder/io.safetensors"))
+    student, teacher = (
+        load_transformer(golden_frontier(f"facm/r_embedder/{name}.pt")) for name in ("ckpt_ema_only", "ckpt_teacher")
+    )
+    x, t, y, r = (tensors[name] for name in "xtyr")
+    close(student.timestep_embedder(student.time_proj(t)), tensors["t_emb"])
+    close(student.second_timestep_embedder(student.time_proj(r)), tensors["r_emb"])
+    close(student(x, t, y, second_timestep=r).sample, tensors["out"])
+    close(student(x, t, y).sample, tensors["out_r_equals_t"])
+    close(teacher(x, t, y).sample, tensors["out_teacher_r_equals_t"])
+
+
+@torch.no_grad()
+def test_internal_velocity(golden_frontier):
+    folder = golden_frontier("internal_guidance/io.safetensors").parent
+    tensors = load_file(folder / "io.safetensors")
+    model = load_transformer(folder / "ckpt_ema_only.pt", config=folder / "config.yaml")
+    assert model.config.internal_guidance_layer == 1
+    seen = []
+    model.transformer_blocks[0].register_forward_hook(lambda module, args, output: seen.append(output))
+    output = model(*(tensors[name] for name in "xty"), return_internal=True)
+    close(seen[0], tensors["tokens_after_block_k"], 5e-4)
+    close(output.sample, tensors["v"])
+    close(output.internal_sample, tensors["z"])
+
+
+MORE = {"second_time_embedding": True, "internal_guidance_layer": 1}
+
+
+@torch.no_grad()
+def test_a_network_with_more_begins_as_the_one_without():
+    """Whatever the second time is; the layer's own output begins at zero, as that of the last."""
+    plain, more = tiny(), LightningDiTTransformer2DModel(**TINY | MORE).eval()
+    added = set(more.state_dict()) - set(plain.state_dict())
+    assert {name.split(".")[0] for name in added} == {
+        "second_timestep_embedder", "internal_norm_out", "internal_proj_out",
+    }  # fmt: skip
+    assert more.second_timestep_embedder.linear_1.weight.std().item() == pytest.approx(0.02, rel=0.15)
+    more.load_state_dict(plain.state_dict() | {name: more.state_dict()[name] for name in added})
+    for settings in ({}, {"second_timestep": 1.0}, {"second_timestep": torch.tensor([0.2, 0.7])}):
+        output = more(*inputs(), **settings, return_internal=True)
+        close(output.sample, plain(*inputs()).sample, 0)
+        assert output.internal_sample.abs().max() == 0
+
+
+@torch.no_grad()
+def test_a_network_without_more_is_what_it_was():
+    assert not any("internal" in name or "second" in name for name in tiny().state_dict())
+    output = tiny()(*inputs())
+    assert output.internal_sample is None
+    assert len(output) == len(tiny()(*inputs(), return_dict=False)) == 1
+
+
+@torch.no_grad()
+def test_forms_of_the_output_and_of_the_second_time():
+    model = tiny(**MORE, patch_size=2, learn_sigma=True)
+    x, t, y = inputs()
+    output = model(x, t, y, return_internal=True)
+    assert output.sample.shape == output.internal_sample.shape == x.shape
+    for value, other in zip(output.to_tuple(), model(x, t, y, False, return_internal=True), strict=True):
+        close(value, other, 0)
+    close(model(x, t, y, second_timestep=t).sample, output.sample, 0)
+    expected = model(x, t, y, second_timestep=torch.ones(2)).sample
+    assert (expected - output.sample).abs().max() > 1e-3
+    for second in (1, 1.0, torch.tensor(1.0), torch.ones(1)):
+        close(model(x, t, y, second_timestep=second).sample, expected, 0)
+
+
+@torch.no_grad()
+def test_the_internal_velocity_is_that_of_the_network_cut_there():
+    """With the same output layer, blocks 1 to N alone give it."""
+    model = tiny(num_layers=3, internal_guidance_layer=2)
+    cut = tiny(num_layers=2)
+    weights = {name: value for name, value in model.state_dict().items() if name in cut.state_dict()}
+    for name in ("norm_out.linear", "proj_out"):
+        for kind in ("weight", "bias"):
+            weights[f"{name}.{kind}"] = model.state_dict()[f"internal_{name}.{kind}"]
+    weights["norm_out.norm.weight"] = model.internal_norm_out.norm.weight
+    cut.load_state_dict(weights)
+    close(model(*inputs(), return_internal=True).internal_sample, cut(*inputs()).sample, 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Other image sizes: an independent forward pass
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -265,12 +365,14 @@ def test_the_independent_formula_is_the_original(golden):
     close(reference_forward(weights, 4, tensors["x"], tensors["t"], tensors["y"]), tensors["out_ema"])
 
 
-@pytest.mark.parametrize("size", [2, 8])
+@pytest.mark.parametrize("size", [2, 8, (2, 6)])
 @pytest.mark.parametrize("patch_size", [1, 2])
 @torch.no_grad()
-def test_other_size_equals_model_built_for_it(size, patch_size):
+def test_other_size_equals_model_built_for_it(size, patch_size, tmp_path):
     model, built = tiny(patch_size=patch_size), tiny(patch_size=patch_size, sample_size=size)
-    latents, t, y = inputs(size, size)
+    built.save_pretrained(tmp_path)
+    built = LightningDiTTransformer2DModel.from_pretrained(tmp_path).eval()
+    latents, t, y = inputs(*((size, size) if isinstance(size, int) else size))
     close(model(latents, t, y).sample, built(latents, t, y).sample, 0)
 
 
@@ -313,16 +415,19 @@ def test_position_table_is_not_trained():
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.005)])
-@pytest.mark.parametrize("changes", [{}, {"use_qk_norm": True, "norm_type": "layer_norm", "use_adaln_shift": False}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"use_qk_norm": True, "norm_type": "layer_norm", "use_adaln_shift": False}, MORE]
+)
 @torch.no_grad()
 def test_half_precision_weights(dtype, tolerance, changes):
     model = tiny(**changes)
     latents, t, y = inputs()
-    expected = model(latents, t, y).sample
+    settings = {"return_dict": False, "return_internal": changes == MORE}
+    before = model(latents, t, y, **settings)
     model.to(dtype)
-    actual = model(latents.to(dtype), t, y).sample
-    assert actual.dtype == dtype
-    assert (actual.float() - expected).pow(2).mean().sqrt() < tolerance * expected.pow(2).mean().sqrt()
+    for actual, expected in zip(model(latents.to(dtype), t, y, **settings), before, strict=True):
+        assert actual.dtype == dtype
+        assert (actual.float() - expected).pow(2).mean().sqrt() < tolerance * expected.pow(2).mean().sqrt()
 
 
 @torch.no_grad()
@@ -337,10 +442,11 @@ def test_timestep_forms():
 def test_gradient_checkpointing_changes_nothing():
     gradients = []
     for checkpointing in (False, True):
-        model = tiny(class_dropout_prob=0.0).train()
+        model = tiny(class_dropout_prob=0.0, **MORE).train()
         if checkpointing:
             model.enable_gradient_checkpointing()
-        model(*inputs()).sample.pow(2).mean().backward()
+        output = model(*inputs(), second_timestep=1.0, return_internal=True)
+        (output.sample.pow(2).mean() + output.internal_sample.pow(2).mean()).backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in gradients[0].items():
         close(gradients[1][name], gradient, 0)
@@ -362,11 +468,13 @@ def test_label_dropping():
 
 @torch.no_grad()
 def test_save_and_load(tmp_path):
-    model = tiny(use_qk_norm=True, learn_sigma=True)
+    model = tiny(use_qk_norm=True, learn_sigma=True, **MORE)
     model.save_pretrained(tmp_path)
     loaded = LightningDiTTransformer2DModel.from_pretrained(tmp_path)
     assert public(loaded.config) == public(model.config)
-    close(loaded(*inputs()).sample, model(*inputs()).sample, 0)
+    settings = {"second_timestep": 1.0, "return_internal": True}
+    for value, expected in zip(*(one(*inputs(), **settings).values() for one in (loaded, model)), strict=True):
+        close(value, expected, 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -384,6 +492,8 @@ def test_save_and_load(tmp_path):
         ({"attention_head_dim": 6}, "`attention_head_dim` is 6"),
         ({"attention_head_dim": 3, "use_rope": False}, "is 6; required: a multiple of 4 for the position table"),
         ({"class_dropout_prob": 1.5}, "`class_dropout_prob` is 1.5"),
+        ({"internal_guidance_layer": 0}, "`internal_guidance_layer` is 0; required: None, or from 1 to `num_layers`"),
+        ({"internal_guidance_layer": 3}, "`internal_guidance_layer` is 3; required: .*, 2"),
     ],
 )
 def test_wrong_configuration(changes, message):
@@ -398,3 +508,14 @@ def test_wrong_latents():
         model(torch.zeros(2, 3, 4, 4), t, y)
     with pytest.raises(ValueError, match="`hidden_states` is 4x5; required: multiples of `patch_size`, 2"):
         model(torch.zeros(2, 4, 4, 5), t, y)
+
+
+def test_arguments_of_another_architecture():
+    with pytest.raises(ValueError, match="`second_timestep` is given; required: None for a model without"):
+        tiny()(*inputs(), second_timestep=1.0)
+    with pytest.raises(ValueError, match="`return_internal` is True; required: False for a model without"):
+        tiny()(*inputs(), return_internal=True)
+    model = tiny(**MORE)
+    model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(ValueError, match="`return_internal` is True with FirstBlockCacheConfig; required: False, or"):
+        model(*inputs(), return_internal=True)

@@ -64,6 +64,31 @@ def test_defaults_of_the_original(tmp_path):
     assert write(tmp_path, "sample: {timestep_shift: 0}").scheduler_shift == 1.0
 
 
+def test_recipe_of_few_steps(tmp_path):
+    config = write(tmp_path, "sample: {mode: consistency, num_sampling_steps: 2}")
+    assert config.sampling_recipe(32) == {"num_inference_steps": 2, "guidance_scale": 1.0}
+    assert config.is_consistency
+    assert sampling_section(config.sampling_recipe(32), 1.0, is_consistency=True) == config.values["sample"]
+    assert sampling_section(config.sampling_recipe(32), 2.0, is_consistency=True) is None
+
+
+def test_recipe_of_internal_guidance(golden_frontier):
+    """All channels are guided there, and not the first three."""
+    config = OriginalConfig.read(golden_frontier("internal_guidance/config.yaml"))
+    recipe = config.sampling_recipe(8)
+    assert recipe == {
+        "num_inference_steps": 9,
+        "guidance_scale": 1.45,
+        "guidance_interval": [0.19, 1.0],
+        "guidance_channels": None,
+        "internal_guidance_scale": 1.4,
+        "ode_method": "heun2",
+    }
+    section = sampling_section(recipe, config.scheduler_shift)
+    assert {key: section[key] for key in config.values["sample"]} == config.values["sample"]
+    assert sampling_section(recipe | {"internal_guidance_interval": [0.2, 1.0]}, 1.0) is None
+
+
 @pytest.mark.parametrize("method", ["dopri5", "heun2"])
 def test_recipe_of_other_methods(tmp_path, method):
     # YAML 1.1 reads 1e-6 as a string
@@ -83,7 +108,11 @@ def test_recipe_of_other_methods(tmp_path, method):
         ("sample: {num_sampling_steps: 9, cfg_scale: -1}", "`sample.cfg_scale` is -1.0"),
         ("sample: {num_sampling_steps: 9, cfg_interval_start: 2}", "`sample.cfg_interval_start` is 2.0"),
         ("sample: {num_sampling_steps: 9, sampling_method: rk4}", "`sample.sampling_method` is 'rk4'; required: one"),
-        ("sample: {num_sampling_steps: 9, mode: SDE}", "`sample.mode` is 'SDE'; required: 'ODE'"),
+        ("sample: {num_sampling_steps: 9, mode: SDE}", "`sample.mode` is 'SDE'; required: one of ODE, consistency"),
+        ("sample: {mode: consistency}", "`sample.num_sampling_steps` is None; required: at least 1, the evaluations"),
+        ("sample: {mode: consistency, num_sampling_steps: 2, cfg_scale: 2}", "`sample.cfg_scale` is 2.0; required: 1"),
+        ("sample: {mode: consistency, num_sampling_steps: 2, timestep_shift: 0.3}", "`sample.timestep_shift` is 0.3"),
+        ("sample: {num_sampling_steps: 9, ig_scale: -0.5}", "`sample.ig_scale` is -0.5; required: at least 0"),
         ("sample: {num_sampling_steps: 9, reverse: true}", "`sample.reverse` is True"),
         ("transport: {path_type: VP}", "`transport.path_type` is 'VP'; required: 'Linear'"),
         ("transport: {prediction: noise}", "`transport.prediction` is 'noise'"),
@@ -139,6 +168,34 @@ def test_published_recipes(epochs, scale, start):
     # and back
     section = sampling_section(recipe, config.scheduler_shift)
     assert section == config.values["sample"]
+
+
+@pytest.mark.parametrize(
+    ("file", "expected", "shift"),
+    [
+        ("facm_xl_2_steps", {"num_inference_steps": 2, "guidance_scale": 1.0}, 1),
+        ("facm_xl_1_step", {"num_inference_steps": 1, "guidance_scale": 1.0}, 1),
+        (
+            "internal_guidance_xl",
+            {"num_inference_steps": 124, "guidance_scale": 1.45, "guidance_interval": [0.19, 1.0],
+             "guidance_channels": None, "internal_guidance_scale": 1.4},
+            1 / 0.3,
+        ),
+        (
+            "internal_guidance_xl_alone",
+            {"num_inference_steps": 124, "guidance_scale": 1.0, "internal_guidance_scale": 1.7},
+            1 / 0.3,
+        ),
+        ("vfm_vae_xl", {"guidance_scale": 4.0, "guidance_interval": [0.125, 1.0], "guidance_channels": 3}, 1 / 0.3),
+        ("vtp_f16d64", {"guidance_scale": 1.0}, 1 / 0.075),
+    ],
+)  # fmt: skip
+def test_recipes_of_other_projects(file, expected, shift):
+    config = OriginalConfig.read(PUBLISHED / f"{file}.yaml")
+    recipe = config.sampling_recipe(config.get("model.in_chans", int))
+    assert expected.items() <= recipe.items()
+    assert config.scheduler_shift == pytest.approx(shift)
+    assert sampling_section(recipe, config.scheduler_shift, config.is_consistency) == config.values["sample"]
 
 
 def test_recipes_that_the_original_does_not_have():

@@ -1,6 +1,7 @@
 """Continuing a training checkpoint of the original: its own loop, weight for weight."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def take_step(run: RunState, recorded: dict, number: int, max_grad_norm: float |
     """One step with the original's draws; returns the losses [2, B]."""
     model = run.models["transformer"]
     draws = [recorded[f"step{number}.{name}"] for name in ("x0", "x1", "t", "y_after_drop")]
-    losses = flow_matching_losses(model, *draws)
+    losses = flow_matching_losses(model, *draws)[:2]
     run.accelerator.backward(losses[0].mean() + losses[1].mean())
     if max_grad_norm is not None:
         run.grad_norm = run.accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
@@ -148,6 +149,14 @@ def test_going_on_from_its_checkpoint_is_going_on(golden, run):
         (lambda c: c["opt"]["state"][5].update(step=torch.tensor(9.0)), r"has parameters at steps \[2, 9\]"),
         (lambda c: c["opt"]["state"][5].update(exp_avg=torch.zeros(3)), r"opt.exp_avg of t_embedder.mlp.2.weight"),
         (lambda c: c["opt"].update(param_groups=[]), "entry `opt` is no state of an optimiser"),
+        (lambda c: c["opt"].update(param_groups=["x"]), "entry `opt` is no state of an optimiser"),
+        (lambda c: c["opt"]["param_groups"][0].update(params=None), "entry `opt` is no state of an optimiser"),
+        (lambda c: c["opt"]["state"].update({5: None}), "entry `opt` has no state of `t_embedder.mlp.2.weight`"),
+        (lambda c: c["opt"]["state"][5].update(step=None), "the step None of `t_embedder.mlp.2.weight`; required"),
+        (lambda c: c["opt"]["state"][5].update(step=torch.tensor(math.nan)), "the step nan of `t_embedder.mlp.2.wei"),
+        (lambda c: c["opt"]["state"][5].update(exp_avg_sq=1.0), "exp_avg_sq of t_embedder.mlp.2.weight` of type float"),
+        (lambda c: c["opt"]["state"][5]["exp_avg"].fill_(math.inf), "exp_avg of t_embedder.mlp.2.weight` has values"),
+        (lambda c: c["model"].update({5: torch.zeros(1)}), "entry `model` has the key 5; required: names of weights"),
     ],
 )
 def test_a_checkpoint_whose_parts_do_not_fit(golden, tmp_path, change, message):

@@ -13,6 +13,13 @@ from diffusers_lightningdit.original import (
     transformer_from_original,
     transformer_to_original,
 )
+from diffusers_lightningdit.original.transformer import (
+    check_transformer_yaml,
+    empty_transformer,
+    rope_tables,
+    transformer_config,
+    transformer_rows,
+)
 
 CASES = ["released", "qknorm_layernorm", "qknorm_rms_woshift", "learn_sigma_p2", "plain"]
 TINY = {
@@ -62,12 +69,16 @@ def test_golden_round_trip(golden, case, weights):
         {"mlp_ratio": 2.7},
         {"mlp_ratio": 2.7, "activation_fn": "gelu-approximate"},
         {"num_attention_heads": 3, "attention_head_dim": 12},
+        {"in_channels": 64, "use_qk_norm": True},  # VTP; VFM-VAE has 32
+        {"second_time_embedding": True, "use_qk_norm": True},
+        {"internal_guidance_layer": 1, "learn_sigma": True, "norm_type": "layer_norm"},
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_round_trip(changes, dtype):
     before = {key: value.to(dtype) for key, value in original(**changes).items()}
-    config, state_dict = transformer_from_original(before)
+    layer = changes.get("internal_guidance_layer")
+    config, state_dict = transformer_from_original(before, internal_guidance_layer=layer)
     model = LightningDiTTransformer2DModel(**config)
     model.load_state_dict(state_dict)
     for name in set(TINY | changes) - {"mlp_ratio"}:  # another ratio may give the same width
@@ -125,6 +136,93 @@ def test_golden_layouts(golden):
         assert identical(select_transformer_weights(read_checkpoint(folder / file)), training[entry])
 
 
+# -- files of FACM and of internal guidance --
+
+
+def facm_training_file(averages: dict[int, dict]) -> dict:
+    """The layout of FACM's training: raw weights of several processes, and the flattened state of the averages."""
+    emas = {
+        f"ema_models.{number}.{key}": value
+        for number, average in averages.items()
+        for key, value in {
+            "initted": torch.tensor(True),
+            "step": torch.tensor(7),
+            **{f"ema_model.{name}": weight for name, weight in average.items()},
+        }.items()
+    }
+    raw = {f"module.{key}": value + 9 for key, value in original().items()}
+    return {"model": raw, "emas": emas, "opt": {}, "epoch": 3, "step": 100, "scheduler": {}}
+
+
+def test_facm_averages():
+    narrow, wide = ({key: value + shift for key, value in original().items()} for shift in (1, 2))
+    checkpoint = facm_training_file({0: narrow, 1: wide})
+    nested = checkpoint | {"emas": {"ema_models": [narrow, wide]}}
+    for content in (checkpoint, nested, checkpoint | {"ema": narrow}):
+        assert identical(select_transformer_weights(content), wide)
+        assert identical(select_transformer_weights(content, "ema_models.1"), wide)
+        assert identical(select_transformer_weights(content, "ema_models.0"), narrow)
+    assert select_transformer_weights(checkpoint, "model")["pos_embed"].equal(original()["pos_embed"] + 9)
+
+
+@pytest.mark.parametrize(
+    ("change", "weights", "message"),
+    [
+        ({}, "ema_models.2", "has no `ema_models.2` weights; it has `ema_models.0` and `ema_models.1` and `model`"),
+        ({}, "ema", "has no `ema` weights; it has `ema_models.0`"),
+        ({"emas": {"ema_models": [{}]}}, None, "has no `ema_models.1` weights; it has `ema_models.0` and `model`"),
+        ({"emas": {}}, None, "has no `ema_models.1` weights; it has `model`"),
+        ({"emas": None}, None, "entry `emas` has `NoneType`; required: keys `ema_models.N.ema_model.KEY`"),
+        ({"emas": {"ema_models.1.shadow.x": 1}}, None, "entry `emas` has `ema_models.1.shadow.x`; required"),
+        ({"emas": {"ema_models": [{}, {}]}}, None, "entry `ema_models.1` holds no weights"),
+    ],
+)
+def test_facm_averages_that_are_not_there(change, weights, message):
+    """The raw weights are never taken in their place."""
+    with pytest.raises(ValueError, match=message):
+        select_transformer_weights(facm_training_file({0: original(), 1: original()}) | change, weights)
+
+
+@torch.no_grad()
+def test_golden_facm_training_file(golden_frontier):
+    from safetensors.torch import load_file
+
+    tensors = load_file(golden_frontier("facm/io.safetensors"))
+    file = golden_frontier("facm/ckpt_train_emas.pt")
+    for weights, output in ((None, "out_ema"), ("ema_models.0", "out_ema0_wrong"), ("model", "out_model_wrong")):
+        model = load_transformer(file, weights)
+        found = model(tensors["x"], tensors["t"], tensors["y"]).sample
+        torch.testing.assert_close(found, tensors[output], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("file", ["facm/ckpt_ema_only.pt", "facm/r_embedder/ckpt_ema_only.pt",
+                                  "internal_guidance/ckpt_ema_only.pt"])  # fmt: skip
+def test_golden_frontier_round_trip(golden_frontier, file):
+    checkpoint = read_checkpoint(golden_frontier(file))
+    layer = 1 if "internal" in file else None
+    model = load_transformer(golden_frontier(file), internal_guidance_layer=layer)
+    assert model.config.second_time_embedding == ("r_embedder" in file)
+    assert model.config.internal_guidance_layer == layer
+    assert identical(transformer_to_original(dict(model.config), model.state_dict()), checkpoint["ema"])
+
+
+def test_block_of_internal_guidance(golden_frontier):
+    weights = original(internal_guidance_layer=1)
+    yaml = OriginalConfig({"model": {"encoder_depth": 2}}, "my.yaml")
+    assert transformer_from_original(weights, yaml=yaml)[0]["internal_guidance_layer"] == 2
+    with pytest.raises(ValueError, match="internal_guidance_layer is not given, and the weights have `final_layer_xr`"):
+        transformer_from_original(weights)
+    with pytest.raises(ValueError, match=r"internal_guidance_layer is 3, and the weights have .* and 2 blocks"):
+        transformer_from_original(weights, internal_guidance_layer=3)
+    with pytest.raises(ValueError, match="internal_guidance_layer is 2; required: none, since the weights have no"):
+        transformer_from_original(original(), yaml=yaml)
+    published = original(num_layers=28, internal_guidance_layer=8)
+    assert transformer_from_original(published)[0]["internal_guidance_layer"] == 8
+    del published["final_layer_xr.linear.bias"]
+    with pytest.raises(ValueError, match=r"key `final_layer_xr\.linear\.bias` is missing"):
+        transformer_from_original(published)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Number of heads
 # ---------------------------------------------------------------------------------------------------------------------
@@ -139,8 +237,6 @@ def test_heads_from_the_shapes():
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_heads_from_the_published_sizes(model_type):
-    from diffusers_lightningdit.original.transformer import empty_transformer, transformer_config, transformer_rows
-
     depth, width, heads, patch_size = MODEL_TYPES[model_type]
     model = empty_transformer(
         {
@@ -290,6 +386,40 @@ def test_contradictions(golden, key, value, of_weights):
     assert str(of_weights) in message
     assert value is None or str(value) in message
     assert "\n" not in message
+
+
+def test_golden_frontier_yaml_fits(golden_frontier):
+    for folder in ("facm", "internal_guidance"):
+        file = golden_frontier(f"{folder}/ckpt_ema_only.pt")
+        load_transformer(file, config=file.parent / "config.yaml")
+    values = OriginalConfig.read(golden_frontier("facm/config.yaml")).values
+    for key, value in (("use_qknorm", False), ("auxiliary_time_cond", True), ("num_classes", 1000), ("depth", 28)):
+        changed = OriginalConfig({"lightningdit": values["lightningdit"] | {key: value}}, "my.yaml")
+        with pytest.raises(ValueError, match=f"my.yaml: `lightningdit.{key}` is {value}; required: .* as the weights"):
+            load_transformer(golden_frontier("facm/ckpt_ema_only.pt"), config=changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("facm_xl_2_steps", {"use_qk_norm": True}),
+        ("facm_xl_1_step", {"use_qk_norm": True}),
+        ("internal_guidance_xl", {"internal_guidance_layer": 8}),
+        ("internal_guidance_xl_alone", {"internal_guidance_layer": 8}),
+        ("vfm_vae_xl", {"use_qk_norm": True}),
+        ("vtp_f16d64", {"in_channels": 64}),
+    ],
+)
+def test_recipes_of_other_projects_fit_their_networks(repository, name, changes):
+    """At full size, without memory for weights: the defaults are XL/1."""
+    model = empty_transformer(changes)
+    state = model.state_dict()
+    weights = {row.original: row.to_original(state) for row in transformer_rows(model)} | rope_tables(model)
+    config = transformer_config(weights)
+    check_transformer_yaml(config, OriginalConfig.read(repository / f"conversion/configs/{name}.yaml"))
+    assert config["num_layers"] == 28
+    for key, value in changes.items():
+        assert config[key] == value
 
 
 def test_embedded_yaml_is_used(golden):

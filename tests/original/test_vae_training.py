@@ -66,7 +66,7 @@ def test_there_and_back(tmp_path, reverse, dtype, num_layers):
     AutoencoderVAVAE(block_out_channels=(32, 32), layers_per_block=1, latent_channels=4).save_pretrained(tmp_path)
     for name, model in models.items():
         model.save_pretrained(tmp_path / "training" / name)
-        loaded = type(model).from_pretrained(tmp_path / "training" / name, torch_dtype=dtype)
+        loaded = type(model).from_pretrained(tmp_path / "training" / name, dtype=dtype)
         assert identical(loaded.state_dict(), model.state_dict())
         assert type(model).from_config(dict(model.config)).config == model.config
     after = original_files(tmp_path)[0]["vavae.ckpt"]["state_dict"]

@@ -1,12 +1,19 @@
-"""The examples in docstrings and in docs/pipelines.md run as they stand, from the root of a checkout."""
+"""The examples in docstrings and on two pages of docs/ run as they stand, from the root of a checkout."""
 
 import doctest
 import re
+from pathlib import Path
 
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from diffusers_lightningdit import FlowMatchSDEScheduler, pipelines
+from diffusers_lightningdit import (
+    FlowMatchSDEScheduler,
+    FlowMatchUCGMScheduler,
+    InternalGuidance,
+    IntervalGuidance,
+    pipelines,
+)
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CHECKPOINT = "model_cards/lightningdit-digits"
@@ -28,7 +35,10 @@ def checkout(repository, tmp_path, make_pipeline, make_transformer, monkeypatch)
 
 @pytest.mark.parametrize(
     "cls",
-    [*(getattr(pipelines, name) for name in pipelines.__all__), FlowMatchSDEScheduler],
+    [
+        *(getattr(pipelines, name) for name in pipelines.__all__),
+        *(FlowMatchSDEScheduler, FlowMatchUCGMScheduler, InternalGuidance, IntervalGuidance),
+    ],
     ids=lambda cls: cls.__name__,
 )
 def test_examples(cls, checkout):
@@ -38,12 +48,24 @@ def test_examples(cls, checkout):
     assert result.attempted and not result.failed
 
 
-def test_blocks_of_the_page(checkout, repository):
-    page = (repository / "docs" / "pipelines.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == page.count("```python")
+def run_blocks(page: Path) -> dict:
+    """Run the blocks of Python of a page, one after the other, and return the names that they leave."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) == text.count("```python")
     namespace = {}
     for block in blocks:
         exec(block, namespace)
+    return namespace
+
+
+def test_blocks_of_the_page_on_pipelines(checkout, repository):
+    namespace = run_blocks(repository / "docs" / "pipelines.md")
     assert len(namespace["frames"]) == 8
     assert namespace["log_likelihood"].shape == (2,)
+
+
+def test_blocks_of_the_page_on_few_steps(checkout, repository):
+    namespace = run_blocks(repository / "docs" / "few_steps.md")
+    assert len(namespace["images"]) == 2
+    assert namespace["pipe"].num_timesteps == 2

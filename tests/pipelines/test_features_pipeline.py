@@ -651,7 +651,7 @@ def test_device_map_of_the_pipeline(pipe, tmp_path):
 def test_dtype_of_each_component(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     loaded = LightningDiTPipeline.from_pretrained(
-        tmp_path, torch_dtype={"transformer": torch.bfloat16, "default": torch.float16}
+        tmp_path, dtype={"transformer": torch.bfloat16, "default": torch.float16}
     )
     assert (loaded.transformer.dtype, loaded.vae.dtype) == (torch.bfloat16, torch.float16)
 

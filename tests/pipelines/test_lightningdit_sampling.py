@@ -63,8 +63,10 @@ def test_normalising_an_autoencoder_of_diffusers(config):
 
 
 def test_preprocess():
-    images = preprocess([torch.full((3, 4, 4), 0.5), torch.ones(3, 8, 8)], height=8, width=4, factor=2)
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    vae = AutoencoderKL(block_out_channels=(4, 4), norm_num_groups=1, **blocks)
+    images = preprocess([torch.full((3, 4, 4), 0.5), torch.ones(3, 8, 8)], height=8, width=4, vae=vae)
     assert images.shape == (2, 3, 8, 4)
     assert [float(image.mean()) for image in images] == [0.0, 1.0]
-    masks = preprocess([torch.tensor([[0.4, 0.6]]).expand(4, 2)], height=4, width=2, factor=2, is_mask=True)
+    masks = preprocess([torch.tensor([[0.4, 0.6]]).expand(4, 2)], height=4, width=2, vae=vae, is_mask=True)
     assert masks.tolist() == [[[[0.0, 1.0]] * 4]]

@@ -286,7 +286,7 @@ IMAGE = (*ANY_FILE, *[png_header] * 6)
 def npz_header(path: Path, rng: random.Random) -> None:
     """An archive whose array is described wrongly."""
     shape = rng.choice(["(1000000000000, 8, 8, 3)", "(-1, 8, 8, 3)", "(0, 8, 8, 3)", "(4, 8, 8)", "(4, 8, 8, 4)", "()"])
-    kind = rng.choice(["|u1", "<f8", "|O", "<i8", "|b1", "no type"])
+    kind = rng.choice(["<f8", "|O", "<i8", "|b1", "no type"])
     if rng.random() < 0.5:
         kind = "|u1"
     else:

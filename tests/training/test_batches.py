@@ -20,6 +20,9 @@ class Numbers(Dataset):
     def __init__(self, length=10):
         self.length = length
 
+    def data_sha256(self):
+        return str(self.length)
+
     def __len__(self):
         return self.length
 

@@ -62,7 +62,7 @@ def test_a_schedule_is_set_where_it_would_be():
 def test_eight_bit_moments_need_bitsandbytes(tmp_path, monkeypatch):
     arguments = {"data": "x", "vae": "x", "output_dir": str(tmp_path / "new"), "optimizer": "adamw_8bit"}
     if find_spec("bitsandbytes") is None:
-        with pytest.raises(ValueError, match="`optimizer` is 'adamw_8bit'; required: the package bitsandbytes"):
+        with pytest.raises(ValueError, match="`optimizer` is 'adamw_8bit'; required: bitsandbytes"):
             LightningDiTTrainingConfig(**arguments)
 
     class AdamW8bit(torch.optim.AdamW):

@@ -1,8 +1,9 @@
-"""train_lightningdit.py in processes that shard the model by FSDP2 on the CPU; `accelerate launch` does not offer it.
+"""A training script, named first, in processes that shard the model by FSDP2 on the CPU.
 
-Only the choice of FSDP is made here; the sharding is Accelerate's own.
+`accelerate launch` does not offer it. Only the choice of FSDP is made here; the sharding is Accelerate's own.
 """
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, To
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "training_scripts"))
 
-import train_lightningdit
+script = importlib.import_module(sys.argv.pop(1))
 
 plugin = FullyShardedDataParallelPlugin(
     fsdp_version=2,
@@ -25,14 +26,14 @@ AcceleratorState(precision, cpu=True, dynamo_plugin=TorchDynamoPlugin(), fsdp_pl
 PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 AcceleratorState._shared_state["fsdp_plugin"] = plugin
 
-make_run = train_lightningdit.make_run
+make_run = script.make_transformer_run
 
 
-def make_and_say(*arguments):
-    state = make_run(*arguments)
-    print("sharded as", type(state.model(train_lightningdit.NAME)).__name__)
+def make_and_say(*arguments, **options):
+    state = make_run(*arguments, **options)
+    print("sharded as", type(state.model(script.NAME)).__name__)
     return state
 
 
-train_lightningdit.make_run = make_and_say
-train_lightningdit.main()
+script.make_transformer_run = make_and_say
+script.main()

@@ -125,7 +125,7 @@ def test_a_run_whose_steps_were_all_bad(data, trained_vae, transformer_recipe, t
     monkeypatch.setattr(
         loop,
         "training_loss",
-        lambda config, model, *others: sum(parameter.sum() for parameter in model.parameters()) * float("nan"),
+        lambda config, model, *others: {"loss": sum(weight.sum() for weight in model.parameters()) * float("nan")},
     )
     words = ["--config", transformer_recipe, f"data={data}", f"vae={trained_vae}"]
     line = fails_without_a_result(train_lightningdit.main, words, tmp_path / "out", capsys)

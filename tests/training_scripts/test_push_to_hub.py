@@ -54,7 +54,11 @@ def test_pipeline_and_lora_are_uploaded(hub, data, trained_vae, transformer_reci
     weights = "transformer/diffusion_pytorch_model.safetensors"
     uploaded = hub.repositories["user/transformer"].files
     assert uploaded[weights] == (pipeline / weights).read_bytes()
-    assert {"model_index.json", "vae/config.json", "scheduler/scheduler_config.json"} <= uploaded.keys()
+    assert {"model_index.json", "vae/config.json", "scheduler/scheduler_config.json", "pipeline.py"} <= uploaded.keys()
+    card = uploaded["README.md"].decode()
+    assert card == (pipeline / "README.md").read_text(encoding="utf-8")
+    assert 'repository = "user/transformer"' in card and "| `global_batch_size` | `" in card
+    assert str(tmp_path) not in card and str(data) not in card, "paths of the machine"
     assert "metrics.jsonl" not in uploaded
     uploaded = hub.repositories["user/lora"].files
     assert uploaded["pytorch_lora_weights.safetensors"] == (lora / "pytorch_lora_weights.safetensors").read_bytes()

@@ -9,6 +9,7 @@ from diffusers_lightningdit import LightningDiTTransformer2DModel
 from diffusers_lightningdit.settings import parse_config
 from diffusers_lightningdit.training.change3d.config import Change3DTrainingConfig
 from diffusers_lightningdit.training.transformer.config import LightningDiTTrainingConfig
+from diffusers_lightningdit.training.transformer.few_step import FewStepTrainingConfig
 from diffusers_lightningdit.training.transformer.lora import LoraTrainingConfig
 
 FOLDER = Path(train_vavae.__file__).parent
@@ -22,6 +23,8 @@ def test_recipes_are_valid_and_hold_differences_only(recipe, tmp_path):
         config_class, needed = train_vavae.VAVAETrainingConfig, ["lpips=x", "foundation_model=x"]
     elif "lora" in recipe.stem:
         config_class, needed = LoraTrainingConfig, ["pipeline=x"]
+    elif "few_step" in recipe.stem:
+        config_class, needed = FewStepTrainingConfig, ["pipeline=x"]
     elif "task" in yaml.safe_load(recipe.read_text()):
         config_class, needed = Change3DTrainingConfig, [f"task={yaml.safe_load(recipe.read_text())['task']}"]
     needed += ["data=x", f"output_dir={tmp_path / 'new'}"]
@@ -53,6 +56,18 @@ def test_published_recipes(tmp_path):
     assert config.transformer == {}  # the model's own defaults are XL/1
     with torch.device("meta"):
         assert LightningDiTTransformer2DModel().inner_dim == 1152
+
+
+def test_the_published_distillation(tmp_path):
+    recipe = str(FOLDER / "recipes" / "imagenet256_xl_few_step.yaml")
+    needed = ["data=x", "pipeline=x", f"output_dir={tmp_path}"]
+    config = parse_config(FewStepTrainingConfig, ["--config", recipe, *needed])
+    assert round(config.max_train_steps * config.global_batch_size / 1_281_167) == 100  # epochs
+    assert (config.learning_rate, config.adam_betas, config.adam_weight_decay) == (1e-4, (0.9, 0.999), 0)
+    assert (config.max_grad_norm, config.num_inference_steps, config.data_kind) == (1.0, 2, "latents")
+    assert (config.target_guidance_scale, config.target_guidance_interval) == (1.75, (0.125, 1.0))
+    times = (config.time_sampling, config.logit_normal_mean, config.logit_normal_std, config.target_exponent)
+    assert times == ("arctan", 0.8, 1.6, 0.5)
 
 
 def test_the_released_autoencoder(tmp_path):

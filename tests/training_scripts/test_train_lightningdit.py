@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from diffusers_lightningdit.original import read_latents_statistics, read_training_checkpoint
+from diffusers_lightningdit.training.transformer import loop
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_latents_encoded_on_the_fly(data, trained_vae, transformer_recipe, tmp_p
         ("resolution=9", "`resolution` is 9; required: a multiple of the VAE's factor, 2"),
         ("vae=/no/such/folder", "`vae` is '/no/such/folder'; required"),
         ("label_column=image", "`label_column` is 'image'; required: a column of class labels or whole numbers"),
-        ("time_sampling=cosine", "`time_sampling` is 'cosine'; required: one of logit_normal, uniform"),
+        ("time_sampling=cosine", "`time_sampling` is 'cosine'; required: one of logit_normal, arctan, uniform"),
         ("save_dtype=fp16", "`save_dtype` is 'fp16'; required: one of float32, bfloat16, float16"),
         ("guidance_interval=[0.5, 0.2]", "`guidance_interval` is [0.5, 0.2]; required"),
         ("guidance_channels=5", "`guidance_channels` is 5; required"),
@@ -396,3 +397,58 @@ def test_tensorboard(data, trained_vae, transformer_recipe, tmp_path):
     assert [event.step for event in events.Scalars("loss")] == [2, 3]
     (image,) = events.Images("samples")
     assert (image.step, image.width, image.height) == (3, 16, 16)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Internal guidance and expanded times
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_output_layer_of_internal_guidance_trains(data, trained_vae, transformer_recipe, tmp_path):
+    """Its loss is half of the weight of the other's, and its weights are saved with the pipeline."""
+    settings = [
+        "transformer.internal_guidance_layer=1",
+        "logging_steps=1",
+        "use_cosine_loss=false",
+        "max_train_steps=2",
+    ]
+    run(transformer_recipe, data, trained_vae, tmp_path / "half", *settings)
+    run(transformer_recipe, data, trained_vae, tmp_path / "whole", *settings, "internal_guidance_weight=1")
+    half, whole = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("half", "whole")
+    )
+    first = whole[0]["internal_guidance_loss"]
+    assert half[0]["internal_guidance_loss"] == pytest.approx(first)
+    assert whole[0]["loss"] - half[0]["loss"] == pytest.approx(0.5 * first, rel=1e-3)
+    transformer = DiffusionPipeline.from_pretrained(tmp_path / "half").transformer
+    assert transformer.config.internal_guidance_layer == 1
+    assert transformer.internal_proj_out.weight.abs().max() > 0  # it began at zero
+
+
+def test_a_layer_of_internal_guidance_that_is_not_there(data, trained_vae, transformer_recipe, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(transformer_recipe, data, trained_vae, tmp_path / "out", "transformer.internal_guidance_layer=2")
+    assert "`internal_guidance_layer` is 2; required: None, or from 1 to `num_layers`, 1" in capsys.readouterr().err
+
+
+def test_expanded_times_are_seen_by_the_second_half_of_each_batch(
+    data, trained_vae, transformer_recipe, tmp_path, monkeypatch
+):
+    """Whatever the parts of the batch, in which times are uniform even where the recipe has others."""
+    seen = []
+    losses = loop.flow_matching_losses
+
+    def noticed(model, noise, latents, times, labels, seen_times, *others):
+        seen.append((times, seen_times))
+        return losses(model, noise, latents, times, labels, seen_times, *others)
+
+    monkeypatch.setattr(loop, "flow_matching_losses", noticed)
+    settings = ["expanded_times=true", "max_train_steps=1"]
+    run(transformer_recipe, data, trained_vae, tmp_path / "one", *settings)
+    run(transformer_recipe, data, trained_vae, tmp_path / "two", *settings, "gradient_accumulation_steps=2")
+    run(transformer_recipe, data, trained_vae, tmp_path / "uniform", "time_sampling=uniform", "max_train_steps=1")
+    (times, expanded), *parts, (uniform, plain) = seen
+    assert torch.equal(expanded, torch.cat([times[:2], 2 - times[2:]]))
+    assert torch.equal(torch.cat([part for _, part in parts]), expanded)
+    assert torch.equal(uniform, times) and plain is None

@@ -192,6 +192,7 @@ def listed_captions(row: dict) -> list:
 
 
 def words_of_caption(caption: str | list) -> list[str]:
+    """The words of a caption, which may be text or a list of words."""
     return tokenize(caption) if isinstance(caption, str) else caption
 
 
@@ -285,9 +286,9 @@ class PairDataset(Dataset):
         captions = f", {len(self)} captions" if len(self) != number else ""
         return f"{self.data}: {number} pairs of images{captions}{self.source.remark}"
 
-    def identity(self) -> dict:
+    def data_sha256(self) -> str:
         """Everything that the rows are known by, for a resumed run to compare."""
-        return {"data_sha256": self.source.sha256}
+        return self.source.sha256
 
     def check(self) -> None:
         """Read all captions; of folders the sizes of all images, and all label maps.
@@ -350,6 +351,7 @@ class StreamedPairs(StreamedRows):
         return f"{self.data}: pairs of images of {len(self.source.files)} files{self.remark}"
 
     def variation(self, seed: int, epoch: int, index: int) -> random.Random:
+        """The generator of the draws of an epoch's sample, from these numbers alone."""
         return python_random(seed, epoch, index)
 
     def _label(self, row: dict) -> tuple[None, int]:

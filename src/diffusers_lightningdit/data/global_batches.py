@@ -63,6 +63,7 @@ class GlobalBatchSampler(Sampler):
         seed: The seed of the permutations.
         rank, world_size: The index of this process, and the number of processes.
         gradient_accumulation_steps: The number of batches that this process has in one optimiser step.
+        data_sha256: The hash of the data that the indices are of, for `identity`.
 
     Raises:
         ValueError: if a global batch cannot be cut into equal parts, or the data set has less than one.
@@ -76,6 +77,7 @@ class GlobalBatchSampler(Sampler):
         rank: int = 0,
         world_size: int = 1,
         gradient_accumulation_steps: int = 1,
+        data_sha256: str | None = None,
     ):
         if seed < 0:
             raise ValueError(f"`seed` is {seed}; required: at least 0.")
@@ -91,6 +93,7 @@ class GlobalBatchSampler(Sampler):
         self.rank = rank
         self.world_size = world_size
         self.gradient_accumulation_steps = gradient_accumulation_steps
+        self.data_sha256 = data_sha256
         self.start = 0  # global batches since the beginning of training, where iterating begins
 
     def set_position(self, num_steps: int) -> None:
@@ -113,4 +116,9 @@ class GlobalBatchSampler(Sampler):
 
     def identity(self) -> dict:
         """Everything that determines the order; a resumed run compares it."""
-        return {"num_samples": self.num_samples, "global_batch_size": self.global_batch_size, "seed": self.seed}
+        return {
+            "num_samples": self.num_samples,
+            "global_batch_size": self.global_batch_size,
+            "seed": self.seed,
+            "data_sha256": self.data_sha256,
+        }

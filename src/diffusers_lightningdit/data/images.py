@@ -6,20 +6,20 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 
-import datasets
 import numpy as np
 import torch
+from datasets.utils.file_utils import xopen
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
 from ..files import one_line
-from ..pixels import from_8_bits
+from ..pixels import from_8_bits, height_and_width
 from ..settings import check_choice
 from .folders import File
 from .rows import ImageRows, UnusableData, check_labels, known_num_classes
 
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-MAX_SIDES_RATIO = 100  # of the longer side to the shorter: resizing comes before cropping, and would make a huge image
+MAX_SIDES_RATIO = 100  # from that of the crop: resizing comes before cropping, and would make a huge image
 MAX_PIXELS = 178_956_970  # of an image, 0.7 GB: Pillow's own limit
 
 
@@ -32,35 +32,42 @@ class UnusableImage(UnusableData):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """Scale and crop an image to its centre square, [size, size] (the pre-processing of ADM, arXiv 2105.05233).
+def center_crop(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
+    """Scale and crop an image to its centre (the pre-processing of ADM, arXiv 2105.05233).
 
-    Halving with a box filter while the shorter side is at least twice `size` keeps the bicubic step from aliasing.
-    Smaller images are enlarged.
+    Halving with a box filter while both sides are at least twice those of the crop keeps the bicubic step from
+    aliasing. Smaller images are enlarged.
+
+    Args:
+        image: The image.
+        size: The size of the crop in pixels, (height, width) or one number for both.
 
     Raises:
         UnusableImage: for an image that is a mere line.
     """
-    _check_sides(image)
-    while min(image.size) >= 2 * size:
+    height, width = height_and_width(size)
+    _check_sides(image, height, width)
+    while image.width >= 2 * width and image.height >= 2 * height:
         image = image.resize((image.width // 2, image.height // 2), resample=Image.Resampling.BOX)
     return plain_center_crop(image, size)
 
 
-def plain_center_crop(image: Image.Image, size: int) -> Image.Image:
+def plain_center_crop(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
     """Scale and crop in one bicubic step; Pillow widens the filter where it makes an image smaller."""
-    _check_sides(image)
-    scale = size / min(image.size)
+    height, width = height_and_width(size)
+    _check_sides(image, height, width)
+    scale = max(width / image.width, height / image.height)
     image = image.resize((round(image.width * scale), round(image.height * scale)), resample=Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
-def _check_sides(image: Image.Image) -> None:
-    if max(image.size) > MAX_SIDES_RATIO * min(image.size):
+def _check_sides(image: Image.Image, height: int, width: int) -> None:
+    shorter, longer = sorted((image.width * height, image.height * width))
+    if longer > MAX_SIDES_RATIO * shorter:
         raise UnusableImage(
             f"an image has {image.width}x{image.height} pixels; required: sides that differ by a factor of at most "
-            f"{MAX_SIDES_RATIO}."
+            f"{MAX_SIDES_RATIO}{'' if height == width else f' from {width}:{height}'}."
         )
 
 
@@ -95,7 +102,8 @@ def open_image(image: dict | str | os.PathLike | None, formats: Sequence[str] | 
         if content is None and path is None:
             raise UnusableImage("it is missing")
         if content is None and not os.path.lexists(path) and "://" in path:
-            return datasets.Image().decode_example(image)  # streamed from a server
+            with xopen(path, "rb") as streamed:  # from a server
+                content = streamed.read()
         with Image.open(path if content is None else io.BytesIO(content), formats=formats) as decoded:
             if decoded.width * decoded.height > MAX_PIXELS:
                 raise UnusableImage(f"it has {decoded.width}x{decoded.height} pixels; required: at most {MAX_PIXELS}")
@@ -114,24 +122,31 @@ def to_rgb(image: Image.Image, modes: Sequence[str] = EIGHT_BIT_MODES, name: str
     return image.convert("RGB")
 
 
-def image_to_pixels(image: Image.Image, size: int, preprocessing: str = "original") -> torch.Tensor:
-    """Crop an image to its centre square: float32 [3, size, size], RGB in [-1, 1].
+def image_to_pixels(
+    image: Image.Image, size: int | tuple[int, int], preprocessing: str = "original", channels: int = 3
+) -> torch.Tensor:
+    """Crop an image to its centre: float32 [channels, height, width] in [-1, 1].
 
     Args:
         image: An image of one of `EIGHT_BIT_MODES`.
+        size: The size of the crop in pixels, (height, width) or one number for both.
         preprocessing: One of `PREPROCESSINGS`.
+        channels: 3 for RGB, or 1 for the luma of ITU-R BT.601.
 
     Raises:
         UnusableImage: for an image of another mode, and for one that is a mere line.
     """
-    square = np.array(PREPROCESSINGS[preprocessing](to_rgb(image), size))  # uint8 [size, size, 3]
-    return from_8_bits(torch.from_numpy(square).permute(2, 0, 1))
+    image = to_rgb(image)
+    cropped = np.array(PREPROCESSINGS[preprocessing](image if channels == 3 else image.convert("L"), size))
+    return from_8_bits(torch.from_numpy(cropped).view(*cropped.shape[:2], channels).permute(2, 0, 1))
 
 
-def read_pixels(encoded: dict | None, size: int, preprocessing: str = "original") -> torch.Tensor:
+def read_pixels(
+    encoded: dict | None, size: int | tuple[int, int], preprocessing: str = "original", channels: int = 3
+) -> torch.Tensor:
     """Decode an image as `open_image` does, and crop it as `image_to_pixels` does."""
     with decoding():
-        return image_to_pixels(open_image(encoded), size, preprocessing)
+        return image_to_pixels(open_image(encoded), size, preprocessing, channels)
 
 
 def image_name(encoded: dict | None) -> str:
@@ -147,13 +162,14 @@ def image_name(encoded: dict | None) -> str:
 class ImageDataset(Dataset):
     """A data set of images with a length.
 
-    Items are `{"pixel_values": float32 [3, resolution, resolution] in [-1, 1], "class_labels": int}`.
+    Items are `{"pixel_values": float32 [channels, height, width] in [-1, 1], "class_labels": int}`.
 
     Args:
         data, split, image_column, label_column, allow_left_out: As for `ImageRows`.
-        resolution: The side of the square images, in pixels.
+        resolution: The size of the images in pixels, (height, width) or one number for both.
         preprocessing: One of `PREPROCESSINGS`.
         num_classes: The number that labels without names have to be below.
+        channels: 3 for RGB, 1 for grey.
 
     Raises:
         ValueError: as `ImageRows`, and for a row without a label; when an item is taken, `UnusableImage` naming the
@@ -163,23 +179,25 @@ class ImageDataset(Dataset):
     def __init__(
         self,
         data: str,
-        resolution: int,
+        resolution: int | tuple[int, int],
         split: str = "train",
         image_column: str = "image",
         label_column: str | None = "label",
         preprocessing: str = "original",
         num_classes: int | None = None,
         allow_left_out: bool = False,
+        channels: int = 3,
     ):
         check_choice("preprocessing", preprocessing, PREPROCESSINGS)
         self.images = ImageRows(data, split, image_column, label_column, allow_left_out=allow_left_out)
         self.rows, self.id2label = self.images.rows, self.images.id2label
-        self.summary, self.identity = self.images.summary, self.images.identity
+        self.summary, self.data_sha256 = self.images.summary, self.images.data_sha256
         self._num_classes = len(self.id2label) if self.id2label else num_classes
         if label_column is not None:
             check_labels(self.images, self._num_classes)
         self.data = data
         self.resolution = resolution
+        self.channels = channels
         self.image_column = image_column
         self.label_column = label_column
         self.preprocessing = preprocessing
@@ -196,7 +214,7 @@ class ImageDataset(Dataset):
         row = self.rows[index]
         encoded = row[self.image_column]
         try:
-            item = {"pixel_values": read_pixels(encoded, self.resolution, self.preprocessing)}
+            item = {"pixel_values": read_pixels(encoded, self.resolution, self.preprocessing, self.channels)}
         except UnusableImage as error:
             raise UnusableImage(f"{self.data}, {image_name(encoded)} (row {index}): {error}") from error
         if self.label_column is not None:

@@ -41,6 +41,8 @@ from ..interruption import Interrupted, Interruption
 from ..keyed_random import posterior_noise
 from ..locks import locked_by_run
 from ..models import AutoencoderVAVAE
+from ..networks.foundation_model import IMAGE_NORMALIZATIONS, FoundationModel
+from ..pixels import as_rgb, height_and_width
 from ..settings import check_settings, required, setting
 from .images import UnusableImage, image_name, read_pixels
 from .latent_encoding import draw_latents, encode_moments, latents_size, load_frozen_vae, resolution_for
@@ -79,17 +81,19 @@ class CachingConfig:
     )
     split: str = setting("train", "The split of the data set.")
     image_column: str = setting("image", "The column of the images; of a webdataset often jpg.")
-    label_column: str = setting(
-        "label", "The column of the class labels, or of whole numbers; of a webdataset often cls."
+    label_column: str | None = setting(
+        "label",
+        "The column of the class labels, or of whole numbers; of a webdataset often cls; null for images without "
+        "classes, which get the label 0.",
     )
     streaming: bool = setting(
         False, "Leave the data where it is; every process reads all of it, and decodes only its own part."
     )
     allow_left_out: bool = setting(False, "Accept that files in a local folder of `data` are left out; they are named.")
-    resolution: int | None = setting(
+    resolution: int | tuple[int, int] | None = setting(
         None,
-        "The side in pixels of the squares that images are cropped to; null: the autoencoder's `sample_size`, the side "
-        "of the images that it was trained on.",
+        "The size in pixels that images are cropped to, the side of squares or [height, width]; null: the "
+        "autoencoder's `sample_size`, the size of the images that it was trained on.",
         minimum=1,
     )
     on_error: str = setting(
@@ -100,6 +104,22 @@ class CachingConfig:
     )
 
     vae: str = required("Folder or Hub id of an AutoencoderVAVAE; it is not changed.", group="Model")
+    foundation_model: str | None = setting(
+        None,
+        "Folder or Hub id of a vision foundation model, for `transformers`, whose features of the images are kept "
+        "beside the latents, for `alignment` in train_lightningdit.py; null: no features.",
+    )
+    foundation_normalization: str = setting(
+        "model",
+        "The input of the foundation model: by the model's own preprocessor_config.json, or pixels in [-1, 1].",
+        choices=IMAGE_NORMALIZATIONS,
+    )
+    feature_grid_size: int | tuple[int, int] | None = setting(
+        None,
+        "The size of the grid of features, its side or [height, width]: that of the transformer's tokens; null: of the "
+        "latents.",
+        minimum=1,
+    )
 
     vae_dtype: str = setting(
         "float32",
@@ -129,10 +149,14 @@ class CachingConfig:
         check_settings(self)
         if self.format == "parquet" and self.dtype == "bfloat16":
             raise ValueError("`dtype` is 'bfloat16'; required: float32 or float16 where `format` is parquet.")
+        if self.format == "parquet" and self.foundation_model is not None:
+            raise ValueError("`format` is 'parquet'; required: safetensors for the features of a `foundation_model`.")
 
     def identity(self) -> dict:
         """The settings that the files depend on."""
-        free = ("output_dir", "on_error", "num_workers")
+        free = ["output_dir", "on_error", "num_workers"]
+        if self.foundation_model is None:
+            free += ["foundation_model", "foundation_normalization", "feature_grid_size"]
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in free}
 
 
@@ -143,7 +167,7 @@ class CachingConfig:
 
 @dataclasses.dataclass
 class Sample:
-    """An image of the data set: `pixels` [3, height, width] in [-1, 1] and `label`, or the `error` that it has."""
+    """An image of the data set: `pixels` [C_in, height, width] in [-1, 1] and `label`, or the `error` that it has."""
 
     index: int
     name: str
@@ -156,16 +180,18 @@ class ShardedImages(ImageRows):
     """The rows of a data set of labelled images, in its order, to read shard by shard.
 
     Args:
-        resolution: The side of the square images, in pixels.
+        resolution: The size of the images in pixels, (height, width) or one number for both.
+        channels: 3 for RGB, 1 for grey.
         arguments: As for `ImageRows`.
 
     Raises:
         ValueError: as `ImageRows`.
     """
 
-    def __init__(self, resolution: int, *arguments):
+    def __init__(self, resolution: int | tuple[int, int], channels: int, *arguments):
         super().__init__(*arguments)
         self.resolution = resolution
+        self.channels = channels
 
     def shards(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[tuple[int, dict]]]]:
         """Yield the wanted ones of the shards of `size` rows: the shard's number, and (index, row) of each row.
@@ -187,14 +213,14 @@ class ShardedImages(ImageRows):
 
     def read(self, index: int, row: dict) -> Sample:
         """Decode, crop and scale the image of a row; nothing is raised for an unusable one."""
-        image, label = row[self.image_column], row[self.label_column]
+        image, label = row[self.image_column], 0 if self.label_column is None else row[self.label_column]
         sample = Sample(index, f"{image_name(image)} (row {index})")
         if label is None or label < 0 or (self.id2label and label >= len(self.id2label)):
             sample.error = f"its label is {label}"
             return sample
         sample.label = label
         try:
-            sample.pixels = read_pixels(image, self.resolution)
+            sample.pixels = read_pixels(image, self.resolution, channels=self.channels)
         except UnusableImage as error:
             sample.error = str(error)
         return sample
@@ -208,32 +234,45 @@ class ShardedImages(ImageRows):
 class ShardEncoder:
     """Encodes the images of a shard, and of their mirror images."""
 
-    def __init__(self, vae: AutoencoderVAVAE, images: ShardedImages, config: CachingConfig, interruption: Interruption):
+    def __init__(
+        self,
+        vae: AutoencoderVAVAE,
+        images: ShardedImages,
+        config: CachingConfig,
+        interruption: Interruption,
+        foundation_model: FoundationModel | None = None,
+    ):
         self.vae = vae
+        self.foundation_model = foundation_model
         self.interruption = interruption
         self.images = images
         self.config = config
-        side = latents_size(images.resolution, vae)
-        self.shape = (vae.config.latent_channels, side, side)
+        self.shape = (vae.config.latent_channels, *latents_size(images.resolution, vae))
+        self.grid_size = height_and_width(config.feature_grid_size or self.shape[1:])
 
     def encode(
         self, rows: Iterator[tuple[int, dict]], progress_bar: tqdm
     ) -> tuple[dict[str, torch.Tensor], list[dict]]:
-        """Latents, flipped latents and labels of the images of `rows`, and a report of each that was skipped.
+        """Latents, flipped latents, labels and features of the images of `rows`, and a report of each that was skipped.
 
         Raises:
             ValueError: naming the image that cannot be read or encoded, if such images are not to be skipped.
             Interrupted: after the batch in which a signal came.
         """
-        parts, skipped = {"latents": [], "latents_flip": [], "labels": []}, []
+        dtype = DTYPES[self.config.dtype]
+        parts = {name: [torch.empty(0, *self.shape, dtype=dtype)] for name in ("latents", "latents_flip")}
+        if self.foundation_model is not None:
+            shape = (self.foundation_model.num_channels, *self.grid_size)
+            parts |= {name: [torch.empty(0, *shape, dtype=dtype)] for name in ("features", "features_flip")}
+        labels, skipped = [], []
         for samples in self._read(rows):
             good = [sample for sample in samples if sample.error is None]
             if good:
-                latents, latents_flip = self._encode_batch(good)
+                encoded = self._encode_batch(good)
                 usable = [sample.error is None for sample in good]
-                parts["latents"].append(latents[usable])
-                parts["latents_flip"].append(latents_flip[usable])
-                parts["labels"] += [sample.label for sample in good if sample.error is None]
+                for name, tensors in parts.items():
+                    tensors.append(encoded[name][usable])
+                labels += [sample.label for sample in good if sample.error is None]
             bad = [
                 {"index": sample.index, "name": sample.name, "error": sample.error}
                 for sample in samples
@@ -247,11 +286,11 @@ class ShardEncoder:
             skipped += bad
             progress_bar.update(len(samples))
             self.check_interruption()
-        empty = torch.empty(0, *self.shape, dtype=DTYPES[self.config.dtype])
-        tensors = {name: torch.cat([empty, *parts[name]]) for name in ("latents", "latents_flip")}
-        return {**tensors, "labels": torch.tensor(parts["labels"], dtype=torch.int64)}, skipped
+        tensors = {name: torch.cat(values) for name, values in parts.items()}
+        return {**tensors, "labels": torch.tensor(labels, dtype=torch.int64)}, skipped
 
     def check_interruption(self) -> None:
+        """Raise Interrupted if a signal has asked for the end; whole shards are kept."""
         if self.interruption.requested:
             raise Interrupted(
                 f"interrupted by {self.interruption.requested.name}; whole shards are kept in "
@@ -270,18 +309,25 @@ class ShardEncoder:
             for futures in pending:
                 yield [future.result() for future in futures]
 
-    def _encode_batch(self, samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents of the images and of the mirrored ones, as they are stored; one that is no number is an error."""
-        pixels, pair = torch.stack([sample.pixels for sample in samples]), []
+    def _encode_batch(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
+        """Latents and features of the images, and of the mirrored ones, as they are stored; NaN is an error."""
+        pixels, encoded = torch.stack([sample.pixels for sample in samples]), {}
         for flip in (False, True):
-            moments = encode_moments(self.vae, pixels.flip(-1) if flip else pixels)
+            seen, end = (pixels.flip(-1), "_flip") if flip else (pixels, "")
+            moments = encode_moments(self.vae, seen)
             noise = [posterior_noise(self.config.seed, sample.index, flip, self.shape) for sample in samples]
-            pair.append(draw_latents(moments, torch.stack(noise)).cpu().to(DTYPES[self.config.dtype]))
-        for sample, *both in zip(samples, *pair, strict=True):
-            largest = torch.stack(both).double().abs().amax().item()
-            if not math.isfinite(largest):
-                sample.error = f"its latents hold {largest:g} in {self.config.dtype} (VAE in {self.config.vae_dtype})"
-        return pair[0], pair[1]
+            encoded[f"latents{end}"] = draw_latents(moments, torch.stack(noise)).cpu().to(DTYPES[self.config.dtype])
+            if self.foundation_model is not None:
+                features = self.foundation_model(as_rgb(seen.to(self.vae.device)), self.grid_size)
+                encoded[f"features{end}"] = features.cpu().to(DTYPES[self.config.dtype])
+        for name in ("latents", "features"):
+            both = [tensors for key, tensors in encoded.items() if key.startswith(name)]
+            for number, sample in enumerate(samples if both else ()):
+                largest = torch.stack([tensors[number] for tensors in both]).double().abs().amax().item()
+                if not math.isfinite(largest) and sample.error is None:
+                    model = f"VAE in {self.config.vae_dtype}" if name == "latents" else "the foundation model"
+                    sample.error = f"its {name} hold {largest:g} in {self.config.dtype} ({model})"
+        return encoded
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -372,6 +418,7 @@ class LatentFiles:
         return changed
 
     def name(self, shard: int) -> str:
+        """The file name of a shard."""
         return shard_name(shard) if self.config.format == "safetensors" else f"train-{shard:05d}.parquet"
 
     def _record_path(self, shard: int) -> Path:
@@ -499,14 +546,19 @@ def cache_latents(config: CachingConfig, accelerator: Accelerator) -> None:
     """
     world_size = accelerator.num_processes
     vae = load_frozen_vae(config.vae, with_statistics=False)
-    columns = (config.image_column, config.label_column)
     resolution = resolution_for(vae, config.resolution)
-    images = ShardedImages(resolution, config.data, config.split, *columns, config.streaming, config.allow_left_out)
+    columns, size = (config.image_column, config.label_column), (resolution, vae.config.in_channels)
+    images = ShardedImages(*size, config.data, config.split, *columns, config.streaming, config.allow_left_out)
     accelerator.print(images.summary())
     interruption = Interruption()
-    encoder = ShardEncoder(vae, images, config, interruption)
+    foundation_model, more = None, {}
+    if config.foundation_model is not None:
+        name = config.foundation_model
+        foundation_model = FoundationModel.from_pretrained(name, config.foundation_normalization)
+        more["foundation_model_sha256"] = weights_sha256(foundation_model)
+    encoder = ShardEncoder(vae, images, config, interruption, foundation_model)
     names = None if images.id2label is None else list(images.id2label.values())
-    same = {"resolution": resolution, "class_names": names, "vae_sha256": weights_sha256(vae)}
+    same = {"resolution": resolution, "class_names": names, "vae_sha256": weights_sha256(vae), **more}
     if images.num_images is not None and -(-images.num_images // config.shard_size) < world_size:
         raise ValueError(
             f"{world_size} processes are more than the shards, of `shard_size` {config.shard_size}, that "
@@ -537,6 +589,8 @@ def _fill(
             print(f"made anew, since images have changed: {first_names(changed)}")
     accelerator.wait_for_everyone()
     vae.to(accelerator.device)
+    if encoder.foundation_model is not None:
+        encoder.foundation_model.to(accelerator.device)
     if config.vae_dtype != "float32":
         vae.to(DTYPES[config.vae_dtype])
     begin = time.perf_counter()

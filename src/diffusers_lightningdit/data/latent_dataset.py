@@ -5,6 +5,8 @@ Items are `{"latents": float32 [C, height, width], "class_labels": int}`. Latent
 """
 
 import hashlib
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -38,10 +40,12 @@ class LatentsDataset(Dataset):
         seed: The seed of the flips.
         in_memory: Whether to read everything at once and keep it.
         num_classes: The number that labels have to be below; by default the number of their names, if they have any.
+        with_features: Whether to give features with the latents; they stay on the disk.
 
     Attributes:
         labels: int64 [N].
         shape: The shape of the latents, (C, height, width).
+        feature_shape: The shape of the features, (F, h, w), or None without them.
         id2label: names of the labels, or None where the data has none.
 
     Raises:
@@ -57,12 +61,20 @@ class LatentsDataset(Dataset):
         seed: int = 0,
         in_memory: bool = False,
         num_classes: int | None = None,
+        with_features: bool = False,
     ):
         folder = Path(data)
         if folder.is_dir() and not any(folder.iterdir()):
             raise ValueError(f"`data` is {data!r}, an empty folder; required: shards of latents or a data set.")
         has_shards = folder.is_dir() and any(folder.glob("*.safetensors"))
-        self._source = LatentShards(folder, random_flip) if has_shards else LatentRows(data, split, random_flip)
+        if with_features and not has_shards:
+            raise ValueError(f"`data` is {data!r}; required: a folder of shards, which alone can hold features.")
+        self._source: LatentShards | LatentRows
+        if has_shards:
+            self._source = LatentShards(folder, random_flip, with_features)
+        else:
+            self._source = LatentRows(data, split, random_flip)
+        self.feature_shape = self._source.feature_shape if with_features else None
         self.data = data
         self.random_flip = random_flip
         self.seed = seed
@@ -70,7 +82,9 @@ class LatentsDataset(Dataset):
         self.shape = self._source.shape
         self.info = self._source.info
         self.id2label = self._source.id2label
-        self._num_classes = num_classes
+        made_with = (self.info or {}).get("settings") or {}
+        is_one_class = "label_column" in made_with and made_with["label_column"] is None
+        self._num_classes = num_classes or (1 if is_one_class else None)
         self._check_labels(num_classes or (self.id2label and len(self.id2label)))
         self._memory = None
         if in_memory:
@@ -98,8 +112,15 @@ class LatentsDataset(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict:
-        flip = self.random_flip and is_flipped(self.seed, getattr(index, "epoch", 0), int(index))
-        return {"latents": self.read(int(index), flip), "class_labels": int(self.labels[index])}
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict]:
+        """Items, which a DataLoader asks for a batch at a time: they are copied and checked at once."""
+        flips = [self.random_flip and is_flipped(self.seed, getattr(i, "epoch", 0), int(i)) for i in indices]
+        columns = {"latents": self._read_all(indices, flips), "class_labels": self.labels[list(indices)].tolist()}
+        if self.feature_shape is not None:
+            columns["features"] = self._read_all(indices, flips, "features")
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def read(self, index: int, flip: bool) -> torch.Tensor:
         """Raw latents of an image, or of the mirrored image: float32 [C, height, width].
@@ -107,26 +128,35 @@ class LatentsDataset(Dataset):
         Raises:
             ValueError: if they are not finite.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is out of range; required: 0 to {len(self) - 1}.")
-        if self._memory is not None:
-            return self._memory[flip][index]
-        return require_finite(self._source.read(index, flip).float(), self._source.place(index))
+        return self._read_all([index], [flip])[0]
+
+    def _read_all(self, indices: Sequence[int], flips: list[bool], name: str = "latents") -> torch.Tensor:
+        """Latents, or features, as one tensor in float32; raises ValueError, naming its place, if one is not finite."""
+        for index in (min(indices), max(indices)):
+            if not 0 <= index < len(self):
+                raise IndexError(f"index {index} is out of range; required: 0 to {len(self) - 1}.")
+        if self._memory is not None and name == "latents":
+            return torch.stack([self._memory[flip][index] for index, flip in zip(indices, flips, strict=True)])
+        read = self._source.read if name == "latents" else partial(self._source.read, name=name)
+        found = torch.stack([read(index, flip) for index, flip in zip(indices, flips, strict=True)]).float()
+        if not found.sum().isfinite():  # which the sum of great numbers isn't, either
+            for values, index in zip(found, indices, strict=True):
+                require_finite(values, self._source.place(index), name)
+        return found
 
     def summary(self) -> str:
         """One line: the number of images, the classes, and the images of each class."""
         return f"{self.data}: latents of {len(self)} images, {describe_classes(self.labels.tolist(), self.id2label)}"
 
-    def identity(self) -> dict:
-        """Everything that the rows are known by, for a resumed run to compare.
+    def data_sha256(self) -> str:
+        """The hash of what the rows are known by, for a resumed run to compare.
 
         Equal shapes make files of equal sizes: labels and the first latents and the last tell more than names do.
         """
         digest = hashlib.sha256(self.labels.numpy().tobytes())
         for index in (0, len(self) - 1):
             digest.update(self._source.read(index, flip=False).float().numpy().tobytes())
-        names = None if self.id2label is None else list(self.id2label.values())
-        return {"data_sha256": digest.hexdigest(), "class_names": names}
+        return digest.hexdigest()
 
     # -- does it belong together? --
 
@@ -146,11 +176,11 @@ class LatentsDataset(Dataset):
         check_statistics(sample, mean, std, self.data, name, len(self))
 
 
-def require_finite(latents: torch.Tensor, place: str) -> torch.Tensor:
-    """The latents themselves; raises UnusableLatents, naming their place, if they aren't finite."""
+def require_finite(latents: torch.Tensor, place: str, name: str = "latents") -> torch.Tensor:
+    """The latents (or features) themselves; raises UnusableLatents, naming their place, if they aren't finite."""
     if not latents.isfinite().all():
         kind = "NaN" if latents.isnan().any() else "infinite values"
-        raise UnusableLatents(f"{place} has {kind} in its latents; required: finite numbers.")
+        raise UnusableLatents(f"{place} has {kind} in its {name}; required: finite numbers.")
     return latents
 
 
@@ -175,10 +205,12 @@ class LatentRows:
         return len(self.labels)
 
     def read(self, index: int, flip: bool) -> torch.Tensor:
+        """The raw latents [C, height, width] of a row, or of the mirrored image."""
         (latents,) = self._columns[flip][index].values()
         return torch.from_numpy(np.array(latents))
 
     def place(self, index: int) -> str:
+        """The place of a row, for messages."""
         return f"{self._place}, row {index}"
 
 

@@ -4,6 +4,8 @@
 Letters in the shape comments: B batch, C latent channels.
 """
 
+import json
+
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch.utils.data import DataLoader, TensorDataset
@@ -11,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ..files import read_model
 from ..models import AutoencoderVAVAE
+from ..pixels import height_and_width, square_or_pair
 
 
 def load_frozen_vae(name: str, with_statistics: bool = True) -> AutoencoderVAVAE:
@@ -25,28 +28,48 @@ def load_frozen_vae(name: str, with_statistics: bool = True) -> AutoencoderVAVAE
             f"`vae` is {name!r}, without `latents_mean` in its config; required: a VAE with statistics of its latents, "
             "as train_vavae.py writes it, and cache_latents.py to `vae` in its `output_dir`."
         )
-    # `_name_or_path`, a local folder perhaps, would be saved with every pipeline that is trained on this VAE
-    vae = AutoencoderVAVAE.from_config({k: v for k, v in loaded.config.items() if k != "_name_or_path"})
-    vae.load_state_dict(loaded.state_dict())
-    return vae.requires_grad_(False).eval()
+    return frozen_copy(loaded)
 
 
-def resolution_for(vae: AutoencoderVAVAE, resolution: int | None) -> int:
-    """The side of the images in pixels: as given, or by default that of the images that the VAE was trained on."""
-    return vae.config.sample_size if resolution is None else resolution
+def frozen_copy(vae: AutoencoderVAVAE) -> AutoencoderVAVAE:
+    """A VAE for encoding only, that may be saved with a pipeline which is trained on it.
+
+    Its config does not tell where it was loaded from, as a local folder.
+    """
+    copy = AutoencoderVAVAE.from_config({k: v for k, v in vae.config.items() if k != "_name_or_path"})
+    copy.load_state_dict(vae.state_dict())
+    return copy.requires_grad_(False).eval()
 
 
-def latents_size(resolution: int, vae: AutoencoderVAVAE) -> int:
-    """The side of the latents of square images; raises ValueError if the VAE cannot halve `resolution` often enough."""
+def resolution_for(vae: AutoencoderVAVAE, resolution: int | tuple[int, int] | None) -> int | tuple[int, int]:
+    """The size of the images in pixels, (height, width) or the side of squares.
+
+    It is as given, or by default that of the images that the VAE was trained on.
+
+    Raises:
+        ValueError: if the VAE cannot halve it often enough, or takes images that are neither RGB nor grey.
+    """
+    size = square_or_pair(*height_and_width(vae.config.sample_size if resolution is None else resolution))
+    latents_size(size, vae)
+    if vae.config.in_channels not in (1, 3):
+        raise ValueError(f"the VAE's `in_channels` is {vae.config.in_channels}; required: 3 (RGB) or 1 (grey).")
+    return size
+
+
+def latents_size(resolution: int | tuple[int, int], vae: AutoencoderVAVAE) -> tuple[int, int]:
+    """The height and width of the latents; raises ValueError if the VAE cannot halve `resolution` often enough."""
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    if resolution < factor or resolution % factor:
-        raise ValueError(f"`resolution` is {resolution}; required: a multiple of the VAE's factor, {factor}.")
-    return resolution // factor
+    height, width = height_and_width(resolution)
+    if min(height, width) < factor or height % factor or width % factor:
+        raise ValueError(
+            f"`resolution` is {json.dumps(resolution)}; required: a multiple of the VAE's factor, {factor}."
+        )
+    return height // factor, width // factor
 
 
 @torch.no_grad()
 def encode_moments(vae: AutoencoderVAVAE, pixels: torch.Tensor) -> torch.Tensor:
-    """Mean and log-variance of the raw latents' posterior: [B, 3, height, width] -> [B, 2 C, height/f, width/f]."""
+    """Mean and log-variance of the raw latents' posterior: pixels [B, C_in, H, W] -> [B, 2 C, H / f, W / f]."""
     return vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.parameters
 
 
@@ -68,7 +91,7 @@ class MomentsDataset(TensorDataset):
     """A data set of images and labels, encoded once and held in memory.
 
     Items are `{"moments": float32 [2 C, height, width], "class_labels": int}`, of batches of
-    `{"pixel_values": [B, 3, height, width], "class_labels": int64 [B]}`.
+    `{"pixel_values": [B, C_in, H, W], "class_labels": int64 [B]}`.
     """
 
     def __init__(self, vae: AutoencoderVAVAE, images: DataLoader, show_progress: bool = True):

@@ -4,9 +4,12 @@
 A folder has, in sorted order, `latents_rank00_shard000.safetensors`, ... with the tensors `latents` and `latents_flip`
 (of the mirrored image), [N, C, height, width] in float32, bfloat16 or float16, and `labels`, int64 [N]; and
 `latents_stats.pt` with `mean` and `std` of all `latents`, float32 [1, C, 1, 1]. What this project writes also has
-`latents_info.json`, which says what the files were made from.
+`latents_info.json`, which says what the files were made from, and, where it was asked for them, `features` and
+`features_flip` of the images and the mirrored ones by a vision foundation model, [N, F, h, w].
 """
 
+import bisect
+import itertools
 import json
 from pathlib import Path
 
@@ -32,9 +35,14 @@ def shard_name(number: int) -> str:
     return f"latents_rank{number // 1000:02d}_shard{number % 1000:03d}.safetensors"
 
 
-def write_shard(path: Path, latents: torch.Tensor, latents_flip: torch.Tensor, labels: torch.Tensor) -> None:
-    """Write latents [N, C, height, width] and labels int64 [N], under the final name only when all is on the disk."""
-    tensors = {"latents": latents, "latents_flip": latents_flip, "labels": labels}
+def write_shard(
+    path: Path, latents: torch.Tensor, latents_flip: torch.Tensor, labels: torch.Tensor, **features: torch.Tensor
+) -> None:
+    """Write latents [N, C, height, width] and labels int64 [N], under the final name only when all is on the disk.
+
+    `features` and `features_flip`, [N, F, h, w], may come with them.
+    """
+    tensors = {"latents": latents, "latents_flip": latents_flip, "labels": labels, **features}
     metadata = {"total_size": str(len(labels)), "dtype": str(latents.dtype), "device": "cpu"}
     with atomic_write(path) as partial:
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial, metadata=metadata)
@@ -67,11 +75,13 @@ def write_statistics(folder: Path, mean: list[float], std: list[float]) -> None:
 class LatentShards:
     """The shards of a folder as one sequence: headers and labels are read at once, latents from mapped memory.
 
-    Files are opened once a process, by the first read in it, and kept open. `with_flips` requires `latents_flip`.
+    A tensor of a file is mapped once a process, by the first read of it. `with_flips` requires `latents_flip`, and
+    `with_features` features in place of what there is of them otherwise.
 
     Attributes:
         labels: int64 [N].
         shape: The shape of the latents, (C, height, width).
+        feature_shape: The shape of the features, (F, h, w), if they are required.
         info: The content of `latents_info.json`, or None.
         id2label: The names of the labels from there, or None.
 
@@ -80,7 +90,7 @@ class LatentShards:
             the folder has fewer or more images than its `latents_info.json` tells.
     """
 
-    def __init__(self, folder: Path, with_flips: bool):
+    def __init__(self, folder: Path, with_flips: bool, with_features: bool = False):
         self.paths = sorted(folder.glob("*.safetensors"))
         if not self.paths:
             raise ValueError(f"{folder} has no *.safetensors file; required: at least one shard of latents.")
@@ -93,8 +103,18 @@ class LatentShards:
                 )
         self.labels = torch.cat(labels)
         self.shape = shapes[0]
-        self._ends = torch.tensor([len(part) for part in labels]).cumsum(0)
-        self._slices: dict[tuple[int, str], object] = {}
+        self.feature_shape = None
+        if with_features:
+            found = {path: _check_features(path, with_flips) for path in self.paths}
+            self.feature_shape = found[self.paths[0]]
+            for path, shape in found.items():
+                if shape != self.feature_shape:
+                    raise ValueError(
+                        f"{path} holds features of shape {list(shape)}; required: {list(self.feature_shape)}, as in "
+                        f"{self.paths[0].name}."
+                    )
+        self._ends = list(itertools.accumulate(len(part) for part in labels))
+        self._tensors: dict[tuple[int, str], torch.Tensor] = {}
         self.info = read_info(folder, len(self.labels))
         names = (self.info or {}).get("id2label")
         self.id2label = names and {int(label): name for label, name in names.items()}
@@ -102,13 +122,14 @@ class LatentShards:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, index: int, flip: bool) -> torch.Tensor:
-        """Raw latents [C, height, width] of an image, or of the mirrored image."""
+    def read(self, index: int, flip: bool, name: str = "latents") -> torch.Tensor:
+        """Raw latents [C, height, width] of an image, or of the mirrored image; or its features [F, h, w]."""
         shard, row = self._locate(index)
-        key = shard, "latents_flip" if flip else "latents"
-        if key not in self._slices:
-            self._slices[key] = safe_open(self.paths[shard], "pt").get_slice(key[1])
-        return self._slices[key][row]
+        key = shard, f"{name}_flip" if flip else name
+        if key not in self._tensors:  # mapped memory: nothing is read yet
+            with safe_open(self.paths[shard], "pt") as file:
+                self._tensors[key] = file.get_tensor(key[1])
+        return self._tensors[key][row]
 
     def place(self, index: int) -> str:
         """Where an item lies, for messages."""
@@ -116,11 +137,11 @@ class LatentShards:
         return f"{self.paths[shard]}, row {row}"
 
     def _locate(self, index: int) -> tuple[int, int]:
-        shard = int(torch.searchsorted(self._ends, index, right=True))
-        return shard, index - (int(self._ends[shard - 1]) if shard else 0)
+        shard = bisect.bisect_right(self._ends, index)
+        return shard, index - (self._ends[shard - 1] if shard else 0)
 
-    def __getstate__(self) -> dict:  # open files don't go to worker processes
-        return {**self.__dict__, "_slices": {}}
+    def __getstate__(self) -> dict:  # mapped memory doesn't go to worker processes
+        return {**self.__dict__, "_tensors": {}}
 
 
 def _check_shard(path: Path, with_flips: bool) -> tuple[torch.Tensor, tuple[int, int, int]]:
@@ -149,14 +170,35 @@ def _check_shard(path: Path, with_flips: bool) -> tuple[torch.Tensor, tuple[int,
     return labels, shape[1:]
 
 
-def read_info(folder: Path, num_images: int) -> dict | None:
-    """Content of a folder's `latents_info.json`, or None; raises ValueError if it tells of other data."""
-    if not (folder / INFO_FILE).exists():
+def _check_features(path: Path, with_flips: bool) -> tuple[int, int, int]:
+    """The shape of the features of a shard; raises ValueError if it has none that belong to its latents."""
+    with safe_open(path, "pt") as file:
+        found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        names = ("features", "features_flip") if with_flips else ("features",)
+        shapes = [tuple(found[name].get_shape()) if name in found else None for name in names]
+        num_images = found["labels"].get_shape()[0]
+    for name, shape in zip(names, shapes, strict=True):
+        if shape is None or len(shape) != 4 or shape != (num_images, *shapes[0][1:]):
+            raise ValueError(
+                f"{path} has `{name}` {'none' if shape is None else list(shape)}; required: [{num_images}, F, h, w], "
+                "as cache_latents.py writes them with `foundation_model`."
+            )
+    return shapes[0][1:]
+
+
+def read_info(folder: Path, num_images: int | None = None) -> dict | None:
+    """Content of a folder's `latents_info.json`, or None; raises ValueError if it is another kind or of other data."""
+    path = folder / INFO_FILE
+    if not path.exists():
         return None
-    info = read_json(folder / INFO_FILE)
-    if info.get("num_images") != num_images:
+    info = read_json(path)
+    kinds = {"num_images": int, "vae_sha256": str, "settings": dict, "id2label": dict}
+    known = isinstance(info, dict) and all(isinstance(info.get(name), kind | None) for name, kind in kinds.items())
+    if not known or not all(label.isdecimal() for label in info.get("id2label") or {}):
+        raise ValueError(f"{path} has other content; required: what cache_latents.py writes.")
+    if num_images is not None and info.get("num_images") != num_images:
         raise ValueError(
-            f"{folder / INFO_FILE} tells of {info.get('num_images')} images, the files beside it hold {num_images}; "
+            f"{path} tells of {info.get('num_images')} images, the files beside it hold {num_images}; "
             "required: the files it was written for, no more and no fewer."
         )
     return info

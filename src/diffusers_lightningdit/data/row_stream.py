@@ -184,7 +184,7 @@ class RowStream:
             "shuffle_block_size": self.shuffle_block_size,
             "num_open_files": self.num_open_files,
             "num_files": self._num_files,
-            **self.source.identity(),
+            "data_sha256": self.source.data_sha256(),
         }
 
 

@@ -51,6 +51,7 @@ class Source:
 
     @property
     def has_image_files(self) -> bool:
+        """Whether the images are files of a local folder."""
         return self.details is not None
 
     def sha256(self, rows: slice = ALL_ROWS, with_times: bool = False) -> str:
@@ -60,15 +61,15 @@ class Source:
             rows: The rows, where each is an image's file; of files of rows, all files count for any row.
             with_times: Whether the times of the last changes count, too, which copies of the data may not have.
         """
-        files, details = self.files, self.details
-        if details is not None:
-            files, details = files[rows], details.take(list(range(len(files))[rows])).to_pylist()
-        known = [(file.name, file.size, file.time if with_times or file.size is None else None) for file in files]
-        return hashlib.sha256(repr((known, details)).encode()).hexdigest()
-
-    def identity(self, id2label: dict[int, str] | None) -> dict:
-        """The hash of all rows, and the classes in order. Times do not count, so that a run can go on with a copy."""
-        return {"data_sha256": self.sha256(), "class_names": None if id2label is None else list(id2label.values())}
+        digest = hashlib.sha256()
+        numbers = range(len(self.files))[rows if self.has_image_files else ALL_ROWS]
+        for start in range(0, len(numbers), 10_000):  # for data sets of millions of files
+            part = list(numbers[start : start + 10_000])
+            files = [self.files[number] for number in part]
+            known = [(file.name, file.size, file.time if with_times or file.size is None else None) for file in files]
+            details = None if self.details is None else self.details.take(part).to_pylist()
+            digest.update(repr((known, details)).encode())
+        return digest.hexdigest()
 
 
 def open_source(data: str, split: str = "train", streaming: bool = False, allow_left_out: bool = False) -> Source:
@@ -247,9 +248,9 @@ class ImageRows:
         left_out = f"; left out: {first_names(self.source.left_out)}" if self.source.left_out else ""
         return f"{self.data}: {images}, {classes}{left_out}"
 
-    def identity(self) -> dict:
-        """Everything that the rows are known by, for a resumed run to compare."""
-        return self.source.identity(self.id2label)
+    def data_sha256(self) -> str:
+        """The hash of what the rows are known by, without times, so that a resumed run can go on with a copy."""
+        return self.source.sha256()
 
 
 def describe_classes(labels: Iterable[int | None] | None, id2label: dict[int, str] | None) -> str:

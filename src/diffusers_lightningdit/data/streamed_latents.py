@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..files import read_json
 from ..models import AutoencoderVAVAE
 from .latent_dataset import check_latent_features, check_made_by, require_finite
-from .latent_shards import INFO_FILE
+from .latent_shards import read_info
 from .rows import known_num_classes, open_source
 from .streamed_rows import Row, StreamedRows
 
@@ -59,5 +58,5 @@ class StreamedLatents(StreamedRows):
 
     def check_vae(self, vae: AutoencoderVAVAE) -> None:
         """Raise ValueError if the latents were made by another VAE than this one; see `check_made_by`."""
-        info = Path(self.data) / INFO_FILE  # beside the files of a folder; of a Hub id it is not fetched
-        check_made_by(vae, self.data, self.shape, read_json(info) if info.exists() else None)
+        # the record is beside the files of a folder; of a Hub id it is not fetched
+        check_made_by(vae, self.data, self.shape, read_info(Path(self.data)))

@@ -76,9 +76,9 @@ class StreamedRows(ABC):
         """One line: the files and the classes."""
         return f"{self.data}: rows of {len(self.source.files)} files, {describe_classes(None, self.id2label)}"
 
-    def identity(self) -> dict:
-        """Everything that the rows are known by, for a resumed run to compare."""
-        return self.source.identity(self.id2label)
+    def data_sha256(self) -> str:
+        """The hash of what the rows are known by, without times, so that a resumed run can go on with a copy."""
+        return self.source.sha256()
 
     def variation(self, seed: int, epoch: int, index: int) -> Any:
         """The argument of `sample` that varies a sample of an epoch in training, a function of these numbers alone."""
@@ -140,15 +140,17 @@ class StreamedImages(StreamedRows):
     def __init__(
         self,
         data: str,
-        resolution: int,
+        resolution: int | tuple[int, int],
         split: str = "train",
         image_column: str = "image",
         label_column: str | None = "label",
         random_flip: bool = False,
         allow_left_out: bool = False,
+        channels: int = 3,
     ):
         self.allow_left_out = allow_left_out
         self.resolution = resolution
+        self.channels = channels
         self.image_column = image_column
         self.label_column = label_column
         super().__init__(data, split, random_flip)
@@ -169,7 +171,7 @@ class StreamedImages(StreamedRows):
     def _decode(self, row: Row, mirrored: bool | None) -> dict:
         encoded = row[self.image_column]
         try:
-            pixels = read_pixels(encoded, self.resolution)
+            pixels = read_pixels(encoded, self.resolution, channels=self.channels)
         except UnusableImage as error:
             raise UnusableImage(f"{image_name(encoded)}: {error}") from error
         return {"pixel_values": pixels.flip(-1) if mirrored else pixels}

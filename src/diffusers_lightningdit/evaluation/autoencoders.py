@@ -5,6 +5,7 @@ Letters in the shape comments: B images, C latent channels, (h, w) grid.
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -12,10 +13,11 @@ from accelerate import Accelerator
 from diffusers import AutoModel, ModelMixin
 
 from ..data.images import PREPROCESSINGS, ImageDataset
-from ..data.latent_encoding import latents_size, load_frozen_vae
+from ..data.latent_encoding import load_frozen_vae, resolution_for
 from ..files import first_line, one_line
 from ..models import AutoencoderVAVAE
 from ..networks.foundation_model import IMAGE_NORMALIZATIONS
+from ..pixels import height_and_width, square_or_pair
 from ..settings import check_settings, required, setting
 from .ordered_batches import ordered_batches
 
@@ -39,15 +41,15 @@ class AutoencoderConfig:
     image_column: str = setting("image", "The column of the images.")
     allow_left_out: bool = setting(False, "Accept that files in a local folder of `data` are left out; they are named.")
     num_images: int | None = setting(None, "The number of images that are measured; null: all.", minimum=1)
-    resolution: int | None = setting(
+    resolution: int | tuple[int, int] | None = setting(
         None,
-        "The side in pixels of the squares that images are cropped to; null: the autoencoder's `sample_size`, the side "
-        "of the images that it was trained on.",
+        "The size in pixels that images are cropped to, the side of squares or [height, width]; null: the "
+        "autoencoder's `sample_size`, the size of the images that it was trained on.",
         minimum=1,
     )
     preprocessing: str = setting(
         "original",
-        "The way to these squares: the centre crop of ADM, as in the original, or plain, one bicubic step and a crop.",
+        "The way to this size: the centre crop of ADM, as in the original, or plain, one bicubic step and a crop.",
         choices=tuple(PREPROCESSINGS),
     )
 
@@ -77,16 +79,19 @@ class AutoencoderConfig:
         check_settings(self)
 
 
-def load_autoencoder(name: str, resolution: int | None = None) -> tuple[ModelMixin, int]:
+def load_autoencoder(
+    name: str, resolution: int | tuple[int, int] | None = None
+) -> tuple[ModelMixin, int | tuple[int, int]]:
     """Load an autoencoder for images, frozen, in float32 on the CPU.
 
     Args:
         name: The folder or Hub id. No code of a repository is run.
-        resolution: The side in pixels of the images; by default the autoencoder's `sample_size`. An image of this size
-            is encoded and decoded to check that the autoencoder can be used.
+        resolution: The size of the images in pixels, (height, width) or one number for both; by default the
+            autoencoder's `sample_size`. An image of this size is encoded and decoded to check that the autoencoder can
+            be used.
 
     Returns:
-        The autoencoder, and the side of the images in pixels.
+        The autoencoder, and the size of the images.
 
     Raises:
         ValueError: If there is no such autoencoder, its reconstructions have another size than the images, or neither
@@ -104,11 +109,12 @@ def load_autoencoder(name: str, resolution: int | None = None) -> tuple[ModelMix
         raise ValueError(f"`vae` is {name!r}; {required} ({first_line(error)}).") from error
     vae.requires_grad_(False).eval()
     resolution = vae.config.get("sample_size") if resolution is None else resolution
-    if not isinstance(resolution, int) or resolution < 1:
-        raise ValueError(f"`resolution` is not given; required: a side in pixels, which no {class_name} tells.")
+    if not isinstance(resolution, int | tuple | list):
+        raise ValueError(f"`resolution` is not given; required: a size in pixels, which no {class_name} tells.")
+    resolution = square_or_pair(*height_and_width(resolution))
     if is_own:
-        latents_size(resolution, vae)
-    size = (1, 3, resolution, resolution)
+        resolution_for(vae, resolution)  # which checks it
+    size = (1, image_channels(vae), *height_and_width(resolution))
     try:
         with torch.no_grad():
             reconstructed_size = decode(vae, mean_latents(vae, torch.zeros(size))).shape
@@ -119,10 +125,15 @@ def load_autoencoder(name: str, resolution: int | None = None) -> tuple[ModelMix
         ) from error
     if reconstructed_size != size:
         raise ValueError(
-            f"`resolution` is {resolution}; required: one that {class_name} reconstructs, not as "
+            f"`resolution` is {json.dumps(resolution)}; required: one that {class_name} reconstructs, not as "
             f"{list(reconstructed_size[2:])}."
         )
     return vae, resolution
+
+
+def image_channels(vae: ModelMixin) -> int:
+    """The channels of an autoencoder's images: 3 for RGB, as of most, or 1 for grey."""
+    return 1 if vae.config.get("in_channels") == 1 else 3
 
 
 def mean_latents(vae: ModelMixin, pixels: torch.Tensor) -> torch.Tensor:
@@ -130,7 +141,7 @@ def mean_latents(vae: ModelMixin, pixels: torch.Tensor) -> torch.Tensor:
 
     Args:
         vae: The autoencoder.
-        pixels: Pixels [B, 3, H, W] in [-1, 1].
+        pixels: Pixels [B, 3 or 1, H, W] in [-1, 1].
 
     Returns:
         Latents [B, C, h, w].
@@ -143,7 +154,7 @@ def mean_latents(vae: ModelMixin, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def decode(vae: ModelMixin, latents: torch.Tensor) -> torch.Tensor:
-    """Decode latents [B, C, h, w] to pixels [B, 3, H, W], in [-1, 1] except for overshooting.
+    """Decode latents [B, C, h, w] to pixels [B, 3 or 1, H, W], in [-1, 1] except for overshooting.
 
     Raises:
         ValueError: If a pixel is NaN or infinite, which 8 bits would hide.
@@ -161,8 +172,8 @@ def _finite(values: torch.Tensor, kind: str) -> torch.Tensor:
     return values
 
 
-def open_dataset(config: AutoencoderConfig, label_column: str | None = None) -> ImageDataset:
-    """Open the images to measure.
+def open_dataset(config: AutoencoderConfig, vae: ModelMixin, label_column: str | None = None) -> ImageDataset:
+    """Open the images to measure an autoencoder on.
 
     Raises:
         ValueError: As `ImageDataset`, or if there are fewer than `num_images` images.
@@ -175,6 +186,7 @@ def open_dataset(config: AutoencoderConfig, label_column: str | None = None) -> 
         label_column,
         config.preprocessing,
         allow_left_out=config.allow_left_out,
+        channels=image_channels(vae),
     )
     if config.num_images is not None and config.num_images > len(dataset):
         raise ValueError(f"`num_images` is {config.num_images}; required: at most {len(dataset)}, which `data` has.")

@@ -108,9 +108,11 @@ class NumberedImages(ImageSet):
         super().__init__(str(folder), num_images, None, num_threads, size)
 
     def image_name(self, index: int) -> str:
+        """The name of an image for messages: its file."""
         return str(self.encoded(index))
 
     def encoded(self, index: int) -> Path:
+        """The file of an image, for `decode_rgb`."""
         return self.folder / numbered_name(index)
 
 
@@ -152,11 +154,13 @@ class DatasetImages(ImageSet):
         super().__init__(f"{data}, split {split!r}", len(self.rows), crop, num_threads)
 
     def image_name(self, index: int) -> str:
+        """The name of an image for messages: its file, or data set and row."""
         if self.source.source.has_image_files:
             return self.encoded(index)["path"]
         return f"{self.name}, {image_name(self.encoded(index))} (row {index})"
 
     def encoded(self, index: int) -> dict:
+        """The bytes and path of an image, as `datasets` keeps them undecoded."""
         return self.rows[index][self.column]
 
 

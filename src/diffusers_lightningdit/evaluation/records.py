@@ -49,8 +49,8 @@ def run_command(
     argv: Sequence[str] | None,
     description: str,
     interrupted: str = BEGINS_ANEW,
-) -> None:
-    """Run a command that writes a record, and print its results. An error becomes one line and the exit status 2.
+) -> dict[str, Any]:
+    """Run a command that writes a record, print its results and return it. An error becomes one line and the status 2.
 
     Args:
         config_class: The dataclass of the command's settings, among them `output_dir`.
@@ -69,6 +69,7 @@ def run_command(
             print(json.dumps(record["results"], indent=2))
             print(f"wrote {Path(config.output_dir) / record_file}")
     accelerator.end_training()
+    return record
 
 
 def measurement_record(

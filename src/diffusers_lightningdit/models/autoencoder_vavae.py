@@ -27,7 +27,9 @@ class AutoencoderVAVAE(LightningDiTModelMixin, AutoencoderKL):
         scaling_factor: A factor of normalised latents (the original's `latent_multiplier`).
         latents_mean, latents_std: The statistics of raw latents per channel, [latent_channels] each, or None for both.
 
-        The other arguments are those of `AutoencoderKL`. Images are [B, 3, height, width] in [-1, 1].
+        sample_size: The size of the images in training, in pixels: (height, width) or one number for both.
+
+        The other arguments are those of `AutoencoderKL`. Images are [B, in_channels, height, width] in [-1, 1].
 
     Raises:
         ValueError: If the statistics are not one number per latent channel, or a standard deviation is not positive.
@@ -45,7 +47,7 @@ class AutoencoderVAVAE(LightningDiTModelMixin, AutoencoderKL):
         act_fn: str = "silu",
         latent_channels: int = 32,
         norm_num_groups: int = 32,
-        sample_size: int = 256,
+        sample_size: int | tuple[int, int] = 256,
         scaling_factor: float = 1.0,
         shift_factor: float | None = None,
         latents_mean: list[float] | None = None,

@@ -64,6 +64,7 @@ class Change3DBinaryOutput(BaseOutput):
 
     @property
     def change(self) -> torch.Tensor:
+        """Return the probability of a change, float32 [B, 1, H, W], within [0, 1]."""
         return self.change_logits.float().sigmoid()
 
 
@@ -83,6 +84,7 @@ class Change3DSemanticOutput(BaseOutput):
 
     @property
     def change(self) -> torch.Tensor:
+        """Return the probability of a change, float32 [B, 1, H, W], within [0, 1]."""
         return self.change_logits.float().sigmoid()
 
 
@@ -101,6 +103,7 @@ class Change3DDamageOutput(BaseOutput):
 
     @property
     def building(self) -> torch.Tensor:
+        """Return the probability of a building, float32 [B, 1, H, W], within [0, 1]."""
         return self.building_logits.float().sigmoid()
 
 
@@ -144,12 +147,14 @@ class BatchNormByStatistics(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, frames, weight, bias, mean, variance, eps):
+        """Normalise frames [N, C, H, W] by a mean and variance [C]."""
         ctx.save_for_backward(frames, weight, mean, torch.rsqrt(variance + eps))
         ctx.eps = eps
         return F.batch_norm(frames, mean, variance, weight, bias, training=False, eps=eps)
 
     @staticmethod
     def backward(ctx, grad_output):
+        """The gradients of a batch norm in training, for frames, weight and bias."""
         grad_output = grad_output.contiguous(memory_format=torch.channels_last)
         frames, weight, mean, inverse_deviation = ctx.saved_tensors
         gradients = torch.ops.aten.native_batch_norm_backward(
@@ -166,6 +171,7 @@ class Change3DBatchNorm(nn.BatchNorm2d):
     """
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """Normalise frames [N, C, H, W]."""
         if not (self.training and frames.device.type == "cpu" and frames.dtype == torch.float32):
             return super().forward(frames)
         with torch.no_grad():
@@ -200,6 +206,7 @@ class Change3DConvNorm(nn.Module):
         self.norm = Change3DBatchNorm(out_channels)
 
     def forward(self, frames: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """[B T, C_in, H, W] -> [B T, C_out, H / stride, W / stride], frame by frame or over the clip."""
         if self.training:
             return self.norm(self._convolve(frames, num_frames, self.conv.weight, None))
         return self._convolve(frames, num_frames, *with_norm(self.conv.weight, self.norm))
@@ -239,6 +246,7 @@ class Change3DSqueezeExcitation(nn.Module):
         self.expand = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, frames: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """Scale the channels of frames [B T, C, H, W] by gates of their whole clip."""
         clips = frames.unflatten(0, (-1, num_frames))  # [B, T, C, H, W]
         mean = clips.mean((1, 3, 4)).unflatten(1, (-1, 1, 1))  # [B, C, 1, 1]
         gate = self.expand(F.relu(self.reduce(mean))).sigmoid()
@@ -269,6 +277,7 @@ class Change3DBlock(nn.Module):
         self.narrow = Change3DConvNorm(inner, out_channels)
 
     def forward(self, frames: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """[B T, C_in, H, W] -> [B T, C_out, H / stride, W / stride]."""
         residual = frames
         if isinstance(self.shortcut, Change3DConvNorm):
             residual = self.shortcut(frames, num_frames)
@@ -293,6 +302,7 @@ class Change3DStem(nn.Module):
         self.norm = Change3DBatchNorm(channels)
 
     def forward(self, frames: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """[B T, 3, H, W] -> [B T, C, H, W]."""
         frames = self.conv_space(frames)
         size = frames.shape[2:]
         # Over time alone, all pixels are a picture of the height T and the width H W. In three dimensions, this kernel
@@ -399,6 +409,7 @@ class Change3DUpsample(nn.Module):
         self.upsample = nn.ConvTranspose2d(out_channels, out_channels, 4, stride=2, padding=1)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[B, C_in, H, W] -> [B, C_out, 2 H, 2 W]."""
         return self.upsample(self.conv(hidden_states))
 
 
@@ -459,6 +470,7 @@ class Change3DAttention(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, is_causal: bool = False
     ) -> torch.Tensor:
+        """Attend from hidden states [B, N, D] to keys and values [B, heads, M, D / heads] -> [B, N, D]."""
         dropout = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(
             self._heads(self.to_q(hidden_states)), keys, values, dropout_p=dropout, is_causal=is_causal

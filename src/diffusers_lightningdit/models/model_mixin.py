@@ -226,11 +226,27 @@ class LightningDiTModelMixin:
 
         Without `config` and `original_config` the architecture is derived from the weights, where diffusers alone would
         fetch the configuration of an unrelated model. `latents_mean`, `latents_std` and `scaling_factor` of an
-        autoencoder may be given beside it.
+        autoencoder may be given beside it, and of a transformer `weights`, `num_attention_heads` and
+        `internal_guidance_layer`, as `load_transformer` has them.
+
+        Raises:
+            ValueError: For a file that holds Python objects beside its weights, and for other weights.
         """
         if kwargs.get("config") is None and kwargs.get("original_config") is None:
             kwargs["original_config"] = {}
-        return super().from_single_file(pretrained_model_link_or_path_or_dict, **kwargs)
+        try:
+            return super().from_single_file(pretrained_model_link_or_path_or_dict, **kwargs)
+        except OSError as error:
+            cause, code = error, None
+            while cause is not None and code is None:
+                code = re.search(r"unsupported global:? (?:GLOBAL )?([\w.]+)", str(cause), re.IGNORECASE)
+                cause = cause.__cause__ or cause.__context__
+            if code is None:
+                raise
+            raise ValueError(
+                f"{pretrained_model_link_or_path_or_dict}: contains the Python object {code[1]}; required: tensors and "
+                "plain values only, because loading anything else can run code."
+            ) from error
 
     # -- LoRA ------------------------------------------------------------------------------------------------------
 

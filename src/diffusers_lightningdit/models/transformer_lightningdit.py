@@ -13,7 +13,7 @@ import os
 
 import torch
 import torch.nn.functional as F
-from diffusers import FasterCacheConfig
+from diffusers import FasterCacheConfig, FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
@@ -23,7 +23,6 @@ from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import (
     TimestepEmbedding,
     Timesteps,
-    apply_rotary_emb,
     get_1d_rotary_pos_embed,
     get_2d_sincos_pos_embed_from_grid,
 )
@@ -36,6 +35,10 @@ from torch import nn
 from .model_mixin import LightningDiTModelMixin, self_contained
 
 NORM_EPS = 1e-6  # of every norm of the network but the LayerNorm of qk-norm
+
+# The first two of these caches replace a run of whole blocks by the change that it made before: within it nothing is
+# computed. The third replaces the unconditional half of the first output, but not of a second one.
+CACHES_OF_ONE_OUTPUT = (FirstBlockCacheConfig, MagCacheConfig, FasterCacheConfig)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -73,9 +76,23 @@ class LightningDiTRotaryEmbedding(nn.Module):
     def __init__(self, attention_head_dim: int):
         super().__init__()
         self.attention_head_dim = attention_head_dim
+        self._kept: dict[tuple[int, int, torch.device], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def forward(self, height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (cos, sin), each [height * width, d], float32."""
+        """Return (cos, sin), each [height * width, d], float32; those of the last size are kept.
+
+        They are no buffers, which a change of the model's type would round.
+        """
+        if torch.compiler.is_compiling():  # what a compiled graph has made must not outlive it
+            return self._tables(height, width, device)
+        key = height, width, device
+        kept = self._kept  # another thread may put other tables in its place
+        if key not in kept:
+            with torch.inference_mode(False):  # autograd refuses tensors that were made in that mode
+                kept = self._kept = {key: self._tables(height, width, device)}
+        return kept[key]
+
+    def _tables(self, height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         half = self.attention_head_dim // 2
         rows = torch.arange(height, device=device).repeat_interleave(width, output_size=height * width)  # [N]
         columns = torch.arange(width, device=device).repeat(height)  # [N]
@@ -99,6 +116,7 @@ class LightningDiTClassEmbedding(nn.Module):
         self.embedding_table = nn.Embedding(num_classes + 1, dim)
 
     def forward(self, class_labels: torch.LongTensor) -> torch.Tensor:
+        """The embeddings [B, D] of class ids [B]; in training some become the null class."""
         if self.training and self.dropout_prob > 0:
             uniform = torch.rand(class_labels.shape[0], device=class_labels.device)
             class_labels = self.drop_labels(class_labels, uniform)
@@ -112,6 +130,16 @@ class LightningDiTClassEmbedding(nn.Module):
 # ---------------------------------------------------------------------------------------------------------------------
 # Attention
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn neighbouring entries of x [B, N, H, d] by the angles of cos and sin, [N, d], in float32.
+
+    diffusers' `apply_rotary_emb` computes the same with more operations: here the products convert by themselves.
+    """
+    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)  # [B, N, H, d/2] each
+    turned = torch.stack([-second, first], dim=-1).flatten(-2)
+    return (x * cos.unsqueeze(1) + turned * sin.unsqueeze(1)).to(x.dtype)
 
 
 class LightningDiTAttnProcessor:
@@ -135,8 +163,8 @@ class LightningDiTAttnProcessor:
 
         if attn.norm_q is not None:
             query, key = attn.norm_q(query).to(value.dtype), attn.norm_k(key).to(value.dtype)
-        if image_rotary_emb is not None:
-            query, key = [apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in (query, key)]
+        if image_rotary_emb is not None:  # of query and key at once: half as many operations
+            query, key = rotate(torch.cat([query, key], dim=2), *image_rotary_emb).chunk(2, dim=2)
 
         hidden_states = dispatch_attention_fn(
             query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
@@ -176,6 +204,7 @@ class LightningDiTAttention(nn.Module, AttentionModuleMixin):
     def forward(
         self, hidden_states: torch.Tensor, image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None
     ) -> torch.Tensor:
+        """Self-attention over tokens [B, N, D] by the processor, with the (cos, sin) of RoPE, [N, D / H] each."""
         return self.processor(self, hidden_states, image_rotary_emb)
 
 
@@ -217,6 +246,7 @@ class LightningDiTTransformerBlock(nn.Module):
         temb: torch.Tensor,
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
+        """Attention and MLP on tokens [B, N, D], modulated by the condition `temb` [B, D]."""
         vectors = self.adaln(F.silu(temb)).unsqueeze(1)  # [B, 1, 6 D or 4 D]
         if self.use_adaln_shift:
             shift1, scale1, gate1, shift2, scale2, gate2 = vectors.chunk(6, dim=-1)
@@ -235,6 +265,18 @@ class LightningDiTTransformerBlock(nn.Module):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass
+class LightningDiTTransformer2DModelOutput(Transformer2DModelOutput):
+    """The output of `LightningDiTTransformer2DModel`.
+
+    Args:
+        sample: The velocity [B, C, height, width].
+        internal_sample: The velocity after an earlier block, of the same shape; None if it was not asked for.
+    """
+
+    internal_sample: torch.Tensor | None = None
+
+
 class LightningDiTTransformer2DModel(
     LightningDiTModelMixin,
     ModelMixin,
@@ -247,8 +289,8 @@ class LightningDiTTransformer2DModel(
     """The class-conditional velocity network of LightningDiT (arXiv 2501.01423); by default LightningDiT-XL/1.
 
     Args:
-        sample_size: The height and width of the latents in training, for which the position table is stored. `forward`
-            accepts other sizes, also non-square ones.
+        sample_size: The size of the latents in training, (height, width) or one number for both, for which the position
+            table is stored. `forward` accepts other sizes.
         patch_size: The size p of the p x p patches that latents are cut into.
         in_channels: The number C of latent channels.
         num_layers: The number of blocks.
@@ -263,6 +305,11 @@ class LightningDiTTransformer2DModel(
         use_rope: Whether query and key are rotated by position.
         use_adaln_shift: Whether the modulation of the blocks has shift vectors; that of the final layer always has.
         learn_sigma: Whether the network has 2 C output channels, of which the first C are returned.
+        second_time_embedding: Whether the condition has an embedding of a second time r, too: the end of a jump of a
+            few-step student (FACM, arXiv 2507.03738). A new one is zero, so that a network that did without it computes
+            the same with it.
+        internal_guidance_layer: The block, counted from 1, after which a second output layer predicts the velocity
+            (internal guidance, arXiv 2512.24176); None: there is none.
 
     Raises:
         ValueError: For a value outside these.
@@ -271,7 +318,7 @@ class LightningDiTTransformer2DModel(
     @register_to_config
     def __init__(
         self,
-        sample_size: int = 16,
+        sample_size: int | tuple[int, int] = 16,
         patch_size: int = 1,
         in_channels: int = 32,
         num_layers: int = 28,
@@ -286,6 +333,8 @@ class LightningDiTTransformer2DModel(
         use_rope: bool = True,
         use_adaln_shift: bool = True,
         learn_sigma: bool = False,
+        second_time_embedding: bool = False,
+        internal_guidance_layer: int | None = None,
     ):
         super().__init__()
         self._check_config()
@@ -298,12 +347,14 @@ class LightningDiTTransformer2DModel(
         # Input
         self.patch_embed = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
         # The table is stored with the weights: that of a checkpoint is used even where it differs from the formula.
-        grid_size = sample_size // patch_size
-        self.register_buffer("pos_embed", sincos_position_table(dim, grid_size, grid_size).unsqueeze(0))  # [1, N, D]
+        self.register_buffer("pos_embed", sincos_position_table(dim, *self._trained_grid()).unsqueeze(0))  # [1, N, D]
         self.rope = LightningDiTRotaryEmbedding(attention_head_dim) if use_rope else None
         # cos first; t in [0, 1] enters as it is, not multiplied by 1000
         self.time_proj = Timesteps(num_channels=256, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.timestep_embedder = TimestepEmbedding(in_channels=256, time_embed_dim=dim)
+        self.second_timestep_embedder = None
+        if second_time_embedding:
+            self.second_timestep_embedder = TimestepEmbedding(in_channels=256, time_embed_dim=dim)
         self.class_embedder = LightningDiTClassEmbedding(num_classes, dim, class_dropout_prob)
 
         # Blocks
@@ -312,10 +363,14 @@ class LightningDiTTransformer2DModel(
         self.transformer_blocks = nn.ModuleList([LightningDiTTransformerBlock(*block_args) for _ in range(num_layers)])
 
         # Output
-        self.norm_out = AdaLayerNormContinuous(
-            dim, dim, elementwise_affine=norm_type == "rms_norm", eps=NORM_EPS, norm_type=norm_type
-        )
-        self.proj_out = nn.Linear(dim, patch_size**2 * self.out_channels)
+        output_size = patch_size**2 * self.out_channels
+        norm_args = {"elementwise_affine": norm_type == "rms_norm", "eps": NORM_EPS, "norm_type": norm_type}
+        self.norm_out = AdaLayerNormContinuous(dim, dim, **norm_args)
+        self.proj_out = nn.Linear(dim, output_size)
+        self.internal_norm_out = self.internal_proj_out = None
+        if internal_guidance_layer is not None:
+            self.internal_norm_out = AdaLayerNormContinuous(dim, dim, **norm_args)
+            self.internal_proj_out = nn.Linear(dim, output_size)
 
         self.gradient_checkpointing = False
         self._new_classes: list[tuple[str | None, list[str | None]]] = []  # (LoRA, its classes)
@@ -329,22 +384,29 @@ class LightningDiTTransformer2DModel(
         class_labels: torch.LongTensor,
         return_dict: bool = True,
         attention_kwargs: dict | None = None,
-    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+        second_timestep: torch.Tensor | float | None = None,
+        return_internal: bool = False,
+    ) -> "LightningDiTTransformer2DModelOutput | tuple[torch.Tensor, ...]":
         """Compute the velocity of the flow at (hidden_states, timestep).
 
         Args:
             hidden_states: Normalised noisy latents [B, C, height, width]; height and width are multiples of
                 `patch_size`.
-            timestep: t in [0, 1], 0 = noise, 1 = data; a number, or [1], or [B].
+            timestep: t in [0, 1], 0 = noise, 1 = data; a number, or [1], or [B]. A network that was trained with
+                expanded times (FACM, arXiv 2507.03738) also takes 2 - t, for the velocity at t.
             class_labels: [B], from 0 to `num_classes - 1`, or `num_classes` for the null class.
-            return_dict: Whether to return a `Transformer2DModelOutput` instead of a tuple.
+            return_dict: Whether to return a `LightningDiTTransformer2DModelOutput` instead of a tuple.
             attention_kwargs: `{"scale": s}` scales the active LoRA adapters.
+            second_timestep: r in [0, 1] of a model with `second_time_embedding`, as `timestep`: the end of the jump
+                whose average velocity is wanted. None: t, no jump, the velocity itself.
+            return_internal: Whether to compute the velocity after block `internal_guidance_layer`, too.
 
         Returns:
-            `sample`: the velocity [B, C, height, width].
+            `sample`: the velocity [B, C, height, width]; with `return_internal` also `internal_sample`, of this shape.
 
         Raises:
-            ValueError: If the number of channels is not C, or a side is not a multiple of `patch_size`.
+            ValueError: If the number of channels is not C, a side is not a multiple of `patch_size`, or the model lacks
+                what an argument needs.
         """
         batch_size, channels, height, width = hidden_states.shape
         patch_size = self.config.patch_size
@@ -352,6 +414,17 @@ class LightningDiTTransformer2DModel(
             raise ValueError(f"`hidden_states` has {channels} channels; required: {self.config.in_channels}.")
         if height % patch_size or width % patch_size:
             raise ValueError(f"`hidden_states` is {height}x{width}; required: multiples of `patch_size`, {patch_size}.")
+        if second_timestep is not None and self.second_timestep_embedder is None:
+            raise ValueError("`second_timestep` is given; required: None for a model without `second_time_embedding`.")
+        if return_internal and self.internal_proj_out is None:
+            raise ValueError(
+                "`return_internal` is True; required: False for a model without `internal_guidance_layer`."
+            )
+        if return_internal and isinstance(self._cache_config, CACHES_OF_ONE_OUTPUT):
+            raise ValueError(
+                f"`return_internal` is True with {type(self._cache_config).__name__}; required: False, or another "
+                "cache, since this one has no internal velocity where it skips computing."
+            )
         height, width = height // patch_size, width // patch_size
 
         # Input. The residual stream has the input's type: float32 under autocast, where the embedding returns less.
@@ -362,24 +435,37 @@ class LightningDiTTransformer2DModel(
         timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(batch_size)
         temb = self.timestep_embedder(self.time_proj(timestep).to(dtype))  # [B, D]
         temb = temb + self.class_embedder(class_labels)
+        if self.second_timestep_embedder is not None:
+            end = timestep if second_timestep is None else second_timestep
+            end = torch.as_tensor(end, device=hidden_states.device).expand(batch_size)
+            temb = temb + self.second_timestep_embedder(self.time_proj(end).to(dtype))
 
         # Blocks
-        for block in self.transformer_blocks:
+        outputs = []
+        for number, block in enumerate(self.transformer_blocks, start=1):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden_states = self._gradient_checkpointing_func(block, hidden_states, temb, image_rotary_emb)
             else:
                 hidden_states = block(hidden_states, temb, image_rotary_emb)
+            if return_internal and number == self.config.internal_guidance_layer:
+                internal = self.internal_proj_out(self.internal_norm_out(hidden_states, temb))
+                outputs.append(self._unpatchify(internal, height, width))
 
         # Output
         hidden_states = self.proj_out(self.norm_out(hidden_states, temb))  # [B, N, p p C_out]
-        hidden_states = hidden_states.reshape(batch_size, height, width, patch_size, patch_size, self.out_channels)
-        hidden_states = hidden_states.permute(0, 5, 1, 3, 2, 4)  # [B, C_out, height, p, width, p]
-        sample = hidden_states.reshape(batch_size, self.out_channels, height * patch_size, width * patch_size)
-        sample = sample[:, :channels]
+        outputs.insert(0, self._unpatchify(hidden_states, height, width))
 
         if not return_dict:
-            return (sample,)
-        return Transformer2DModelOutput(sample=sample)
+            return tuple(outputs)
+        return LightningDiTTransformer2DModelOutput(*outputs)
+
+    def _unpatchify(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """[B, N, p p C_out] -> [B, C, height p, width p], without a learned sigma."""
+        patch_size = self.config.patch_size
+        hidden_states = hidden_states.reshape(-1, height, width, patch_size, patch_size, self.out_channels)
+        hidden_states = hidden_states.permute(0, 5, 1, 3, 2, 4)  # [B, C_out, height, p, width, p]
+        sample = hidden_states.reshape(-1, self.out_channels, height * patch_size, width * patch_size)
+        return sample[:, : self.config.in_channels]
 
     def _init_weights(self):
         """Initialise as adaLN-Zero of DiT does: every block starts as the identity, and the output is zero."""
@@ -397,32 +483,47 @@ class LightningDiTTransformer2DModel(
         nn.init.normal_(self.class_embedder.embedding_table.weight, std=0.02)
         nn.init.normal_(self.timestep_embedder.linear_1.weight, std=0.02)
         nn.init.normal_(self.timestep_embedder.linear_2.weight, std=0.02)
-        nn.init.zeros_(self.norm_out.linear.weight)
-        nn.init.zeros_(self.proj_out.weight)
+        if self.second_timestep_embedder is not None:  # a network that did without it stays as it is
+            nn.init.normal_(self.second_timestep_embedder.linear_1.weight, std=0.02)
+            nn.init.zeros_(self.second_timestep_embedder.linear_2.weight)
+        for norm, projection in ((self.norm_out, self.proj_out), (self.internal_norm_out, self.internal_proj_out)):
+            if norm is not None:
+                nn.init.zeros_(norm.linear.weight)
+                nn.init.zeros_(projection.weight)
 
     def _position_table(self, height: int, width: int) -> torch.Tensor:
         """Return the stored table for the size of the training, and for another grid the formula at its indices."""
-        trained_size = self.config.sample_size // self.config.patch_size
-        if (height, width) == (trained_size, trained_size):
+        if (height, width) == self._trained_grid():
             return self.pos_embed
         return sincos_position_table(self.inner_dim, height, width, self.pos_embed.device).unsqueeze(0)
+
+    def _trained_grid(self) -> tuple[int, int]:
+        """Return the numbers of patches, (height, width), of latents of `sample_size`."""
+        size, patch_size = self.config.sample_size, self.config.patch_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return height // patch_size, width // patch_size
 
     def _check_config(self) -> None:
         c = self.config
         dim = c.num_attention_heads * c.attention_head_dim
-        grid_size, rest = divmod(c.sample_size, max(c.patch_size, 1))
+        sizes = [c.sample_size] * 2 if isinstance(c.sample_size, int) else c.sample_size
+        patch_size = max(c.patch_size, 1)
         for name, value, fits, required in (
             *((name, c[name], c[name] >= 1, "at least 1") for name in
-              ("sample_size", "patch_size", "in_channels", "num_attention_heads", "attention_head_dim", "num_classes")),
+              ("patch_size", "in_channels", "num_attention_heads", "attention_head_dim", "num_classes")),
             ("num_layers", c.num_layers, 0 <= c.num_layers <= 1000, "from 0 to 1000"),
             ("activation_fn", c.activation_fn, c.activation_fn in ("swiglu", "gelu-approximate"),
              "'swiglu' or 'gelu-approximate'"),
             ("norm_type", c.norm_type, c.norm_type in ("rms_norm", "layer_norm"), "'rms_norm' or 'layer_norm'"),
-            ("sample_size", c.sample_size, 1 <= grid_size <= 1024 and rest == 0,
-             f"a multiple of `patch_size`, {c.patch_size}, up to 1024 times"),
+            ("sample_size", c.sample_size, len(sizes) == 2 and all(
+                 size % patch_size == 0 and 1 <= size // patch_size <= 1024 for size in sizes),
+             f"a multiple of `patch_size`, {c.patch_size}, up to 1024 times, or two, (height, width)"),
             ("attention_head_dim", c.attention_head_dim, not (c.use_rope and c.attention_head_dim % 4),
              "a multiple of 4 for `use_rope=True`"),
             ("num_attention_heads * attention_head_dim", dim, dim % 4 == 0, "a multiple of 4 for the position table"),
+            ("internal_guidance_layer", c.internal_guidance_layer,
+             c.internal_guidance_layer is None or 1 <= c.internal_guidance_layer <= c.num_layers,
+             f"None, or from 1 to `num_layers`, {c.num_layers}"),
             ("class_dropout_prob", c.class_dropout_prob, 0 <= c.class_dropout_prob <= 1, "within [0, 1]"),
         ):  # fmt: skip
             if not fits:
@@ -437,7 +538,7 @@ class LightningDiTTransformer2DModel(
     _supports_gradient_checkpointing = True
     _no_split_modules = ["LightningDiTTransformerBlock"]
     _repeated_blocks = ["LightningDiTTransformerBlock"]
-    _skip_layerwise_casting_patterns = ["pos_embed", "patch_embed", "norm", "class_embedder"]
+    _skip_layerwise_casting_patterns = ["pos_embed", "patch_embed", "norm", "class_embedder", "proj_out"]
 
     @property
     def _cp_plan(self) -> dict:
@@ -449,6 +550,8 @@ class LightningDiTTransformer2DModel(
         }
         if self.rope is None:  # diffusers looks up every module of the plan
             del plan["rope"]
+        if self.internal_proj_out is not None:
+            plan["internal_proj_out"] = plan["proj_out"]
         return plan
 
     def enable_layerwise_casting(self, storage_dtype=torch.float8_e4m3fn, compute_dtype=None, *args, **kwargs) -> None:
@@ -464,12 +567,20 @@ class LightningDiTTransformer2DModel(
         """Enable a cache as diffusers does, with settings of `FasterCacheConfig` that fit this model.
 
         Its defaults are made for video and text. It must know the arguments whose first half is unconditional, and that
-        latents are images.
+        latents are images. `TaylorSeerCacheConfig` in lite mode predicts both output layers of a model with
+        `internal_guidance_layer`, where diffusers would predict one.
         """
         if isinstance(config, FasterCacheConfig):
             names = dict.fromkeys((*config._unconditional_conditional_input_kwargs_identifiers, "class_labels"))
             config = dataclasses.replace(
                 config, tensor_format="BCHW", _unconditional_conditional_input_kwargs_identifiers=tuple(names)
+            )
+        if isinstance(config, TaylorSeerCacheConfig) and config.use_lite_mode and self.internal_proj_out is not None:
+            config = dataclasses.replace(
+                config,
+                use_lite_mode=False,
+                skip_predict_identifiers=[r"transformer_blocks\.\d+"],
+                cache_identifiers=["proj_out", "internal_proj_out"],
             )
         super().enable_cache(config)
 

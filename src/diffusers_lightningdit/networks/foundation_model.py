@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from ..files import first_line, one_line
 from ..metrics.finite import check_finite
+from ..pixels import height_and_width
 from ..settings import check_choice
 
 HALF = (0.5, 0.5, 0.5)  # mean and standard deviation that turn [0, 1] into [-1, 1]
@@ -56,7 +57,7 @@ class FoundationModel(nn.Module):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         self.num_channels = model.config.hidden_size  # F
-        self.patch_size = _pair(model.config.patch_size)
+        self.patch_size = height_and_width(model.config.patch_size)
         self.num_register_tokens = getattr(model.config, "num_register_tokens", 0) or 0
         # pixels in [-1, 1] -> in [0, 1] -> normalised, as one affine map
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (image_mean, image_std))
@@ -118,7 +119,7 @@ class FoundationModel(nn.Module):
             ValueError: without a grid size, if the image is no multiple of the patch; if the tokens form no grid.
         """
         height, width = pixels.shape[-2:]
-        grid_size = self._grid_of(pixels) if grid_size is None else _pair(grid_size)
+        grid_size = self._grid_of(pixels) if grid_size is None else height_and_width(grid_size)
         size = grid_size[0] * self.patch_size[0], grid_size[1] * self.patch_size[1]
         resized = pixels.to(self.scale)
         if size != (height, width):
@@ -168,7 +169,8 @@ class FoundationModel(nn.Module):
 
     def _try(self) -> None:
         """Run on one black image, so that a model which cannot be used is refused before any work."""
-        size = _pair(getattr(self.model.config, "image_size", None) or [16 * side for side in self.patch_size])
+        image_size = getattr(self.model.config, "image_size", None)
+        size = height_and_width(image_size or [16 * side for side in self.patch_size])
         if not all(isinstance(side, int) and 0 < side <= MAX_IMAGE_SIZE for side in (*size, *self.patch_size)):
             raise ValueError(f"the sizes of image and patch are {size} and {self.patch_size}, in pixels")
         grid_size = tuple(max(1, pixels // side) for pixels, side in zip(size, self.patch_size, strict=True))
@@ -229,10 +231,6 @@ def load_vision_model(
     if model.main_input_name != "pixel_values":
         raise ValueError(f"{name}, which takes {model.main_input_name!r}; required: a model of images.")
     return model, *statistics
-
-
-def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def _image_statistics(name_or_path: str, argument: str) -> tuple[list[float], list[float]]:

@@ -13,10 +13,12 @@ GUIDANCE_CHANNELS = 3
 REQUIRED_SETTINGS = {
     "transport.path_type": "Linear",
     "transport.prediction": "velocity",
-    "sample.mode": "ODE",
     "sample.reverse": False,
 }
 SAMPLING_METHODS = ("euler", "dopri5", "heun2")
+# Beside the original's "ODE", few steps that add new noise after each (FACM, arXiv 2507.03738). There,
+# `num_sampling_steps` counts evaluations, as the authors of such networks do.
+SAMPLING_MODES = ("ODE", "consistency")
 
 
 class OriginalConfig:
@@ -71,6 +73,7 @@ class OriginalConfig:
         return value
 
     def error(self, key: str, value, requirement: str) -> ValueError:
+        """The error for a value, which names the file, the key and what is required."""
         return ValueError(f"{self.name}: `{key}` is {value!r}; required: {requirement}.")
 
     def check(self, key: str, kind: type, of_weights) -> None:
@@ -81,6 +84,11 @@ class OriginalConfig:
 
     @property
     def latent_multiplier(self) -> float:
+        """The factor of normalised latents, `data.latent_multiplier`, by default 0.18215 as in the original.
+
+        Raises:
+            ValueError: if it is not positive.
+        """
         value = self.get("data.latent_multiplier", float, 0.18215)  # the original's default
         if value <= 0:
             raise self.error("data.latent_multiplier", value, "a positive number")
@@ -106,6 +114,8 @@ class OriginalConfig:
                 raise self.error(key, value, f"{required!r}, since the pipeline samples nothing else")
         if not self.get("sample", dict):
             return None
+        if self.is_consistency:
+            return self._consistency_recipe()
         method = self.get("sample.sampling_method", str, "euler")
         if method not in SAMPLING_METHODS:
             raise self.error("sample.sampling_method", method, f"one of {', '.join(SAMPLING_METHODS)}")
@@ -118,12 +128,18 @@ class OriginalConfig:
         start = self.get("sample.cfg_interval_start", float, 0.0)
         if not 0 <= start <= 1:
             raise self.error("sample.cfg_interval_start", start, "a time from 0 to 1")
+        # Internal guidance (arXiv 2512.24176) is in the files of a project that guides all channels.
+        internal_scale = self.get("sample.ig_scale", float)
+        if internal_scale is not None and internal_scale < 0:
+            raise self.error("sample.ig_scale", internal_scale, "at least 0")
         recipe = {
             "num_inference_steps": num_points - 1,  # the original counts the points of the grid
             "guidance_scale": scale,
             "guidance_interval": [start, 1.0],
-            "guidance_channels": min(GUIDANCE_CHANNELS, in_channels),
+            "guidance_channels": min(GUIDANCE_CHANNELS, in_channels) if internal_scale is None else None,
         }
+        if internal_scale is not None:
+            recipe["internal_guidance_scale"] = internal_scale
         if method != "euler":
             recipe["ode_method"] = method
             for name in ("atol", "rtol"):
@@ -132,15 +148,47 @@ class OriginalConfig:
                     recipe[f"ode_{name}"] = tolerance
         return recipe
 
+    @property
+    def is_consistency(self) -> bool:
+        """Whether the network jumps to the data in each of a few steps, and new noise is added in between."""
+        mode = self.get("sample.mode", str, SAMPLING_MODES[0])
+        if mode not in SAMPLING_MODES:
+            raise self.error("sample.mode", mode, f"one of {', '.join(SAMPLING_MODES)}")
+        return mode == "consistency"
 
-def sampling_section(recipe: dict, scheduler_shift: float) -> dict | None:
-    """The way back: a recipe as the `sample` section of a YAML, or None if the original cannot sample so."""
+    def _consistency_recipe(self) -> dict:
+        num_steps = self.get("sample.num_sampling_steps", int)
+        if num_steps is None or num_steps < 1:
+            raise self.error("sample.num_sampling_steps", num_steps, "at least 1, the evaluations of the network")
+        for key, required in (("sample.cfg_scale", 1.0), ("sample.timestep_shift", 0.0)):
+            value = self.get(key, float, required)
+            if value != required:
+                raise self.error(key, value, f"{required}, since a network for few steps has learnt guidance and grid")
+        return {"num_inference_steps": num_steps, "guidance_scale": 1.0}
+
+
+def sampling_section(recipe: dict, scheduler_shift: float, is_consistency: bool = False) -> dict | None:
+    """The way back: a recipe as the `sample` section of a YAML, or None if the original cannot sample so.
+
+    Args:
+        recipe: The recipe of a pipeline.
+        scheduler_shift: The shift of its scheduler.
+        is_consistency: Whether its scheduler adds new noise after each step.
+    """
     interval = recipe.get("guidance_interval") or [0.0, 1.0]
     scale = recipe.get("guidance_scale")
     guided = scale is not None and scale > 1
     if recipe.get("num_inference_steps") is None or scale is None:
         return None
-    if guided and (recipe.get("guidance_channels") != GUIDANCE_CHANNELS or interval[1] != 1):
+    if is_consistency:
+        if guided or scheduler_shift != 1:
+            return None
+        return {"mode": "consistency", "num_sampling_steps": recipe["num_inference_steps"]}
+    internal_scale = recipe.get("internal_guidance_scale")
+    channels = GUIDANCE_CHANNELS if internal_scale is None else None
+    if guided and (recipe.get("guidance_channels") != channels or interval[1] != 1):
+        return None
+    if internal_scale is not None and list(recipe.get("internal_guidance_interval") or [0, 1]) != [0, 1]:
         return None
     return {
         "mode": "ODE",
@@ -151,6 +199,7 @@ def sampling_section(recipe: dict, scheduler_shift: float) -> dict | None:
         "likelihood": False,
         "num_sampling_steps": recipe["num_inference_steps"] + 1,
         "cfg_scale": scale,
+        **({} if internal_scale is None else {"ig_scale": internal_scale}),
         "cfg_interval_start": interval[0],
         "timestep_shift": 0.0 if scheduler_shift == 1 else round(1 / scheduler_shift, 12),
     }

@@ -60,8 +60,8 @@ def original_files(folder: str | Path) -> tuple[dict[str, dict], list[str]]:
         }
         settings["vae"] = {"downsample_ratio": factor}
         recipe = read_json(folder / "model_index.json").get("sampling_recipe") or {}
-        shift = read_json(folder / "scheduler" / "scheduler_config.json").get("shift", 1.0)
-        section = sampling_section(recipe, shift)
+        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        section = sampling_section(recipe, scheduler.get("shift", 1.0), scheduler.get("stochastic_sampling", False))
         if section is not None:
             settings["sample"] = section
         else:
@@ -104,6 +104,7 @@ def _autoencoder_files(parts: AutoencoderParts) -> dict[str, dict]:
 
 
 def write_original_files(files: dict[str, dict], folder: Path) -> None:
+    """Write the files of `original_files` into a folder, tensors by torch.save and settings as YAML."""
     for name, content in files.items():
         if name.endswith(".yaml"):
             (folder / name).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")

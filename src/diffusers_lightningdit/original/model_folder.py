@@ -21,9 +21,7 @@ def load_model_folder(model_class: type[ModelMixin], folder: Path, class_names: 
         raise ValueError(f"{folder}: holds a {class_name}; required: {' or '.join(class_names)}.")
     dtype = _stored_dtype(folder)
     try:
-        model, info = model_class.from_pretrained(
-            folder, torch_dtype=dtype, output_loading_info=True, local_files_only=True
-        )
+        model, info = model_class.from_pretrained(folder, dtype=dtype, output_loading_info=True, local_files_only=True)
     except Exception as error:  # a damaged file can raise nearly anything
         raise ValueError(f"{folder}: cannot be loaded: {first_line(error)}") from error
     for fault in ("missing", "unexpected", "mismatched"):

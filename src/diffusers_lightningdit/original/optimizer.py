@@ -1,12 +1,13 @@
 """The optimiser's state in a training checkpoint, and how such a checkpoint is continued."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from ..files import read_checkpoint
 from .transformer import embedded_config, empty_transformer, transformer_from_original, transformer_rows
-from .translation import check_shape, naming, plain_state_dict
+from .translation import check_shape, check_values, naming, plain_state_dict
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -51,9 +52,10 @@ def _moments(config: dict, original: dict[str, torch.Tensor], optimizer: dict) -
     # the optimiser counts parameters in the order of the model's, in which buffers (the rotary tables) have no number
     names = [name for name in original if not name.startswith("feat_rope.")]
     groups, states = optimizer.get("param_groups"), optimizer.get("state")
-    if not isinstance(groups, list) or len(groups) != 1 or not isinstance(states, dict):
+    is_one_group = isinstance(groups, list) and len(groups) == 1 and isinstance(groups[0], dict)
+    numbers = groups[0].get("params") if is_one_group else None
+    if not isinstance(numbers, list) or not isinstance(states, dict):
         raise ValueError("entry `opt` is no state of an optimiser with one group of parameters.")
-    numbers = groups[0]["params"]
     if len(numbers) != len(names):
         raise ValueError(f"entry `opt` has {len(numbers)} parameters; required: {len(names)}, as `model` has.")
     name_of = dict(zip(numbers, names, strict=True))
@@ -64,12 +66,19 @@ def _moments(config: dict, original: dict[str, torch.Tensor], optimizer: dict) -
         state = states.get(number)
         if name == "pos_embed":  # which the original registers with the optimiser but never trains
             continue
-        if state is None or not {"step", *MOMENTS} <= state.keys():
+        if not isinstance(state, dict) or not {"step", *MOMENTS} <= state.keys():
             raise ValueError(f"entry `opt` has no state of `{name}`; required: step, exp_avg and exp_avg_sq.")
-        steps.add(int(state["step"]))
-        for entry in MOMENTS:
-            check_shape(f"opt.{entry} of {name}", state[entry], original[name].shape)
-            moments[entry] |= rows[name].to_ours(state[entry])
+        step = state["step"]  # a number, or a tensor of one
+        if isinstance(step, torch.Tensor) and step.numel() == 1:
+            step = step.item()
+        if not isinstance(step, int | float) or not 0 <= step < math.inf:
+            raise ValueError(f"entry `opt` has the step {step!r} of `{name}`; required: one number, at least 0.")
+        steps.add(int(step))
+        named = {f"opt.{entry} of {name}": state[entry] for entry in MOMENTS}
+        check_values(plain_state_dict(named, "entry `opt`"))
+        for entry, (key, values) in zip(MOMENTS, named.items(), strict=True):
+            check_shape(key, values, original[name].shape)
+            moments[entry] |= rows[name].to_ours(values)
     if len(steps) != 1:
         raise ValueError(f"entry `opt` has parameters at steps {sorted(steps)}; required: one step.")
     return moments, steps.pop()

@@ -38,7 +38,10 @@ def build_pipeline(
     return LightningDiTPipeline(
         transformer=transformer,
         vae=vae,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0 if config is None else config.scheduler_shift),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=1.0 if config is None else config.scheduler_shift,
+            stochastic_sampling=config is not None and config.is_consistency,
+        ),
         id2label=imagenet_labels() if transformer.config.num_classes == 1000 else None,
         sampling_recipe=None if config is None else config.sampling_recipe(transformer.config.in_channels),
     )

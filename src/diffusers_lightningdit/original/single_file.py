@@ -17,18 +17,25 @@ from .transformer import embedded_config, empty_transformer, select_transformer_
 
 
 def transformer_arguments(
-    original_config: dict, checkpoint: dict, num_attention_heads: int | None = None, weights: str | None = None
+    original_config: dict,
+    checkpoint: dict,
+    num_attention_heads: int | None = None,
+    weights: str | None = None,
+    internal_guidance_layer: int | None = None,
 ) -> dict:
     """Arguments of `LightningDiTTransformer2DModel`; see `load_transformer`, and an empty YAML stands for none."""
     yaml = OriginalConfig(original_config, "original_config") if original_config else embedded_config(checkpoint)
-    return transformer_from_original(select_transformer_weights(checkpoint, weights), num_attention_heads, yaml)[0]
+    original = select_transformer_weights(checkpoint, weights)
+    return transformer_from_original(original, num_attention_heads, yaml, internal_guidance_layer)[0]
 
 
 def transformer_weights(config: dict, checkpoint: dict, weights: str | None = None) -> dict[str, torch.Tensor]:
     """The state dict under our names, complete for a model of `config`."""
     model = empty_transformer(config)
     found, state_dict = transformer_from_original(
-        select_transformer_weights(checkpoint, weights), model.config.num_attention_heads
+        select_transformer_weights(checkpoint, weights),
+        model.config.num_attention_heads,
+        internal_guidance_layer=model.config.internal_guidance_layer,
     )
     # These leave no weights that could contradict them.
     for name in ("use_rope", "activation_fn", "patch_size"):

@@ -1,6 +1,7 @@
 """The transformer's checkpoints: architecture from keys and shapes, and the names of both sides."""
 
 import math
+import re
 from functools import partial
 from pathlib import Path
 
@@ -34,37 +35,75 @@ MODEL_TYPES = {
     "LightningDiT-1p6B/2": (28, 1792, 28, 2),
 }
 
+# The block, counted from 1, before the output layer of internal guidance, by the number of blocks: it is in no shape,
+# and this one is the published model's (arXiv 2512.24176).
+INTERNAL_GUIDANCE_LAYERS = {28: 8}
+
+# FACM's training files (arXiv 2507.03738) hold two averages of the weights, of which the results are drawn from the
+# second, with the relative width 0.2; the first has 0.05.
+AVERAGE = "ema_models.1"
+
 # A stored rotary table may differ from the formula by the rounding of its type and no more.
 ROPE_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
 def select_transformer_weights(checkpoint: dict, weights: str | None = None) -> dict[str, torch.Tensor]:
-    """The state dict in a checkpoint of any published layout: {"ema"}, {"model", "ema", "opt", ...}, {"model"}, flat.
+    """The state dict in a checkpoint of any published layout.
 
-    `weights`, "ema" or "model", says which to take; None takes `ema` where it exists.
+    These are {"ema"}, {"model", "ema", "opt", ...}, {"model"}, a flat state dict, and FACM's {"model", "emas", ...},
+    where `emas` is the state of several averages: those of number N under `ema_models.N.ema_model.`, or in entry N of a
+    list `ema_models`.
+
+    Args:
+        checkpoint: The content of a file.
+        weights: "ema", "model", or an average, "ema_models.N"; None takes `ema_models.1` of a file with `emas`, else
+            `ema`, and `model` only of a file without averages.
 
     Raises:
         ValueError: if these weights are not there.
     """
-    present = [name for name in ("ema", "model") if isinstance(checkpoint.get(name), dict)]
-    if weights is not None and weights not in present:
-        raise ValueError(
-            f"has no `{weights}` weights; it has {' and '.join(f'`{name}`' for name in present) or 'no such entry'}."
-        )
-    if present:
-        return plain_state_dict(checkpoint[weights or present[0]], f"entry `{weights or present[0]}`")
+    present = {name: checkpoint[name] for name in ("ema", "model") if isinstance(checkpoint.get(name), dict)}
+    averages = _averages(checkpoint["emas"]) if "emas" in checkpoint else {}
+    if weights is None:
+        weights = AVERAGE if "emas" in checkpoint else next(iter(present), None)
+    if weights is not None:
+        present = averages | present
+        if weights not in present:
+            found = " and ".join(f"`{name}`" for name in present) or "no such entry"
+            raise ValueError(f"has no `{weights}` weights; it has {found}.")
+        return plain_state_dict(present[weights], f"entry `{weights}`")
     if isinstance(checkpoint.get("state_dict"), dict):  # how autoencoders are saved: the keys will tell
         return plain_state_dict(checkpoint["state_dict"], "entry `state_dict`")
     return plain_state_dict(checkpoint, "the file")
 
 
-def transformer_config(state_dict: dict[str, torch.Tensor], num_attention_heads: int | None = None) -> dict:
+def _averages(emas: object) -> dict[str, dict]:
+    """{"ema_models.0": state dict, ...} of FACM's entry `emas`, without counters."""
+    if isinstance(emas, dict) and isinstance(emas.get("ema_models"), (list, tuple)):
+        return {f"ema_models.{number}": average for number, average in enumerate(emas["ema_models"])}
+    averages: dict[str, dict] = {}
+    for key, value in emas.items() if isinstance(emas, dict) else [(type(emas).__name__, None)]:
+        match = re.fullmatch(r"(ema_models\.\d+)\.(?:ema_model\.(.+)|initted|step)", key)
+        if match is None:
+            raise ValueError(f"entry `emas` has `{key}`; required: keys `ema_models.N.ema_model.KEY` of averages.")
+        name, of_weight = match.groups()
+        if of_weight is not None:
+            averages.setdefault(name, {})[of_weight] = value
+    return averages
+
+
+def transformer_config(
+    state_dict: dict[str, torch.Tensor],
+    num_attention_heads: int | None = None,
+    internal_guidance_layer: int | None = None,
+) -> dict:
     """Read the architecture off an original state dict.
 
-    The number of heads is in the shapes only with RoPE or qk-norm; otherwise the published sizes are looked up.
+    The number of heads is in the shapes only with RoPE or qk-norm; otherwise the published sizes are looked up, as is
+    the block before the output layer of internal guidance.
 
     Raises:
-        ValueError: if it is not a LightningDiT, or the number of heads that is given contradicts it.
+        ValueError: if it is not a LightningDiT, or a number that is given contradicts it.
     """
     if "encoder.conv_in.weight" in state_dict or "decoder.conv_in.weight" in state_dict:
         raise ValueError("is an autoencoder (key `decoder.conv_in.weight`); required: a LightningDiT transformer.")
@@ -116,7 +155,26 @@ def transformer_config(state_dict: dict[str, torch.Tensor], num_attention_heads:
         "use_rope": use_rope,
         "use_adaln_shift": use_adaln_shift,
         "learn_sigma": output_rows == 2 * patch_size**2 * in_channels,
+        "second_time_embedding": any(key.startswith("r_embedder.") for key in state_dict),
+        "internal_guidance_layer": _internal_guidance_layer(state_dict, depth, internal_guidance_layer),
     }
+
+
+def _internal_guidance_layer(state_dict: dict[str, torch.Tensor], depth: int, given: int | None) -> int | None:
+    if not any(key.startswith("final_layer_xr.") for key in state_dict):
+        if given is not None:
+            raise ValueError(
+                f"internal_guidance_layer is {given}; required: none, since the weights have no `final_layer_xr`."
+            )
+        return None
+    layer = INTERNAL_GUIDANCE_LAYERS.get(depth) if given is None else given
+    if layer is None or not 1 <= layer <= depth:
+        raise ValueError(
+            f"internal_guidance_layer is {'not given' if given is None else given}, and the weights have "
+            f"`final_layer_xr` and {depth} blocks; required: the number of the block before it, counted from 1, by "
+            "--internal_guidance_layer or the YAML's model.encoder_depth."
+        )
+    return layer
 
 
 def _mlp_ratio(width: int, feed_forward_dim: int, use_swiglu: bool) -> float:
@@ -167,6 +225,8 @@ def transformer_rows(model: LightningDiTTransformer2DModel) -> list[Row]:
         ("x_embedder.proj", "patch_embed"),
         ("t_embedder.mlp.0", "timestep_embedder.linear_1"),
         ("t_embedder.mlp.2", "timestep_embedder.linear_2"),
+        ("r_embedder.mlp.0", "second_timestep_embedder.linear_1"),
+        ("r_embedder.mlp.2", "second_timestep_embedder.linear_2"),
         ("y_embedder.embedding_table", "class_embedder.embedding_table"),
     ]
     for i in range(model.config.num_layers):
@@ -184,11 +244,12 @@ def transformer_rows(model: LightningDiTTransformer2DModel) -> list[Row]:
             (f"{theirs}.mlp.{'w3' if swiglu else 'fc2'}", f"{ours}.ff.net.2"),
             (f"{theirs}.adaLN_modulation.1", f"{ours}.adaln"),
         ]
-    rows += [
-        ("final_layer.norm_final", "norm_out.norm"),
-        ("final_layer.adaLN_modulation.1", "norm_out.linear", "halves swapped"),
-        ("final_layer.linear", "proj_out"),
-    ]
+    for theirs, ours in (("final_layer", ""), ("final_layer_xr", "internal_")):
+        rows += [
+            (f"{theirs}.norm_final", f"{ours}norm_out.norm"),
+            (f"{theirs}.adaLN_modulation.1", f"{ours}norm_out.linear", "halves swapped"),
+            (f"{theirs}.linear", f"{ours}proj_out"),
+        ]
     return tensor_rows(rows, model.state_dict())
 
 
@@ -217,6 +278,7 @@ def model_section(config: dict) -> dict[str, bool | int]:
         "wo_shift": not config["use_adaln_shift"],
         "in_chans": config["in_channels"],
         "learn_sigma": config["learn_sigma"],
+        **({"encoder_depth": config["internal_guidance_layer"]} if config.get("internal_guidance_layer") else {}),
     }
 
 
@@ -231,6 +293,14 @@ def check_transformer_yaml(config: dict, yaml: OriginalConfig) -> None:
         *((f"model.{name}", value) for name, value in model_section(config).items()),
     ):
         yaml.check(key, type(of_weights), of_weights)
+    # FACM's YAML has the constructor's arguments in one section, of which `model_type` overrides the patch size.
+    for name, of_weights in {
+        **model_section(config),
+        **{"in_channels": config["in_channels"], "num_classes": config["num_classes"]},
+        **{"depth": depth, "hidden_size": width, "num_heads": config["num_attention_heads"]},
+        **{"input_size": config["sample_size"], "auxiliary_time_cond": config["second_time_embedding"]},
+    }.items():
+        yaml.check(f"lightningdit.{name}", type(of_weights), of_weights)
 
     model_type = yaml.get("model.model_type", str)
     if model_type is not None:
@@ -262,7 +332,10 @@ def check_transformer_yaml(config: dict, yaml: OriginalConfig) -> None:
 
 
 def transformer_from_original(
-    state_dict: dict[str, torch.Tensor], num_attention_heads: int | None = None, yaml: OriginalConfig | None = None
+    state_dict: dict[str, torch.Tensor],
+    num_attention_heads: int | None = None,
+    yaml: OriginalConfig | None = None,
+    internal_guidance_layer: int | None = None,
 ) -> tuple[dict, dict[str, torch.Tensor]]:
     """Original state dict -> (config, state dict) of `LightningDiTTransformer2DModel`; types are kept.
 
@@ -270,13 +343,17 @@ def transformer_from_original(
         state_dict: The weights under the original's keys.
         num_attention_heads: The number of heads, where neither YAML nor shapes nor the published sizes tell.
         yaml: The original's configuration; it must not contradict the weights.
+        internal_guidance_layer: The block, counted from 1, before the output layer of internal guidance, where neither
+            YAML nor the published size tells.
 
     Raises:
         ValueError: naming the first key that is missing, unknown, wrongly shaped or not finite.
     """
     if yaml is not None and num_attention_heads is None:
         num_attention_heads = yaml.get("model.x_test_size.num_heads", int)
-    config = transformer_config(state_dict, num_attention_heads)
+    if yaml is not None and internal_guidance_layer is None:
+        internal_guidance_layer = yaml.get("model.encoder_depth", int)
+    config = transformer_config(state_dict, num_attention_heads, internal_guidance_layer)
     if yaml is not None:
         check_transformer_yaml(config, yaml)
     model = empty_transformer(config)
@@ -287,6 +364,8 @@ def transformer_from_original(
         stored = weights.pop(key)
         check_shape(key, stored, computed.shape)
         check_values({key: stored})
+        if stored.is_meta:
+            continue
         difference = (stored.float() - computed).abs().max().item()
         if difference > ROPE_TOLERANCE.get(stored.dtype, 1e-4):
             raise ValueError(
@@ -300,9 +379,15 @@ def transformer_to_original(config: dict, state_dict: dict[str, torch.Tensor]) -
     """(config, state dict) of `LightningDiTTransformer2DModel` -> the original's, complete for strict loading.
 
     Raises:
-        ValueError: naming the first key that is missing, unknown, wrongly shaped or not finite.
+        ValueError: naming the first key that is missing, unknown, wrongly shaped or not finite; for latents that
+            are not square, for which the original has no position table.
     """
     model = empty_transformer(config)
+    if not isinstance(model.config.sample_size, int):
+        raise ValueError(
+            f"`sample_size` is {list(model.config.sample_size)}; required: one number, since the original knows square "
+            "latents only."
+        )
     original = translate_to_original(transformer_rows(model), state_dict, model.state_dict())
     dtype = original["pos_embed"].dtype
     return original | {key: table.to(dtype) for key, table in rope_tables(model).items()}
@@ -320,14 +405,17 @@ def load_transformer(
     *,
     config: str | Path | OriginalConfig | None = None,
     num_attention_heads: int | None = None,
+    internal_guidance_layer: int | None = None,
 ) -> LightningDiTTransformer2DModel:
     """An original LightningDiT checkpoint as a model, in evaluation mode and the weights' own type.
 
     Args:
         checkpoint: A file in any published layout (or `user/repo:file` of the Hub), or the result of `read_checkpoint`.
-        weights: The weights to take, "ema" or "model"; None takes `ema` where the file has it.
+        weights: The weights to take, "ema", "model" or an average, "ema_models.N"; see `select_transformer_weights`.
         config: The original's YAML; None takes the one that a training checkpoint carries.
         num_attention_heads: The number of heads, where neither YAML nor shapes nor the published sizes tell.
+        internal_guidance_layer: The block, counted from 1, before the output layer of internal guidance, where neither
+            YAML nor the published size tells.
 
     Raises:
         ValueError: if it is not a complete LightningDiT checkpoint, or contradicts the YAML.
@@ -341,7 +429,9 @@ def load_transformer(
         config = OriginalConfig.read(config)
     with naming(name):
         original = select_transformer_weights(checkpoint, weights)
-        model_config, state_dict = transformer_from_original(original, num_attention_heads, config)
+        model_config, state_dict = transformer_from_original(
+            original, num_attention_heads, config, internal_guidance_layer
+        )
     model = empty_transformer(model_config)
     model.load_state_dict(state_dict, assign=True)
     return model.eval()

@@ -114,6 +114,7 @@ class FlowMatchSDEScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def begin_index(self) -> int | None:
+        """The index of the first step, set by `set_begin_index`; None before."""
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:

@@ -44,7 +44,7 @@ def make_batch_sampler(
     if isinstance(dataset, StreamedRows):
         order = (config.seed, config.shuffle_block_size, config.num_open_files)
         return RowStream(dataset, config.global_batch_size, *order, *share)
-    return GlobalBatchSampler(len(dataset), config.global_batch_size, config.seed, *share)
+    return GlobalBatchSampler(len(dataset), config.global_batch_size, config.seed, *share, dataset.data_sha256())
 
 
 def train_steps(

@@ -121,6 +121,7 @@ class TrainingConfig:
 
     @property
     def trackers(self) -> list[str]:
+        """The names of Accelerate's trackers in `report_to`."""
         return self.report_to.split(",") if self.report_to else []
 
 
@@ -129,4 +130,9 @@ class ImageTrainingConfig(TrainingConfig):
     """Fields of the trainings whose data are single images."""
 
     image_column: str = setting("image", "The column of the images.", group="Data")
-    resolution: int = setting(256, "The side in pixels of the squares that images are cropped to.", minimum=1)
+    resolution: int | tuple[int, int] | None = setting(
+        None,
+        "The size in pixels that images are cropped to, the side of squares or [height, width]; null: the "
+        "autoencoder's `sample_size`, the size of the images that it was trained on.",
+        minimum=1,
+    )

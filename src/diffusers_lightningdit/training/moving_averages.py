@@ -33,6 +33,7 @@ class MovingAverages:
         }
 
     def step(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Update every average after an optimiser step."""
         parameters = [parameter for parameter in parameters if parameter.requires_grad]
         for model in self.models.values():
             model.step(parameters)
@@ -46,6 +47,7 @@ class MovingAverages:
 
     @property
     def num_steps(self) -> int:
+        """The updates so far, the same for every average."""
         return next(iter(self.models.values())).optimization_step
 
     @num_steps.setter

@@ -222,7 +222,13 @@ class RunState:
                 f"{path}."
             )
         for key, value in self.must_match.items():
-            difference = first_difference(key, value, state["identity"].get(key))
+            saved = state["identity"].get(key)
+            if key == "data_sha256" and value != saved:
+                raise ValueError(
+                    f"`data` is {self.settings.get('data')!r}, whose files, or their names, sizes or labels, are not "
+                    f"those of the checkpoint {path}; required: the same data (`weight_init` begins a new run)."
+                )
+            difference = first_difference(key, value, saved)
             if difference is not None:
                 raise ValueError("`{}` is {!r}; required: {!r}, as in the checkpoint {}.".format(*difference, path))
         for name in self.models:
@@ -445,7 +451,7 @@ def make_run_state(
         spike_guard=SpikeGuard(
             config.loss_spike_factor, config.grad_norm_spike_factor, patience=config.spike_patience, advice=advice
         ),
-        must_match={**sampler.identity(), **must_match},
+        must_match={**must_match, **sampler.identity()},  # other names of classes tell more than another hash
         architectures=architectures,
         settings=dataclasses.asdict(config),
         stream=sampler if isinstance(sampler, RowStream) else None,

@@ -109,6 +109,7 @@ class SpikeGuard:
 
     @property
     def must_roll_back(self) -> bool:
+        """Whether as many steps in a row were skipped as `patience` allows."""
         return self.num_bad_in_a_row >= self.patience
 
     def state_after_rollback(self, checkpoint_step: int, checkpoint_state: dict) -> dict:
@@ -146,6 +147,7 @@ class SpikeGuard:
         }
 
     def load_state_dict(self, state: dict) -> None:
+        """Take over the state that `state_dict` returned."""
         self.losses = deque(state["losses"], maxlen=self.window)
         self.grad_norms = deque(state["grad_norms"], maxlen=self.window)
         self.num_skipped = state["num_skipped"]

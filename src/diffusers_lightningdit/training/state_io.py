@@ -116,6 +116,7 @@ class TensorFile(Mapping):
         return len(self.tensors.keys())
 
     def shapes(self) -> dict[str, list[int]]:
+        """The shape of each tensor by name, read without its values."""
         return {name: self.tensors.get_slice(name).get_shape() for name in self}
 
 

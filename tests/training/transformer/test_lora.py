@@ -1,73 +1,10 @@
-"""Classes by name, frozen weights and the class table of a transformer that learns new ones."""
+"""Frozen weights and the class table of a transformer that learns new ones."""
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 
-from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, LightningDiTTransformer2DModel
-from diffusers_lightningdit.training.transformer.lora import (
-    NEW_ROWS,
-    Classes,
-    NewClassTable,
-    Relabelled,
-    add_lora,
-    find_classes,
-    load_pipeline,
-    lora_file_content,
-)
-
-
-@pytest.fixture
-def pipe() -> LightningDiTPipeline:
-    transformer = LightningDiTTransformer2DModel(
-        sample_size=4, in_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=8, num_classes=3
-    )
-    for parameter in transformer.parameters():  # a new one is zero everywhere
-        torch.nn.init.normal_(parameter, std=0.2)
-    vae = AutoencoderVAVAE(block_out_channels=(8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4)
-    names = {0: "cat, kitty", 1: "crane", 2: "crane"}
-    return LightningDiTPipeline(transformer, vae, FlowMatchEulerDiscreteScheduler(), names)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Classes
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_classes_are_matched_by_name(pipe):
-    classes = find_classes(pipe, {0: "ox", 1: "Kitty", 2: "bee"}, {"bee": None, "ox": "cat"})
-    assert classes == Classes({0: 4, 1: 0, 2: 3}, ["bee", "ox"], [None, 0])
-    assert classes.ids == [0, 3, 4]
-
-
-def test_labels_without_names_are_the_pipelines_ids(pipe):
-    assert find_classes(pipe, None, {}, num_labels=2) == Classes({0: 0, 1: 1}, [], [])
-    with pytest.raises(ValueError, match=r"label 3, and no names of labels; required: .*, 0 to 2\."):
-        find_classes(pipe, None, {}, num_labels=4)
-    with pytest.raises(ValueError, match="a class of the data, which has no names"):
-        find_classes(pipe, None, {"ox": None}, num_labels=2)
-
-
-@pytest.mark.parametrize(
-    ("name", "new_classes", "message"),
-    [
-        ("cats", {}, r"the data has the class 'cats', which is none of the pipeline's; .* \('cat'\), or `new_classes`"),
-        ("crane", {}, "the data has the class 'crane', which is several of the pipeline's; required"),
-        ("ox", {"ox": "crane"}, "`new_classes.ox`: .* of several classes; use one of the ids"),
-        ("ox", {"ox": 3}, "`new_classes.ox`: .* has the id 3; required: 0 to 2"),
-    ],
-)
-def test_classes_that_cannot_be_matched(pipe, name, new_classes, message):
-    with pytest.raises(ValueError, match=message):
-        find_classes(pipe, {0: name}, new_classes)
-
-
-def test_relabelled():
-    items = [{"class_labels": 1, "pixel_values": 7}, {"class_labels": 0, "pixel_values": 8}]
-    assert [Relabelled(items, {0: 5, 1: 2})[i]["class_labels"] for i in range(2)] == [2, 5]
-    unlabelled = Relabelled([{"pixel_values": 7}], {None: 3})
-    assert (unlabelled[0], len(unlabelled)) == ({"class_labels": 3, "pixel_values": 7}, 1)
-
+from diffusers_lightningdit.training.transformer.lora import NEW_ROWS, NewClassTable, add_lora, lora_file_content
+from diffusers_lightningdit.training.transformer.pipeline_data import Classes
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Transformer
@@ -114,9 +51,3 @@ def test_a_target_that_is_no_linear_layer(pipe):
     with pytest.raises(ValueError, match=r"`target_modules` has 'q'; required: .* attn.to_q, .* ff.net.2, .* proj_out"):
         add_lora(pipe.transformer, 2, None, ["q"], Classes({}, [], []), seed=0)
     assert all(parameter.requires_grad for parameter in pipe.transformer.parameters())
-
-
-def test_a_vae_without_statistics(pipe, tmp_path):
-    pipe.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="whose VAE has no `latents_mean` in its config; required: folder or Hub id"):
-        load_pipeline(str(tmp_path))

@@ -2,7 +2,7 @@
 """Measure change maps or captions of Change3D over a data set, with all scores of the paper.
 
     python -m diffusers_lightningdit.evaluate change --model MODEL --data DATA --split test --output_dir FOLDER
-    accelerate launch -m diffusers_lightningdit.evaluate change ...
+    accelerate launch --quiet -m diffusers_lightningdit.evaluate change ...
 
 Every score is of one confusion matrix over all pixels, in exact integers, whatever the processes and the size of a
 batch. It is given in the usual convention and in that of the paper's code. The command writes metrics.json, with

@@ -2,7 +2,7 @@
 """Draw images from a pipeline and compare them with a reference.
 
     python -m diffusers_lightningdit.evaluate generation --pipeline P --reference REF --inception FILE --output_dir DIR
-    accelerate launch -m diffusers_lightningdit.evaluate generation ...
+    accelerate launch --quiet -m diffusers_lightningdit.evaluate generation ...
 
 The command writes images/000000.png, ... (or images.npz) to `output_dir`, samples.json with everything that determines
 them, and generation.json with the metrics and everything that these depend on. Run again after an interruption, it
@@ -241,5 +241,5 @@ def _record(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def main(argv: list[str] | None = None) -> None:
-    run_command(GenerationConfig, evaluate_generation, RESULTS_FILE, argv, __doc__, RESUMES)
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    return run_command(GenerationConfig, evaluate_generation, RESULTS_FILE, argv, __doc__, RESUMES)

@@ -2,7 +2,7 @@
 """Measure how well the latents of an autoencoder are organised, and so how easily a transformer learns them.
 
     python -m diffusers_lightningdit.evaluate latents --vae VAE --data DATA --features MODEL --output_dir FOLDER
-    accelerate launch -m diffusers_lightningdit.evaluate latents ...
+    accelerate launch --quiet -m diffusers_lightningdit.evaluate latents ...
 
 The latents are the unnormalised means of the posteriors. The command writes metrics.json, with everything that the
 numbers depend on, tsne.png, a t-SNE of the latents coloured by density, and tsne.csv with its points.
@@ -31,7 +31,7 @@ from ...metrics.interpolation_distance import interpolation_distance
 from ...metrics.linear_classifier import can_be_split, linear_probe_accuracy, probed_images
 from ...metrics.uniformity import check_scikit_learn, point_density, principal_plane, tsne_plane, uniformity
 from ...networks.foundation_model import FoundationModel
-from ...pixels import from_8_bits, to_8_bits
+from ...pixels import as_rgb, from_8_bits, to_8_bits
 from ...settings import setting
 from ..autoencoders import (
     METRICS_FILE,
@@ -92,7 +92,7 @@ class LatentMeasures:
         pixels = batch["pixel_values"].to(self.vae.device)
         values = {"latents": mean_latents(self.vae, pixels)}
         if self.foundation_model is not None:
-            values["features"] = self.foundation_model(pixels, tuple(values["latents"].shape[2:]))
+            values["features"] = self.foundation_model(as_rgb(pixels), tuple(values["latents"].shape[2:]))
         check_finite(**values)
         if "class_labels" in batch:
             values["labels"] = batch["class_labels"]
@@ -104,7 +104,7 @@ class LatentMeasures:
 
         The images are rounded to 8 bits, as the original saves them and `evaluate reconstruction` measures them.
         """
-        images = to_8_bits(decode(self.vae, latents.to(self.vae.device)))
+        images = as_rgb(to_8_bits(decode(self.vae, latents.to(self.vae.device))))
         return self.foundation_model(from_8_bits(images), tuple(latents.shape[2:])).mean((2, 3)).cpu()
 
 
@@ -196,7 +196,7 @@ def _evaluate(config: LatentsConfig, accelerator: Accelerator, stack: contextlib
         foundation_model = FoundationModel.from_pretrained(config.features, config.feature_normalization)
         weights["features"] = weights_sha256(foundation_model.model)
         foundation_model.to(accelerator.device)
-    dataset = open_dataset(config, config.label_column)
+    dataset = open_dataset(config, vae, config.label_column)
     indices = chosen_images(config.num_images, len(dataset), config.seed)
     if not 0 < config.perplexity < len(indices):
         raise ValueError(f"`perplexity` is {config.perplexity:g}; required: above 0, below the {len(indices)} images.")
@@ -236,5 +236,5 @@ def write_points(
             writer.writerow([f"{value:.{SIGNIFICANT_DIGITS}g}" if isinstance(value, float) else value for value in row])
 
 
-def main(argv: list[str] | None = None) -> None:
-    run_command(LatentsConfig, evaluate_latents, METRICS_FILE, argv, __doc__)
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    return run_command(LatentsConfig, evaluate_latents, METRICS_FILE, argv, __doc__)

@@ -2,7 +2,7 @@
 """Measure the reconstructions of an autoencoder: PSNR, SSIM, LPIPS and the Fréchet distance (rFID).
 
     python -m diffusers_lightningdit.evaluate reconstruction --vae VAE --data DATA --features MODEL --output_dir FOLDER
-    accelerate launch -m diffusers_lightningdit.evaluate reconstruction ...
+    accelerate launch --quiet -m diffusers_lightningdit.evaluate reconstruction ...
 
 A reconstruction is decode(mean of the posterior), rounded to 8 bits as in the original, since these images are saved
 and shown. All metrics are of these 8-bit images and are computed in one pass over the data. The command writes
@@ -40,12 +40,13 @@ from ...metrics.image_similarity import peak_signal_to_noise_ratio, structural_s
 from ...networks.inception import PUBLISHED_SHA256
 from ...networks.lpips import LPIPS
 from ...networks.vision_features import POOLINGS
-from ...pixels import from_8_bits, to_8_bits
+from ...pixels import as_rgb, from_8_bits, height_and_width, to_8_bits
 from ...settings import setting
 from ..autoencoders import (
     METRICS_FILE,
     AutoencoderConfig,
     decode,
+    image_channels,
     load_autoencoder,
     mean_latents,
     measured_batches,
@@ -132,10 +133,10 @@ class ReconstructionMeasures:
         ssim = structural_similarity(originals.double() / 255, reconstructions.double() / 255)
         values = {"psnr_db": peak_signal_to_noise_ratio(x, y), "ssim": ssim}
         if self.lpips is not None:
-            values["lpips"] = self.lpips(x, y).flatten().double()
+            values["lpips"] = self.lpips(as_rgb(x), as_rgb(y)).flatten().double()
         if self.features is not None:
-            values["real"] = self.features(originals)["features"]
-            values["reconstructed"] = self.features(reconstructions)["features"]
+            values["real"] = self.features(as_rgb(originals))["features"]
+            values["reconstructed"] = self.features(as_rgb(reconstructions))["features"]
         check_finite(**{name: tensor for name, tensor in values.items() if name != "psnr_db"})  # inf of equal images
         return values
 
@@ -209,13 +210,13 @@ def _evaluate(config: ReconstructionConfig, accelerator: Accelerator, stack: con
     weights = {"vae": weights_sha256(vae)}
     features = make_network(config)
     if features is not None:
-        features.check_size(config.resolution, config.resolution)
+        features.check_size(*height_and_width(resolution))
         weights["features"] = features.description["sha256"]
     lpips = None
     if config.lpips is not None:
         lpips = LPIPS.from_file(config.lpips, config.lpips_sha256)
         weights["lpips"] = file_sha256(resolve_file(config.lpips))
-    dataset = open_dataset(config)
+    dataset = open_dataset(config, vae)
     indices = range(config.num_images or len(dataset))
     if features is not None and len(indices) < 2:
         raise ValueError("there is 1 image; required: at least 2 for a Fréchet distance.")
@@ -225,7 +226,8 @@ def _evaluate(config: ReconstructionConfig, accelerator: Accelerator, stack: con
         if network is not None:
             network.to(accelerator.device)
     measures = ReconstructionMeasures(vae, lpips, features)
-    measures({"pixel_values": torch.zeros(1, 3, config.resolution, config.resolution)})  # checks the size of the images
+    size = (image_channels(vae), *height_and_width(resolution))
+    measures({"pixel_values": torch.zeros(1, *size)})  # checks the size of the images
     stack.enter_context(locked_by_run(accelerator, config.output_dir))
     check_output_dir(config.output_dir, leftovers=LEFTOVERS)  # another run may have ended there in the meantime
     measured = measured_batches(config, dataset, indices, measures, accelerator, "measuring")
@@ -247,5 +249,5 @@ def _evaluate(config: ReconstructionConfig, accelerator: Accelerator, stack: con
     return record
 
 
-def main(argv: list[str] | None = None) -> None:
-    run_command(ReconstructionConfig, evaluate_reconstruction, METRICS_FILE, argv, __doc__)
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    return run_command(ReconstructionConfig, evaluate_reconstruction, METRICS_FILE, argv, __doc__)

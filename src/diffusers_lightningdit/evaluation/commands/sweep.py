@@ -335,7 +335,7 @@ def plot_sweep(path: Path, rows: list[dict[str, Any]], config: SweepConfig) -> N
     plot_lines(path, lines, x, metric, config.pipeline)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, str]:
     with one_line_errors((ValueError, ImportError, OSError)), interruptible(RESUMES):
         config = parse_config(SweepConfig, argv, __doc__)
         datasets.disable_progress_bars()
@@ -345,3 +345,4 @@ def main(argv: list[str] | None = None) -> None:
             sys.stdout.write((Path(config.output_dir) / TABLE_FILE).read_text(encoding="utf-8"))
             print(f"wrote {config.output_dir}: {TABLE_FILE}, {JSON_FILE}, {PLOT_FILE}")
     accelerator.end_training()
+    return {"output_dir": config.output_dir}

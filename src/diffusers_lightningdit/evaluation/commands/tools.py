@@ -213,7 +213,7 @@ TOOLS: dict[str, tuple[type, Callable]] = {
 }
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, str]:
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__.strip())
@@ -224,3 +224,4 @@ def main(argv: list[str] | None = None) -> None:
         config_class, tool = TOOLS[argv[0]]
         config = parse_config(config_class, argv[1:], __doc__)
         print(f"wrote {config.output}: {tool(config)}")
+    return {"output": config.output}

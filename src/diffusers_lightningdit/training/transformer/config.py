@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from ...models import LightningDiTTransformer2DModel
-from ...settings import argument_list, make_model_arguments, required, setting
+from ...settings import argument_list, make_config, make_model_arguments, required, setting
 from ..config import ImageTrainingConfig
+from .alignment import AlignmentSettings
 
 DATA_KINDS = ("images", "latents")
 OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit")
-TIME_SAMPLERS = ("logit_normal", "uniform")
+TIME_SAMPLERS = ("logit_normal", "arctan", "uniform")
 FROM_DATA_AND_VAE = ("sample_size", "in_channels", "num_classes")  # arguments of the transformer that are not given
 
 
@@ -31,7 +32,9 @@ class FlowTrainingConfig(ImageTrainingConfig):
         group="Data",
         choices=DATA_KINDS,
     )
-    label_column: str = setting("label", "The column of the class labels of images.")
+    label_column: str | None = setting(
+        "label", "The column of the class labels of images; null for images without classes, which become one class."
+    )
     num_classes: int | None = setting(
         None,
         "The number of classes of data that come without names of classes; required then.",
@@ -57,8 +60,10 @@ class FlowTrainingConfig(ImageTrainingConfig):
     time_sampling: str = setting(
         "logit_normal", "The distribution that training times t are drawn from.", group="Loss", choices=TIME_SAMPLERS
     )
-    logit_normal_mean: float = setting(0.0, "The mean of logit(t) of the logit-normal distribution.")
-    logit_normal_std: float = setting(1.0, "The standard deviation of logit(t).", above=0)
+    logit_normal_mean: float = setting(
+        0.0, "The mean of logit(t) of the logit-normal distribution, or of log(tan(pi t / 2)) of arctan."
+    )
+    logit_normal_std: float = setting(1.0, "The standard deviation of either.", above=0)
     time_range: tuple[float, float] = setting(
         (0.0, 1.0), "The start and end of the interval in [0, 1] that times are drawn from."
     )
@@ -68,8 +73,20 @@ class FlowTrainingConfig(ImageTrainingConfig):
         "never. The published recipe of 800 epochs has 600000.",
         minimum=0,
     )
+    expanded_times: bool = setting(
+        False,
+        "Show times 2 - t to the second half of each batch, and uniform times to all: a flow that few-step training "
+        "can distil with `student_times` expanded.",
+    )
     use_cosine_loss: bool = setting(
         True, "Add the cosine distance of predicted and true velocity to their mean squared error."
+    )
+
+    internal_guidance_weight: float = setting(
+        0.5,
+        "The weight of the mean squared error of the velocity after block `internal_guidance_layer`, of a transformer "
+        "that has it.",
+        above=0,
     )
 
     optimizer: str = setting(
@@ -128,7 +145,7 @@ class FlowTrainingConfig(ImageTrainingConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
-            raise ValueError("`optimizer` is 'adamw_8bit'; required: the package bitsandbytes.")
+            raise ValueError("`optimizer` is 'adamw_8bit'; required: bitsandbytes (pip install bitsandbytes).")
         if self.data_kind == "images" and self.latents_in_memory and self.random_flip:
             raise ValueError(
                 "`latents_in_memory` encodes each image once, but `random_flip` is true; required: false, or latents "
@@ -149,7 +166,13 @@ class FlowTrainingConfig(ImageTrainingConfig):
 
     @property
     def ema_decays(self) -> tuple[float, ...]:
+        """The decays of all averages, that of the saved one first."""
         return (self.ema_decay, *self.extra_ema_decays)
+
+    @property
+    def has_velocity_at_expanded_times(self) -> bool:
+        """Whether the network that comes out has the velocity of t at 2 - t, and something else at t."""
+        return False
 
 
 def check_interval(name: str, interval: tuple[float, float]) -> None:
@@ -177,6 +200,13 @@ class LightningDiTTrainingConfig(FlowTrainingConfig):
         None,
         "Folder or Hub id of a transformer or pipeline, or an original .pt file, whose weights training begins with; "
         "what does not fit is listed. A run that goes on from a checkpoint does not read it.",
+    )
+
+    alignment: dict = setting(
+        {},
+        "Alignment of a block's tokens with a vision foundation model, as alignment.weight=0.5; empty: none. Its keys: "
+        f"{argument_list(AlignmentSettings)}.",
+        group="Loss",
     )
 
     global_batch_size: int = 1024
@@ -212,3 +242,28 @@ class LightningDiTTrainingConfig(FlowTrainingConfig):
         follow = {"sample_size": self.transformer.get("patch_size", 1)}
         self.transformer = make_model_arguments("transformer", self.transformer, LightningDiTTransformer2DModel, follow)
         check_interval("guidance_interval", self.guidance_interval)
+        self._check_alignment()
+
+    @property
+    def alignment_settings(self) -> AlignmentSettings | None:
+        """The settings of the alignment, or None without one."""
+        return make_config(AlignmentSettings, self.alignment) if self.alignment else None
+
+    def _check_alignment(self) -> None:
+        try:
+            settings = self.alignment_settings
+        except ValueError as error:
+            raise ValueError(f"`alignment`: {error}") from error
+        if settings is None:
+            return
+        if self.data_kind == "latents" and settings.model is not None:
+            raise ValueError(
+                f"`alignment.model` is {settings.model!r}; required with latents: left out, features lie beside them "
+                "(cache_latents.py with `foundation_model`)."
+            )
+        if self.data_kind == "images" and (settings.model is None or self.latents_in_memory):
+            raise ValueError(
+                "`alignment` is given for images; required: `alignment.model`, and `latents_in_memory` false."
+            )
+        if self.data_kind == "latents" and self.streaming:
+            raise ValueError("`alignment` is given, and `streaming` is true; required: shards of latents, or images.")

@@ -8,13 +8,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...data.images import ImageDataset
 from ...data.latent_dataset import LatentsDataset
-from ...data.latent_encoding import MomentsDataset, draw_latents, encode_moments, latents_size
+from ...data.latent_encoding import MomentsDataset, draw_latents, encode_moments, latents_size, resolution_for
 from ...data.latent_statistics import check_statistics
 from ...data.row_stream import RowStream
 from ...data.streamed_latents import StreamedLatents
 from ...data.streamed_rows import StreamedImages, StreamedRows
 from ...keyed_random import KeyedRandom
 from ...models import AutoencoderVAVAE
+from ...pixels import square_or_pair
 from ..batches import RandomlyFlipped
 from .config import FlowTrainingConfig
 
@@ -29,23 +30,30 @@ class TransformerData:
     Attributes:
         dataset: A data set of items with `class_labels` and `pixel_values`, `moments` or `latents`; or a stream of
             them.
-        sample_size: The side of the latents.
+        sample_size: The height and width of the latents, or one number for squares.
         num_classes: The number of classes; labels are below it.
         id2label: The names of the labels, or None.
     """
 
     dataset: Dataset | StreamedRows
-    sample_size: int
+    sample_size: int | tuple[int, int]
     num_classes: int
     id2label: dict[int, str] | None
 
 
 def load_data(
-    config: FlowTrainingConfig, vae: AutoencoderVAVAE, data: str, split: str, for_training: bool, labels: bool = True
+    config: FlowTrainingConfig,
+    vae: AutoencoderVAVAE,
+    data: str,
+    split: str,
+    for_training: bool,
+    labels: bool = True,
+    with_features: bool = False,
 ) -> TransformerData:
     """Training data, or validation data, which is never mirrored, and of a stream its first samples.
 
-    Without `labels` images need none, and have no classes.
+    Without `labels` images need none, and have no classes. Where `config.label_column` is None, all are of class 0.
+    Latents come `with_features` if these are wanted.
 
     Raises:
         ValueError: in one line, if it cannot be read, or doesn't fit the VAE or (if `config.check_statistics`) its
@@ -53,18 +61,23 @@ def load_data(
     """
     if config.streaming:
         return _load_stream(config, vae, data, split, for_training, labels)
+    is_one_class = labels and config.label_column is None
     if config.data_kind == "images":
-        sample_size = latents_size(config.resolution, vae)
+        resolution = resolution_for(vae, config.resolution)
+        sample_size = square_or_pair(*latents_size(resolution, vae))
         label_column = config.label_column if labels else None
         images = ImageDataset(
             data,
-            config.resolution,
+            resolution,
             split,
             config.image_column,
             label_column,
             num_classes=config.num_classes,
             allow_left_out=config.allow_left_out,
+            channels=vae.config.in_channels,
         )
+        if is_one_class:
+            return TransformerData(relabel(images, {None: 0}), sample_size, 1, None)
         return TransformerData(images, sample_size, images.num_classes, images.id2label)
     latents = LatentsDataset(
         data,
@@ -73,6 +86,7 @@ def load_data(
         seed=config.seed,
         in_memory=for_training and config.latents_in_memory,
         num_classes=config.num_classes,
+        with_features=with_features,
     )
     latents.check_vae(vae)
     if config.check_statistics:
@@ -81,7 +95,39 @@ def load_data(
         except ValueError as error:
             raise ValueError(f"{error} {REMEDY}") from error
     num_classes = config.num_classes or latents.num_classes
-    return TransformerData(latents, _side(latents.shape, data), num_classes, latents.id2label)
+    return TransformerData(latents, square_or_pair(*latents.shape[1:]), num_classes, latents.id2label)
+
+
+class Relabelled(Dataset):
+    """A data set whose items have other ids of classes; see `relabel`."""
+
+    def __init__(self, dataset: Dataset, id_of_label: dict[int | None, int]):
+        self.dataset = dataset
+        self.id_of_label = id_of_label
+
+    def summary(self) -> str:
+        """The summary of the data set, with the names of its own classes."""
+        return self.dataset.summary()
+
+    def data_sha256(self) -> str:
+        """The hash of the data set, in whose names the ids of classes have their cause."""
+        return self.dataset.data_sha256()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict:
+        item = self.dataset[index]  # the index may know its epoch
+        label = None if None in self.id_of_label else int(item["class_labels"])
+        return {**item, "class_labels": self.id_of_label[label]}
+
+
+def relabel(dataset: Dataset | StreamedRows, id_of_label: dict[int | None, int]) -> Dataset | StreamedRows:
+    """Give samples other ids of classes; the key None stands for the missing label of every sample."""
+    if isinstance(dataset, StreamedRows):
+        dataset.id_of_label = id_of_label
+        return dataset
+    return Relabelled(dataset, id_of_label)
 
 
 def _load_stream(
@@ -90,16 +136,19 @@ def _load_stream(
     source: StreamedImages | StreamedLatents
     random_flip = for_training and config.random_flip
     if config.data_kind == "images":
-        sample_size = latents_size(config.resolution, vae)
-        label_column = config.label_column if labels else None
+        resolution = resolution_for(vae, config.resolution)
+        sample_size = square_or_pair(*latents_size(resolution, vae))
+        columns = (config.image_column, config.label_column if labels else None)
         source = StreamedImages(
-            data, config.resolution, split, config.image_column, label_column, random_flip, config.allow_left_out
+            data, resolution, split, *columns, random_flip, config.allow_left_out, vae.config.in_channels
         )
         num_classes = len(source.id2label or {})
+        if labels and config.label_column is None:
+            num_classes, source = 1, relabel(source, {None: 0})
     else:
         source = StreamedLatents(data, split, random_flip, config.num_classes)
         source.check_vae(vae)
-        sample_size, num_classes = _side(source.shape, data), source.num_classes
+        sample_size, num_classes = square_or_pair(*source.shape[1:]), source.num_classes
         if for_training and config.check_statistics:
             stream = RowStream(source, 1, config.seed, config.shuffle_block_size, config.num_open_files)
             latents = torch.cat([batch["latents"] for batch in stream.first_epoch(64, NUM_CHECKED)])
@@ -110,12 +159,6 @@ def _load_stream(
                 raise ValueError(f"{error} {REMEDY}") from error
     dataset = source if for_training else source.first(config.num_validation_samples)
     return TransformerData(dataset, sample_size, num_classes, source.id2label)
-
-
-def _side(shape: tuple[int, int, int], data: str) -> int:
-    if shape[1] != shape[2]:
-        raise ValueError(f"{data} holds latents of shape {list(shape)}; required: square ones.")
-    return shape[1]
 
 
 def dataset_to_train_on(

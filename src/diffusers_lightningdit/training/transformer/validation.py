@@ -24,6 +24,7 @@ def validation_losses(
     batch_size: int,
     seed: int,
     accelerator: Accelerator,
+    expanded_times: bool = False,
 ) -> dict[str, float]:
     """Mean square loss at each of `VALIDATION_TIMES`, without dropped labels, and the mean over these times.
 
@@ -36,6 +37,7 @@ def validation_losses(
         batch_size: Samples of a forward pass.
         seed: The seed of the noise, which is the same at every call.
         accelerator: The accelerator of the run.
+        expanded_times: Whether the network has the velocity of t at the time 2 - t.
     """
     first, indices = own_share(len(data.dataset), num_samples, accelerator.process_index, accelerator.num_processes)
     losses = torch.zeros(len(VALIDATION_TIMES), device=accelerator.device)
@@ -51,7 +53,8 @@ def validation_losses(
         noise = draws.normal("noise", latents.shape[1:])
         for number, time in enumerate(VALIDATION_TIMES):
             times = torch.full((len(labels),), time, device=latents.device)
-            losses[number] += flow_matching_losses(model, noise, latents, times, labels)[0].sum()
+            seen = 2 - times if expanded_times else times
+            losses[number] += flow_matching_losses(model, noise, latents, times, labels, seen).mse.sum()
     means = global_mean(accelerator, losses / len(indices))
     named = {f"validation_loss/t={time}": mean for time, mean in zip(VALIDATION_TIMES, means, strict=True)}
     return {"validation_loss": sum(means) / len(means), **named}

@@ -17,10 +17,13 @@ SWITCHES = ("num_attention_heads", "attention_head_dim", "activation_fn", "norm_
             "use_adaln_shift")  # fmt: skip
 
 
-def load_initial_transformer(name: str) -> tuple[LightningDiTTransformer2DModel, dict[int, str] | None]:
+def load_initial_transformer(
+    name: str, argument: str = "weight_init"
+) -> tuple[LightningDiTTransformer2DModel, dict[int, str] | None]:
     """(transformer, names of its classes or None) of a diffusers folder or Hub id, or of an original checkpoint file.
 
-    Of a checkpoint file, `ema` is taken where it has it. Only a pipeline knows names.
+    Of a checkpoint file, `ema` is taken where it has it. Only a pipeline knows names. `argument` is the setting that
+    gives it, for messages.
 
     Raises:
         ValueError: in one line, if it is none of these, or damaged.
@@ -34,7 +37,7 @@ def load_initial_transformer(name: str) -> tuple[LightningDiTTransformer2DModel,
     required = "folder or Hub id of a LightningDiT transformer or pipeline, or an original checkpoint (.pt)"
     is_part = pipeline is not None or Path(name, "transformer", "config.json").is_file()
     subfolder = "transformer" if is_part else None
-    model = read_model(LightningDiTTransformer2DModel, name, "weight_init", required, subfolder=subfolder)
+    model = read_model(LightningDiTTransformer2DModel, name, argument, required, subfolder=subfolder)
     names = (pipeline or {}).get("id2label")
     return model, {int(key): value for key, value in names.items()} if names else None
 

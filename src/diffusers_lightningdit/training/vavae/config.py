@@ -163,13 +163,18 @@ class VAVAETrainingConfig(VAELossSettings, ImageTrainingConfig):
         self.schedule = self._make_schedule()
         self.vae = make_model_arguments("vae", self.vae, AutoencoderVAVAE)
         self.discriminator = make_model_arguments("discriminator", self.discriminator, PatchGANDiscriminator)
-        for name, channels in (
-            ("vae.in_channels", self.vae.get("in_channels", 3)),
-            ("vae.out_channels", self.vae.get("out_channels", 3)),
-            ("discriminator.in_channels", self.discriminator.get("in_channels", 3)),
-        ):
-            if channels != 3:
-                raise ValueError(f"`{name}` is {channels}; required: 3, those of RGB images.")
+        channels = self.vae.get("in_channels", 3)
+        if channels not in (1, 3):
+            raise ValueError(f"`vae.in_channels` is {channels}; required: 3, those of RGB images, or 1, of grey ones.")
+        if self.vae.get("out_channels", 3) != channels:
+            raise ValueError(
+                f"`vae.out_channels` is {self.vae.get('out_channels', 3)}; required: {channels}, as `vae.in_channels`."
+            )
+        if self.weight_init is None and self.discriminator.get("in_channels", channels) != channels:
+            raise ValueError(
+                f"`discriminator.in_channels` is {self.discriminator['in_channels']}; required: {channels}, as "
+                "`vae.in_channels`, from which it follows."
+            )
         if self.weight_init is not None and self.vae:
             raise ValueError(
                 f"`vae` is {self.vae} and `weight_init` {self.weight_init!r}; required: one of them, since the "
@@ -177,8 +182,8 @@ class VAVAETrainingConfig(VAELossSettings, ImageTrainingConfig):
             )
         if self.validation_steps is not None and find_spec("sklearn") is None:
             raise ValueError(
-                f"`validation_steps` is {self.validation_steps}; required: the package scikit-learn, or null for no "
-                "validation."
+                f"`validation_steps` is {self.validation_steps}; required: scikit-learn (pip install "
+                '"diffusers-lightningdit[evaluation]"), or null for no validation.'
             )
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` is {self.ema_decay}; required: at least 0 and below 1, or null.")

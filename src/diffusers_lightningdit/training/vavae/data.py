@@ -2,18 +2,23 @@
 """The images that an autoencoder is trained on, and those that it is validated with."""
 
 from ...data.images import ImageDataset
+from ...data.latent_encoding import resolution_for
 from ...data.streamed_rows import FirstRows, StreamedImages
+from ...models import AutoencoderVAVAE
 from ..validation_samples import check_share
 from .config import VAVAETrainingConfig
 
 
-def load_training_images(config: VAVAETrainingConfig) -> ImageDataset | StreamedImages:
-    """The training data, without labels; raises ValueError of one line if it cannot be read."""
+def load_training_images(config: VAVAETrainingConfig, vae: AutoencoderVAVAE) -> ImageDataset | StreamedImages:
+    """The training data for an autoencoder, without labels; raises ValueError of one line if it cannot be read."""
     # Only the validation needs labels. Without a validation their column is looked up here, to report a wrong name.
-    return _load(config, config.data, config.split, config.label_column if config.validation_steps is None else None)
+    label_column = config.label_column if config.validation_steps is None else None
+    return _load(config, vae, config.data, config.split, label_column)
 
 
-def load_validation_images(config: VAVAETrainingConfig, num_processes: int) -> ImageDataset | FirstRows | None:
+def load_validation_images(
+    config: VAVAETrainingConfig, vae: AutoencoderVAVAE, num_processes: int
+) -> ImageDataset | FirstRows | None:
     """The validation data, the first images of a stream; None if `validation_steps` is not set.
 
     Raises:
@@ -22,7 +27,8 @@ def load_validation_images(config: VAVAETrainingConfig, num_processes: int) -> I
     if config.validation_steps is None:
         return None
     try:
-        images = _load(config, config.validation_data or config.data, config.validation_split, config.label_column)
+        data = config.validation_data or config.data
+        images = _load(config, vae, data, config.validation_split, config.label_column)
         if isinstance(images, StreamedImages):
             images = images.first(config.num_validation_samples)
     except ValueError as error:
@@ -32,9 +38,10 @@ def load_validation_images(config: VAVAETrainingConfig, num_processes: int) -> I
 
 
 def _load(
-    config: VAVAETrainingConfig, data: str, split: str, label_column: str | None
+    config: VAVAETrainingConfig, vae: AutoencoderVAVAE, data: str, split: str, label_column: str | None
 ) -> ImageDataset | StreamedImages:
-    arguments = (data, config.resolution, split, config.image_column, label_column)
+    arguments = (data, resolution_for(vae, config.resolution), split, config.image_column, label_column)
+    others = {"allow_left_out": config.allow_left_out, "channels": vae.config.in_channels}
     if config.streaming:
-        return StreamedImages(*arguments, config.random_flip, config.allow_left_out)
-    return ImageDataset(*arguments, allow_left_out=config.allow_left_out)
+        return StreamedImages(*arguments, config.random_flip, **others)
+    return ImageDataset(*arguments, **others)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ...data.latent_encoding import latents_size, load_frozen_vae
+from ...data.latent_encoding import load_frozen_vae, resolution_for
 from ...losses import FoundationProjection, PatchGANDiscriminator
 from ...models import AutoencoderVAVAE
 from ...networks.foundation_model import FoundationModel
@@ -19,6 +19,7 @@ from ...networks.inception import InceptionFeatures
 from ...networks.lpips import LPIPS, SMALLEST
 from ...original import build_autoencoder, read_autoencoder
 from ...original.vae_training import LOGVAR, LOSS_FILE, PREFIXES, TRAINING_FOLDER, training_models
+from ...pixels import as_rgb, height_and_width, to_8_bits
 from .config import VAVAETrainingConfig
 
 CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
@@ -67,7 +68,8 @@ def initial_networks(
             resolution doesn't suit one of the networks.
     """
     if config.weight_init is None:
-        networks = VAVAENetworks(AutoencoderVAVAE(**{"sample_size": config.resolution, **config.vae}))
+        size = {} if config.resolution is None else {"sample_size": config.resolution}
+        networks = VAVAENetworks(AutoencoderVAVAE(**{**size, **config.vae}))
     else:
         networks = load_networks(config.weight_init)
         for name, is_needed in (("projection", config.has_projection), ("discriminator", config.has_discriminator)):
@@ -91,17 +93,21 @@ def initial_networks(
     if not config.has_discriminator:
         networks.discriminator = None
     elif networks.discriminator is None:
-        networks.discriminator = PatchGANDiscriminator(**config.discriminator)
+        networks.discriminator = PatchGANDiscriminator(
+            **{"in_channels": networks.vae.config.out_channels, **config.discriminator}
+        )
     for name, value in config.discriminator.items():
         if networks.discriminator is not None:
             _check(networks.discriminator, name, value, config.weight_init, f"`discriminator.{name}`")
-    latents_size(config.resolution, networks.vae)  # an error where the resolution does not fit
+    resolution = resolution_for(networks.vae, config.resolution)
+    networks.vae.register_to_config(sample_size=resolution)  # which others take as the size that it is trained at
+    smaller_side = min(height_and_width(resolution))
     for network, smallest in (
         ("the discriminator", networks.discriminator.smallest_size if networks.discriminator else 0),
         ("LPIPS", SMALLEST if config.lpips else 0),
     ):
-        if config.resolution < smallest:
-            raise ValueError(f"`resolution` is {config.resolution}; required: at least {smallest}, for {network}.")
+        if smaller_side < smallest:
+            raise ValueError(f"`resolution` is {smaller_side}; required: at least {smallest}, for {network}.")
     return networks
 
 
@@ -166,7 +172,7 @@ class AlignedAutoencoder(nn.Module):
         self.logvar = networks.logvar
 
     def forward(self, pixels: torch.Tensor, noise: torch.Tensor, features: torch.Tensor | None) -> tuple:
-        """Encode and decode images [B, 3, height, width].
+        """Encode and decode images [B, 1 or 3, height, width].
 
         Args:
             pixels: The images, in [-1, 1].
@@ -191,6 +197,7 @@ class Judgement(nn.Module):
         self.discriminator = discriminator
 
     def forward(self, pixels: torch.Tensor, reconstructions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The discriminator's logits of both batches, pixels [B, 3, height, width] in [-1, 1]."""
         return self.discriminator(pixels), self.discriminator(reconstructions)
 
 
@@ -233,8 +240,14 @@ class Teachers:
             except ImportError as error:
                 raise ValueError(str(error)) from error
 
-    def features(self, pixels: torch.Tensor, grid_size: int) -> torch.Tensor | None:
-        return None if self.foundation is None else self.foundation(pixels, grid_size)
+    def features(self, pixels: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor | None:
+        """The features of pixels [B, 1 or 3, H, W] on a grid (h, w), [B, D, h, w]; None without a model."""
+        return None if self.foundation is None else self.foundation(as_rgb(pixels), grid_size)
 
     def distances(self, pixels: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor | None:
-        return None if self.lpips is None else self.lpips(pixels, reconstructions)
+        """The distances by LPIPS, [B, 1, 1, 1]; None without LPIPS."""
+        return None if self.lpips is None else self.lpips(as_rgb(pixels), as_rgb(reconstructions))
+
+    def inception_features(self, pixels: torch.Tensor) -> torch.Tensor | None:
+        """Features of the images that 8 bits make of pixels in [-1, 1]: [B, 2048]."""
+        return None if self.inception is None else self.inception(to_8_bits(as_rgb(pixels)))["features"]

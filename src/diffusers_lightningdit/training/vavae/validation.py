@@ -23,7 +23,7 @@ from ...metrics.interpolation_distance import interpolation_distance
 from ...metrics.linear_classifier import linear_probe_accuracy
 from ...metrics.uniformity import principal_plane, uniformity
 from ...models import AutoencoderVAVAE
-from ...pixels import to_8_bits
+from ...pixels import as_rgb, to_8_bits
 from ..validation_samples import own_share, spread
 from .config import VAVAETrainingConfig
 from .networks import Teachers
@@ -128,7 +128,7 @@ class AutoencoderValidation:
 
     def _features_of_decoded(self, vae: AutoencoderVAVAE, latents: torch.Tensor) -> torch.Tensor:
         images = vae.decode(latents.to(self.accelerator.device)).sample.clamp(-1, 1)
-        return self.teachers.features(images, latents.shape[-1]).mean((2, 3)).cpu()
+        return self.teachers.features(images, latents.shape[2:]).mean((2, 3)).cpu()
 
     def _measure(self, vae: AutoencoderVAVAE, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Tensors that the measures need of each image of a batch, on the device: names -> [B, ...]."""
@@ -141,11 +141,11 @@ class AutoencoderValidation:
         if self.teachers.lpips is not None:
             values["lpips"] = self.teachers.distances(pixels, reconstructions).flatten()
         if self.teachers.foundation is not None:
-            values["features"] = self.teachers.features(pixels, latents.shape[-1])
-            values["reconstructed_features"] = self.teachers.features(reconstructions, latents.shape[-1]).mean((2, 3))
+            values["features"] = self.teachers.features(pixels, latents.shape[2:])
+            values["reconstructed_features"] = self.teachers.features(reconstructions, latents.shape[2:]).mean((2, 3))
         if self.teachers.inception is not None:
-            values["inception"] = self.teachers.inception(to_8_bits(pixels))["features"]
-            values["reconstructed_inception"] = self.teachers.inception(to_8_bits(reconstructions))["features"]
+            values["inception"] = self.teachers.inception_features(pixels)
+            values["reconstructed_inception"] = self.teachers.inception_features(reconstructions)
         if "class_labels" in batch:
             values["labels"] = batch["class_labels"].to(self.accelerator.device)
         return values
@@ -162,6 +162,6 @@ def reconstructions_grid(vae: AutoencoderVAVAE, dataset: Dataset, num_images: in
     indices = spread(len(dataset), min(num_images, len(dataset)))
     pixels = torch.stack([dataset[index]["pixel_values"] for index in indices])
     latents = vae.encode(pixels.to(vae.device)).latent_dist.mode()
-    rows = torch.cat([pixels, vae.decode(latents).sample.cpu()])
+    rows = as_rgb(torch.cat([pixels, vae.decode(latents).sample.cpu()]))
     array = to_8_bits(rows).permute(0, 2, 3, 1).numpy()
     return make_image_grid([Image.fromarray(image) for image in array], rows=2, cols=len(pixels))

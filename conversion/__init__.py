@@ -1,0 +1,1 @@
+"""Conversion scripts; installed with the package as `diffusers_lightningdit.conversion`."""

@@ -1,0 +1,1 @@
+"""The demo; installed with the package as `diffusers_lightningdit.demo`."""

@@ -1,0 +1,1 @@
+"""Cards, and checkpoints that lie in the repository; the wheel has the cards, and the checkpoint of the demo."""

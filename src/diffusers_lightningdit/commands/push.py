@@ -1,0 +1,272 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+r"""Make a complete repository of a checkpoint of the original, or of a pipeline folder, and upload it to the Hub.
+
+    diffusers-lightningdit push --checkpoint lightningdit-xl-imagenet256-800ep.pt --config lightningdit_xl_800ep \
+        --vae vavae-imagenet256-f16d32-dinov2.pt --latents_stats latents_stats.pt \
+        --card lightningdit-xl-imagenet256-800ep --repository user/lightningdit-xl-imagenet256-800ep
+    diffusers-lightningdit push --pipeline FOLDER --repository user/NAME --license mit --dry_run --output_dir repository
+
+The checkpoint is converted and compared with a second implementation of the original's equations on the original's own
+weights; a difference ends the command. The repository gets weights, half-precision variants, the code that loads it
+without this package, a card, and a grid of samples. `--vae` alone makes the repository of an autoencoder, `--pipeline`
+that of a pipeline that was trained or converted before. `--dry_run` writes the folder and uploads nothing.
+"""
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from ..evaluation.drawn_images import checked_decoding, load_pipeline
+from ..files import check_output_dir, file_sha256, new_folder, read_checkpoint, resolve_file
+from ..grids import draw_labelled_grid
+from ..hub.cards import autoencoder_card, find_card, pipeline_card, with_section
+from ..hub.modular import modular_card, write_modular_repository
+from ..hub.repository import CARD, VARIANTS, create_repository, upload_repository, write_repository
+from ..hub.verification import check_autoencoder, check_transformer
+from ..models import AutoencoderVAVAE
+from ..original import (
+    OriginalConfig,
+    build_autoencoder,
+    build_pipeline,
+    embedded_config,
+    load_transformer,
+    read_autoencoder,
+    select_transformer_weights,
+)
+from ..original.autoencoder import select_autoencoder_weights
+from ..settings import check_settings, one_line_errors, parse_config, required, setting
+from . import installed_folder
+
+SOURCES = ("checkpoint", "pipeline", "vae")
+
+
+@dataclasses.dataclass(kw_only=True)
+class PushConfig:
+    """Settings of `diffusers-lightningdit push`.
+
+    Raises:
+        ValueError: If a value cannot be used, or the settings name no source, or several.
+    """
+
+    checkpoint: str | None = setting(
+        None, "The original's file of a LightningDiT: a path, or user/repo:file of the Hub; with `vae`."
+    )
+    config: str | None = setting(
+        None, "The original's YAML of the checkpoint; null: the one that the checkpoint holds, if any."
+    )
+    weights: str | None = setting(
+        None, "The weights that are taken; null: ema where the checkpoint has it.", choices=("ema", "model")
+    )
+    vae: str | None = setting(None, "The original's file of the autoencoder, or a folder of diffusers.")
+    latents_stats: str | None = setting(None, "The original's latents_stats.pt, which goes into the VAE's config.")
+    num_attention_heads: int | None = setting(
+        None, "The number of attention heads of sizes that were never published.", minimum=1
+    )
+    pipeline: str | None = setting(None, "Folder of a pipeline, in place of `checkpoint` and `vae`.")
+
+    seed: int = setting(0, "The seed of the samples.", group="Sampling", minimum=0)
+    classes: tuple[int | str, ...] | None = setting(
+        None, "Ids or names of the classes of the samples; null: eight, evenly spread."
+    )
+    num_samples_per_class: int = setting(4, "Samples of each class; 0: no picture.", minimum=0)
+    sampling: dict = setting(
+        {}, "Arguments of the pipeline's call for the samples, as sampling.num_inference_steps=50."
+    )
+
+    repository: str = required("The repository on the Hub: user/name.", group="Output")
+    subfolder: str | None = setting(
+        None, "The folder of the repository that an autoencoder goes into, in a repository of several."
+    )
+    private: bool = setting(True, "Make the repository private, if it is made.")
+    card: str | None = setting(
+        None, "A README.md, or the name of a folder in model_cards; null: a card composed of the pipeline."
+    )
+    license: str | None = setting(None, "The licence of the weights, by its name on the Hub, for a composed card.")
+    variants: tuple[str, ...] = setting(
+        ("fp16", "bf16"), "Half-precision copies beside the weights.", choices=tuple(VARIANTS)
+    )
+    modular: bool = setting(
+        False, "Make a repository of modular blocks in place of a pipeline, which `ModularPipeline` loads."
+    )
+    max_shard_size: str = setting("10GB", "The size above which weights are split into several files.")
+    dry_run: bool = setting(False, "Write the folder `output_dir`, and upload nothing.")
+    output_dir: str | None = setting(
+        None, "Folder of the repository, new or empty, which is kept; null: one that is removed after the upload."
+    )
+
+    def __post_init__(self):
+        check_settings(self)
+        if self.pipeline is None and self.checkpoint is None and self.vae is None:
+            raise ValueError(
+                "neither `checkpoint`, `vae` nor `pipeline` is given; required: one source of the weights."
+            )
+        if self.pipeline is not None and (self.checkpoint is not None or self.vae is not None):
+            raise ValueError("`pipeline` is given beside `checkpoint` or `vae`; required: one source of the weights.")
+        if self.checkpoint is not None and self.vae is None:
+            raise ValueError("`checkpoint` is given without `vae`; required: both, for a pipeline.")
+        if self.repository.count("/") != 1 or not all(self.repository.split("/")):
+            raise ValueError(f"`repository` is {self.repository!r}; required: user/name.")
+        if self.card is None and self.license is None:
+            raise ValueError(
+                "neither `card` nor `license` is given; required: one of them, since a card names a licence."
+            )
+        if self.subfolder is not None and (self.pipeline is not None or self.checkpoint is not None):
+            raise ValueError(f"`subfolder` is {self.subfolder!r}; required: null, but for an autoencoder alone.")
+        if self.modular and ((self.pipeline is None and self.checkpoint is None) or self.variants):
+            raise ValueError("`modular` is true; required: a pipeline, and `variants=[]`.")
+        if self.dry_run and self.output_dir is None:
+            raise ValueError("`dry_run` is true without `output_dir`; required: the folder that is to be written.")
+        if self.output_dir is not None:
+            check_output_dir(self.output_dir)
+
+
+@dataclasses.dataclass
+class Source:
+    """A model to push, and what is known of its conversion.
+
+    Attributes:
+        model: The pipeline or autoencoder.
+        differences: The largest relative differences from the original's equations, by part.
+        files: The SHA-256 sums of the original's files, by their names.
+    """
+
+    model: DiffusionPipeline | AutoencoderVAVAE
+    differences: dict[str, float] = dataclasses.field(default_factory=dict)
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def read_source(config: PushConfig) -> Source:
+    """Read or convert the model, and compare what was converted with the original.
+
+    Raises:
+        ValueError: In one line, for files that cannot be used, or a conversion that differs.
+    """
+    if config.pipeline is not None:
+        return Source(load_pipeline(config.pipeline))
+    parts = read_autoencoder(config.vae)
+    vae = build_autoencoder(parts, config.latents_stats)
+    source = Source(vae)
+    if resolve_file(config.vae).is_file():
+        weights = select_autoencoder_weights(read_checkpoint(config.vae))
+        source.differences["vae"] = check_autoencoder(vae, weights)
+        source.files[Path(config.vae.rpartition(":")[2]).name] = file_sha256(resolve_file(config.vae))
+        del weights
+    if config.checkpoint is None:
+        vae.register_to_config(auto_map={"AutoModel": "autoencoder_vavae.AutoencoderVAVAE"})  # code beside the weights
+        return source
+    checkpoint = read_checkpoint(config.checkpoint)
+    original = OriginalConfig.read(config.config) if config.config else embedded_config(checkpoint)
+    transformer = load_transformer(
+        config.checkpoint, config.weights, config=original, num_attention_heads=config.num_attention_heads
+    )
+    weights = select_transformer_weights(checkpoint, config.weights)
+    source.differences["transformer"] = check_transformer(transformer, weights)
+    source.files[Path(config.checkpoint.rpartition(":")[2]).name] = file_sha256(resolve_file(config.checkpoint))
+    source.model = build_pipeline(transformer, vae, original)
+    return source
+
+
+def draw_samples(config: PushConfig, pipeline: DiffusionPipeline) -> Image.Image:
+    """A grid of samples, with a titled row for each class."""
+    num_classes = pipeline.transformer.config.num_classes
+    spread = [number * num_classes // min(8, num_classes) for number in range(min(8, num_classes))]
+    class_ids = spread if config.classes is None else pipeline.get_label_ids(list(config.classes))
+    pipeline.to(Accelerator().device)
+    with checked_decoding(pipeline):
+        grid = draw_labelled_grid(
+            pipeline, class_ids, config.num_samples_per_class, config.seed, batch_size=16, **config.sampling
+        )
+    pipeline.to("cpu")
+    return grid
+
+
+def compose_card(config: PushConfig, source: Source) -> str:
+    """The card of the repository, with the conversion that was checked."""
+    model, data = source.model, {"license": config.license}
+    if config.card is not None:
+        card = find_card(config.card, config.repository, installed_folder("model_cards"))
+    elif config.modular:
+        card = modular_card(model, config.repository, config.license)
+    elif isinstance(model, DiffusionPipeline):
+        card = pipeline_card(model, config.repository, **data)
+    else:
+        card = autoencoder_card(model, config.repository, config.subfolder, **data)
+    if source.files:
+        lines = [f"- `{name}`, SHA-256 `{digits}`" for name, digits in source.files.items()]
+        compared = ", ".join(f"{name} {difference:.1g}" for name, difference in source.differences.items())
+        card = with_section(
+            card,
+            "Conversion",
+            "Converted by diffusers-lightningdit from the files of the authors:\n\n"
+            + "\n".join(lines)
+            + "\n\nAfterwards compared with a second implementation of the equations on these files, in float32. "
+            f"Largest difference as a part of the largest output: {compared}.",
+        )
+    return card
+
+
+@contextlib.contextmanager
+def _folder(output_dir: str | None) -> Iterator[Path]:
+    """The folder of the repository: whole or not at all, or for the time of the upload."""
+    if output_dir is not None:
+        with new_folder(output_dir) as folder:
+            yield folder
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+
+
+def push(config: PushConfig) -> dict[str, Any]:
+    """Read, convert, compare, draw, write and upload.
+
+    Returns:
+        The `repository` and its `url` (None after a dry run), the names of its `files`, and the `differences` from the
+        original's equations.
+
+    Raises:
+        ValueError: In one line, for what cannot be used, converted or uploaded.
+    """
+    if not config.dry_run:
+        create_repository(config.repository, config.private)  # now, not after the conversion
+    source = read_source(config)
+    card = compose_card(config, source)
+    samples = None
+    if isinstance(source.model, DiffusionPipeline) and config.num_samples_per_class and not config.modular:
+        samples = draw_samples(config, source.model)
+    url = None
+    with _folder(config.output_dir) as folder:
+        if config.modular:
+            write_modular_repository(folder, source.model, config.repository, card)
+        else:
+            write_repository(
+                folder,
+                source.model,
+                card,
+                variants=config.variants,
+                samples=samples,
+                max_shard_size=config.max_shard_size,
+                subfolder=config.subfolder,
+            )
+        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        if not config.dry_run:
+            url = upload_repository(folder, config.repository, keep_card=config.card is None)
+    return {"repository": config.repository, "url": url, "files": files, "differences": source.differences}
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    with one_line_errors((ValueError, ImportError, OSError)), torch.no_grad():
+        config = parse_config(PushConfig, argv, __doc__)
+        result = push(config)
+    for name, difference in result["differences"].items():
+        print(f"{name}: differs from the original's equations by {difference:.1g} of the largest output")
+    where = result["url"] or config.output_dir
+    print(f"{'wrote' if config.dry_run else 'uploaded'} {where}: {len(result['files'])} files, with {CARD}")
+    return result

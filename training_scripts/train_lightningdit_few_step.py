@@ -1,0 +1,124 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+r"""Distil a pipeline into one that samples in a few steps (FACM, arXiv 2507.03738).
+
+    accelerate launch --quiet training_scripts/train_lightningdit_few_step.py \
+        --config training_scripts/recipes/imagenet256_xl_few_step.yaml \
+        pipeline=FOLDER_OR_HUB_ID data=FOLDER_OR_HUB_ID output_dir=FOLDER key=value ...
+
+The result is a complete pipeline folder with EMA weights, whose recipe says how it is sampled. The loss is in
+`diffusers_lightningdit/flow_anchored_consistency.py`, the steps, which the other scripts share, in
+`diffusers_lightningdit/training/transformer/loop.py`. docs/training.md tells more.
+"""
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from huggingface_hub import create_repo
+
+from diffusers_lightningdit import LightningDiTPipeline, LightningDiTTransformer2DModel
+from diffusers_lightningdit.files import weights_sha256, write_result
+from diffusers_lightningdit.locks import locked_by_run
+from diffusers_lightningdit.settings import call_all, one_line_errors, parse_config
+from diffusers_lightningdit.training.accelerator import make_accelerator
+from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_sampler
+from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
+from diffusers_lightningdit.training.run_state import RunState
+from diffusers_lightningdit.training.spike_guard import TrainingDiverged
+from diffusers_lightningdit.training.transformer.data import TransformerData
+from diffusers_lightningdit.training.transformer.few_step import (
+    NUM_PASSES,
+    Distillation,
+    FewStepTrainingConfig,
+    check_processes,
+    load_teacher,
+    make_student,
+)
+from diffusers_lightningdit.training.transformer.loop import NAME, load_validation_data, make_transformer_run, train
+from diffusers_lightningdit.training.transformer.pipeline_data import load_pipeline_data
+
+ADVICE = "a lower `learning_rate` or `max_grad_norm`"  # against divergence
+
+
+def main(argv: list[str] | None = None) -> None:
+    with contextlib.ExitStack() as until_the_end:
+        with one_line_errors():
+            config = parse_config(FewStepTrainingConfig, argv, __doc__)
+            accelerator = make_accelerator(config)
+            check_processes(config, accelerator)
+            pipeline = load_teacher(config.pipeline)
+            teacher, vae = pipeline.transformer, pipeline.vae
+            data, classes = load_pipeline_data(config, pipeline, config.data, config.split, for_training=True)
+            accelerator.print(data.dataset.summary())
+
+            def load_validation(name: str, split: str) -> TransformerData:
+                return load_pipeline_data(config, pipeline, name, split, for_training=False)[0]
+
+            sampler, validation = call_all(
+                partial(make_batch_sampler, config, data.dataset, accelerator),
+                partial(load_validation_data, config, load_validation, accelerator.num_processes),
+            )
+            must_match = {
+                "teacher_sha256": weights_sha256(teacher),
+                **{name: getattr(config, name) for name in ("student_times", "use_teacher")},
+            }
+            vae.to(accelerator.device)
+            teacher.to(accelerator.device)
+            if config.compile_blocks:
+                teacher.compile_repeated_blocks()
+            until_the_end.enter_context(locked_by_run(accelerator, config.output_dir))
+            checkpoint = find_checkpoint(
+                accelerator, config.output_dir, config.resume_from_checkpoint, report=accelerator.print
+            )
+            student = make_student(config, teacher, begins_anew=checkpoint is None)
+            distillation = Distillation(config, accelerator, student, teacher)
+            state = make_transformer_run(config, accelerator, student, sampler, advice=ADVICE, **must_match)
+            if checkpoint is not None:
+                state.resume(checkpoint)
+        with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
+            if config.push_to_hub and accelerator.is_main_process:
+                create_repo(config.hub_model_id, private=True, exist_ok=True)  # now, not after days of training
+            make = partial(make_pipeline, config, state, pipeline)
+            train(
+                config, accelerator, vae, data, validation, sampler, state, make, NUM_PASSES, classes.ids, distillation
+            )
+            save(config, state, make)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Result
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def make_pipeline(
+    config: FewStepTrainingConfig, state: RunState, teacher: LightningDiTPipeline
+) -> LightningDiTPipeline | None:
+    """The pipeline with averaged weights, on the CPU of the main process, None on others; every process calls it."""
+    weights = state.average(NAME, config.ema_decay)
+    if not state.accelerator.is_main_process:
+        return None
+    with torch.device("meta"):
+        student = LightningDiTTransformer2DModel.from_config(state.model(NAME).config)
+    student.load_state_dict(weights, assign=True)
+    scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    recipe = {"num_inference_steps": config.num_inference_steps, "guidance_scale": 1.0}
+    id2label = teacher.config.id2label
+    return LightningDiTPipeline(student.eval(), teacher.vae, scheduler, id2label=id2label, sampling_recipe=recipe)
+
+
+def save(config: FewStepTrainingConfig, state: RunState, make: Callable[[], LightningDiTPipeline | None]) -> None:
+    pipeline = make()
+    if pipeline is not None:
+        pipeline.to(getattr(torch, config.save_dtype))
+        write_result(config.output_dir, pipeline.save_pretrained)
+        print(f"wrote {config.output_dir}")
+        if config.push_to_hub:
+            pipeline.push_to_hub(config.hub_model_id)
+    state.accelerator.wait_for_everyone()
+    state.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
