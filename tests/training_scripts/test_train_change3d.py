@@ -219,7 +219,7 @@ def test_a_run_is_not_resumed_with_other_data(recipes, uninterrupted, tmp_path, 
     with pytest.raises(SystemExit):
         words = arguments(recipes, other, "binary", tmp_path / "run")
         train_change3d.main([*words, f"resume_from_checkpoint={uninterrupted['binary'] / 'checkpoint-2'}"])
-    assert "`data_sha256` is" in capsys.readouterr().err
+    assert "required: the same data (`weight_init` begins a new run)" in capsys.readouterr().err
 
 
 def test_a_run_that_goes_on_in_another_folder(recipes, pairs, uninterrupted, tmp_path):
