@@ -28,6 +28,8 @@ EXTRAS = {
     "ode": ["torchdiffeq>=0.2.5"],
     # the handwritten digits, and the classifier that judges the embedded checkpoint
     "digits": ["scikit-learn>=1.5"],
+    # the photographs of examples/change3d_buildings
+    "buildings": ["scikit-learn>=1.5", "scikit-image>=0.24"],
     # measures of latents and images: linear probe, density, t-SNE; plots
     "evaluation": ["scikit-learn>=1.5", "matplotlib>=3.10"],
     # the completion script of a shell, for the command diffusers-lightningdit
@@ -47,6 +49,7 @@ EXTRAS = {
         "rasterio>=1.4",
         "shtab>=1.11.0",
         "h5py>=3.11",
+        "scikit-image>=0.24",
         # a second implementation of BLEU
         "sacrebleu>=2.4",
         # quantisation of diffusers models, on the CPU

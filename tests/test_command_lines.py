@@ -37,6 +37,8 @@ SCRIPTS = [
     "conversion/convert_lpips_to_safetensors.py",
     "conversion/convert_vavae_to_diffusers.py",
     "conversion/convert_yaml_to_recipe.py",
+    "examples/change3d_buildings/difference.py",
+    "examples/change3d_buildings/draw_pairs.py",
     "examples/digits/judge.py",
     "examples/digits/prepare.py",
     "examples/digits/train_encoder.py",
@@ -200,7 +202,7 @@ def test_command_lines_that_are_written_down(file, line, monkeypatch):
     words = [word for word in words if word not in ("key=value", "...")]
     if any(word.startswith("recipes/") for word in words):  # which the line before it writes
         words = words[: words.index("--config")] + words[words.index("--config") + 2 :]
-    words = [word.replace("$example", "examples/digits").replace("$scripts", "training_scripts") for word in words]
+    words = [word.replace("$example", str(Path(file).parent)).replace("$scripts", "training_scripts") for word in words]
     given = read_settings(config_class, words)
     fields = settings.settings_of(config_class)
     for name, field in fields.items():

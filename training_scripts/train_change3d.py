@@ -183,16 +183,16 @@ def losses_of(
         batch: `image_before` and `image_after` [B, 3, H, W], and `labels` [B, L, H, W] or `captions` [B, L].
         accelerator: The accelerator, whose precision the model computes in; losses are float32.
     """
-    images, labels = (batch["image_before"], batch["image_after"]), batch.get("labels")
-    with accelerator.autocast():
-        output = model(*images, batch["captions"]) if task == "captioning" else model(*images)
+    words = (batch["captions"],) if task == "captioning" else ()
+    with accelerator.autocast():  # a tuple: Accelerate cannot make output classes of float32 ones anew
+        outputs = model(batch["image_before"], batch["image_after"], *words, return_dict=False)
     if task == "captioning":
-        return caption_losses(output.logits, batch["captions"])
+        return caption_losses(outputs[0], *words)
+    *classes, probability = (*outputs[:-1], outputs[-1].float().sigmoid())
     if task == "binary":
-        return binary_losses(output.change, labels)
-    if task == "semantic":
-        return semantic_losses(output.before_logits, output.after_logits, output.change, *labels.unbind(1))
-    return damage_losses(output.damage_logits, output.building, *labels.unbind(1))
+        return binary_losses(probability, batch["labels"])
+    losses = semantic_losses if task == "semantic" else damage_losses
+    return losses(*classes, probability, *batch["labels"].unbind(1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
