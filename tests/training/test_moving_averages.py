@@ -1,5 +1,7 @@
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_lightningdit.training.moving_averages import MovingAverages
 
@@ -28,3 +30,31 @@ def test_warmup():
         expected = decay * expected + (1 - decay) * step
     ((_, (average,)),) = averages
     assert average.item() == pytest.approx(expected)
+
+
+def test_the_numbers_are_those_of_the_averages_of_diffusers():
+    weights = [torch.nn.Parameter(torch.randn(5, 3)), torch.nn.Parameter(torch.randn(7))]
+    averages = MovingAverages(weights, [0.99], use_warmup=True)
+    expected = EMAModel(weights, decay=0.99, min_decay=0.0, update_after_step=-1)
+    for _ in range(4):
+        for weight in weights:
+            weight.data.normal_()
+        averages.step(weights)
+        expected.step(weights)
+    ((_, found),) = averages
+    torch.testing.assert_close(found, expected.shadow_params, rtol=1e-6, atol=1e-7)
+
+
+def test_one_pass_over_the_weights():
+    class Operations(TorchDispatchMode):
+        names = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.names.append(function.overloadpacket.__name__)
+            return function(*args, **(kwargs or {}))
+
+    weights = [torch.nn.Parameter(torch.randn(3)) for _ in range(4)]
+    averages = MovingAverages(weights, [0.9, 0.5])
+    with Operations() as operations:
+        averages.step(weights)
+    assert operations.names == ["_foreach_lerp_", "_foreach_lerp_"]

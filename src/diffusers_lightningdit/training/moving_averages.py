@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class MovingAverages:
@@ -36,7 +37,10 @@ class MovingAverages:
         """Update every average after an optimiser step."""
         parameters = [parameter for parameter in parameters if parameter.requires_grad]
         for model in self.models.values():
-            model.step(parameters)
+            # as `model.step` does, with each value read and written once, and without a copy of all weights for a while
+            model.optimization_step += 1
+            model.cur_decay_value = model.get_decay(model.optimization_step)
+            get_ema_multi_avg_fn(model.cur_decay_value)(model.shadow_params, parameters, model.optimization_step)
 
     def __iter__(self) -> Iterator[tuple[float, list[torch.Tensor]]]:
         """Pairs of a decay and its average, in the order of the parameters that are not frozen."""
