@@ -344,13 +344,13 @@ class LightningDiTVaeEncoderStep(ModularPipelineBlocks):
         def for_each_image(values: torch.Tensor) -> torch.Tensor:
             return values.repeat_interleave(len(block.class_ids) // len(values), dim=0)
 
-        pixels = preprocess(images, block.height, block.width, factor).to(device)
+        pixels = preprocess(images, block.height, block.width, components.vae).to(device)
         data = encode(components.vae, pixels)
         require_finite("vae", components.vae, data)
         block.pixels, block.image_latents = for_each_image(pixels), for_each_image(data)
         block.masks = block.latent_masks = None
         if masks is not None:
-            masks = preprocess(masks, block.height, block.width, factor, is_mask=True).to(device)
+            masks = preprocess(masks, block.height, block.width, components.vae, is_mask=True).to(device)
             block.masks, block.latent_masks = for_each_image(masks), for_each_image(F.max_pool2d(masks, factor))
         self.set_block_state(state, block)
         return components, state

@@ -18,7 +18,7 @@ CARDS = sorted(file.parent.name for file in FOLDER.glob("*/README.md"))
 PIPELINES = ["lightningdit-xl-imagenet256-64ep", "lightningdit-xl-imagenet256-800ep"]
 AUTOENCODER, VARIANTS = "vavae-imagenet256-f16d32-dinov2", "vavae-imagenet256-experimental-variants"
 PUBLISHED = [*PIPELINES, AUTOENCODER, VARIANTS]
-EMBEDDED = ["dinov2-digits", "lightningdit-digits"]
+EMBEDDED = ["dinov2-digits", "lightningdit-digits", "lightningdit-digits-few-step"]
 
 
 def card(name: str) -> str:
@@ -61,6 +61,14 @@ def test_published_figures_say_whose_they_are_and_how_they_are_measured(name):
         assert "the authors' |" in results and "not measured again" in results
     for result in check_card(text).eval_results or []:
         assert result.source_name == "The authors, arXiv 2501.01423"
+
+
+def test_the_figures_of_the_digits_in_few_steps_are_those_that_were_recorded():
+    folder = FOLDER / "lightningdit-digits-few-step"
+    figures = {result.metric_type: result.metric_value for result in check_card(card(folder.name)).eval_results}
+    measured = json.loads((folder / "evaluation" / "generation.json").read_text())["results"]
+    assert figures["fid"] == measured["frechet_distance"]
+    assert figures["accuracy"] == json.loads((folder / "metrics.json").read_text())["accuracy"]
 
 
 def test_the_figures_of_the_digits_are_those_that_were_recorded():

@@ -36,7 +36,8 @@ def checkout(repository, tmp_path, make_pipeline, make_transformer, monkeypatch)
 @pytest.mark.parametrize(
     "cls",
     [
-        *(getattr(pipelines, name) for name in pipelines.__all__),
+        # that of Change3D needs a checkpoint and images of its own: test_pipeline_change3d.py
+        *(getattr(pipelines, name) for name in pipelines.__all__ if name != "Change3DPipeline"),
         *(FlowMatchSDEScheduler, FlowMatchUCGMScheduler, InternalGuidance, IntervalGuidance),
     ],
     ids=lambda cls: cls.__name__,
