@@ -70,7 +70,7 @@ REFUSED_SCHEDULERS = {
 
 
 # By name, since this file must not import the package that defines them.
-OUR_SCHEDULERS = ("FlowMatchSDEScheduler", "FlowMatchUCGMScheduler")
+OUR_SCHEDULERS = ("FlowMatchAdamsBashforthScheduler", "FlowMatchSDEScheduler", "FlowMatchUCGMScheduler")
 
 
 def check_scheduler(scheduler) -> None:

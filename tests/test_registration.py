@@ -20,6 +20,7 @@ from diffusers_lightningdit.models.transformer_lightningdit import (
 from diffusers_lightningdit.registration import register_with_diffusers
 
 PUBLIC_CLASSES = [
+    "FlowMatchAdamsBashforthScheduler",
     *("AutoencoderVAVAE", "FlowMatchSDEScheduler", "FlowMatchUCGMScheduler", "InternalGuidance", "IntervalGuidance"),
     *("LightningDiTPipeline", "LightningDiTTransformer2DModel"),
 ]

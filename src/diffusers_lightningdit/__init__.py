@@ -8,7 +8,7 @@ from .guiders import InternalGuidance, IntervalGuidance
 from .models import AutoencoderVAVAE, Change3DModel, LightningDiTTransformer2DModel
 from .pipelines import Change3DPipeline, LightningDiTPipeline
 from .registration import register_with_diffusers
-from .schedulers import FlowMatchSDEScheduler, FlowMatchUCGMScheduler
+from .schedulers import FlowMatchAdamsBashforthScheduler, FlowMatchSDEScheduler, FlowMatchUCGMScheduler
 
 __version__ = "0.1.0.dev0"
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "BaseGuidance",
     "Change3DModel",
     "Change3DPipeline",
+    "FlowMatchAdamsBashforthScheduler",
     "FlowMatchSDEScheduler",
     "FlowMatchUCGMScheduler",
     "InternalGuidance",

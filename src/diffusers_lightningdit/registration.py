@@ -13,7 +13,7 @@ from .guiders import InternalGuidance, IntervalGuidance
 from .models import AutoencoderVAVAE, Change3DModel, LightningDiTTransformer2DModel
 from .models.transformer_lightningdit import LightningDiTAttnProcessor, LightningDiTTransformerBlock
 from .original.single_file import SINGLE_FILE_CLASSES
-from .schedulers import FlowMatchSDEScheduler, FlowMatchUCGMScheduler
+from .schedulers import FlowMatchAdamsBashforthScheduler, FlowMatchSDEScheduler, FlowMatchUCGMScheduler
 
 PACKAGE = __name__.partition(".")[0]
 
@@ -35,7 +35,7 @@ def register_with_diffusers() -> None:
     empty warning.
     """
     # diffusers looks up a string `_class_name` of model_index.json or config.json as its own attribute.
-    schedulers = [FlowMatchSDEScheduler, FlowMatchUCGMScheduler]
+    schedulers = [FlowMatchAdamsBashforthScheduler, FlowMatchSDEScheduler, FlowMatchUCGMScheduler]
     guiders = [InternalGuidance, IntervalGuidance]
     classes = [AutoencoderVAVAE, Change3DModel, LightningDiTTransformer2DModel, *schedulers, *guiders]
     for cls in [*classes, *(getattr(pipelines, name) for name in pipelines.__all__)]:

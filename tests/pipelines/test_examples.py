@@ -8,6 +8,7 @@ import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from diffusers_lightningdit import (
+    FlowMatchAdamsBashforthScheduler,
     FlowMatchSDEScheduler,
     FlowMatchUCGMScheduler,
     InternalGuidance,
@@ -38,6 +39,7 @@ def checkout(repository, tmp_path, make_pipeline, make_transformer, monkeypatch)
     [
         # that of Change3D needs a checkpoint and images of its own: test_pipeline_change3d.py
         *(getattr(pipelines, name) for name in pipelines.__all__ if name != "Change3DPipeline"),
+        FlowMatchAdamsBashforthScheduler,
         *(FlowMatchSDEScheduler, FlowMatchUCGMScheduler, InternalGuidance, IntervalGuidance),
     ],
     ids=lambda cls: cls.__name__,

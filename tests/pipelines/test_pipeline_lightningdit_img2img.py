@@ -11,7 +11,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from diffusers_lightningdit import FlowMatchSDEScheduler, LightningDiTPipeline
+from diffusers_lightningdit import FlowMatchAdamsBashforthScheduler, FlowMatchSDEScheduler, LightningDiTPipeline
 from diffusers_lightningdit.pipelines import LightningDiTImg2ImgPipeline
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
@@ -77,6 +77,7 @@ def test_follows_the_flow_from_the_noised_image(edit, image):
         DPMSolverMultistepScheduler(**FLOW, flow_shift=2.0),
         UniPCMultistepScheduler(**FLOW, flow_shift=2.0),
         FlowMatchSDEScheduler(diffusion_norm=0.0, last_step="euler"),
+        FlowMatchAdamsBashforthScheduler(),
     ],
     ids=lambda scheduler: type(scheduler).__name__,
 )
