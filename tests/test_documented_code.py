@@ -64,7 +64,8 @@ def checkout(tmp_path_factory) -> Path:
         id2label=dict(enumerate(CLASSES)),
         sampling_recipe={"num_inference_steps": 2, "guidance_scale": 1.0},
     )
-    for name in ("model_cards/lightningdit-digits", "model", "FOLDER_OR_HUB_ID"):
+    cards = ("model_cards/lightningdit-digits", "model_cards/lightningdit-digits-few-step")
+    for name in (*cards, "model", "FOLDER_OR_HUB_ID"):
         pipeline.save_pretrained(folder / name)
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
