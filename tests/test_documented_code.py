@@ -88,7 +88,7 @@ def test_python_of_a_page_runs(page, checkout, monkeypatch):
 def test_enough_blocks_are_run_here():
     run = [code for page in PAGES for reason, language, code in blocks(page) if language == "python" and not reason]
     marked = [reason for page in PAGES for reason, _, _ in blocks(page) if reason]
-    assert len(run) > 25 and len(marked) <= 3
+    assert len(run) > 25 and len(marked) <= 4
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)

@@ -1,4 +1,4 @@
-"""`diffusers-lightningdit push --dry_run`: the folder of a repository. tests/hub/test_push.py uploads some."""
+"""`diffusers-lightningdit push --dry_run` writes a folder; tests/hub/test_pushed_repositories.py uploads some."""
 
 import re
 
