@@ -50,7 +50,7 @@ class SpeedConfig:
     device: str | None = setting(None, "The device; null: a GPU if there is one.", group="Computation")
     size: str | None = setting(
         None,
-        "What is measured; null: full on a GPU, reduced on a CPU.",
+        "The sizes that are measured; null: full on a GPU, reduced on a CPU.",
         choices=("full", "reduced", "tiny"),
     )
     baseline: str | None = setting("plain", "What to measure beside the package, or null.", choices=("plain",))

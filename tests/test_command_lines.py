@@ -46,6 +46,7 @@ SCRIPTS = [
     "benchmarks/change3d.py",
     "benchmarks/evaluation_throughput.py",
     "benchmarks/samplers.py",
+    "benchmarks/speed.py",
     "demo/generate_grid.py",
 ]
 COMMANDS = {
@@ -65,7 +66,7 @@ LAUNCHED = re.compile(rf"\.py\b|lightningdit\.evaluate|diffusers.lightningdit ({
 
 # One process for all of them: the imports take seconds. Where a script reads its settings, this prints their class.
 PROGRAM = """
-import io, json, runpy, sys
+import io, json, os, runpy, sys
 from contextlib import redirect_stdout
 for name in ("sklearn", "scipy", "matplotlib", "torchvision", "torch_fidelity", "torchdiffeq", "bitsandbytes", "h5py",
              "rasterio"):
@@ -87,6 +88,7 @@ for name in json.loads(sys.argv[1]):
         try:
             if name.endswith(".py"):
                 sys.argv[:] = [name, "--help"]
+                sys.path[0] = os.path.dirname(name)  # as for a script
                 runpy.run_path(name, run_name="__main__")
             else:
                 evaluate.main([*name.split(), "--help"])
@@ -109,7 +111,8 @@ def entries(repository) -> dict[str, dict]:
 def test_no_script_is_left_out(repository):
     folders = ("training_scripts", "conversion", "examples", "benchmarks", "demo")
     found = {str(file.relative_to(repository)) for folder in folders for file in (repository / folder).rglob("*.py")}
-    assert {name for name in found if not name.endswith("__init__.py")} == set(SCRIPTS)
+    modules = ("__init__.py", "plain_lightningdit.py")  # of scripts, none themselves
+    assert {name for name in found if not name.endswith(modules)} == set(SCRIPTS)
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, *COMMANDS])
@@ -184,7 +187,7 @@ def config_class_of(script: str) -> type:
         raise Found(config_class)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [*sys.path])
+        patch.setattr(sys, "path", [str((REPOSITORY / script).parent), *sys.path])
         patch.setattr(settings, "parse_config", parse_config)
         main = runpy.run_path(str(REPOSITORY / script))["main"]
         with pytest.raises(Found) as found:
