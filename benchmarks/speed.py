@@ -53,9 +53,7 @@ class SpeedConfig:
         "The sizes that are measured; null: full on a GPU, reduced on a CPU.",
         choices=("full", "reduced", "tiny"),
     )
-    baseline: str | None = setting(
-        "plain", "The baseline that is measured beside the package, or null.", choices=("plain",)
-    )
+    baseline: str | None = setting("plain", "The baseline beside the package, or null.", choices=("plain",))
     parts: tuple[str, ...] = setting((), "The parts to run, by name; none: all.")
     part_of: str | None = setting(None, "Run the one part in `parts` in this process and write to this file.")
 

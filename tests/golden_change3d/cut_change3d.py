@@ -54,6 +54,7 @@ CUT = {
         "*_block0": every_nth_pixel(8),
         "*_enhanced0": every_nth_pixel(8),
         "*_block4": whole,
+        "T[45]_block3": whole,  # of 4x6
         "*": every_nth_pixel(4),
     },
     "train_bcd_64x64.safetensors": {"*": whole},
