@@ -109,9 +109,11 @@ def write_original(config: ConversionConfig) -> None:
         print("weights that no forward pass uses are drawn at random: the folder does not hold them")
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> dict[str, str]:
     with one_line_errors((ValueError, OSError)):
-        convert(parse_config(ConversionConfig, arguments, __doc__))
+        config = parse_config(ConversionConfig, arguments, __doc__)
+        convert(config)
+    return {"output_dir": config.output_dir}
 
 
 if __name__ == "__main__":

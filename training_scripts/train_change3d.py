@@ -99,7 +99,7 @@ def steps_per_epoch(sampler: Sampler) -> int | None:
     return None if isinstance(sampler, RowStream) else sampler.num_samples // sampler.global_batch_size
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, str]:
     with contextlib.ExitStack() as until_the_end:
         with one_line_errors((ValueError, ImportError, OSError)):
             config = parse_config(Change3DTrainingConfig, argv, __doc__)
@@ -118,6 +118,7 @@ def main(argv: list[str] | None = None) -> None:
         with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
             train(config, accelerator, pairs, sampler, state, best)
             save(config, accelerator, pairs, state, best)
+    return {"output_dir": config.output_dir}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

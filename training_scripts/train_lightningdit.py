@@ -13,7 +13,6 @@ tells more.
 import contextlib
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -23,15 +22,9 @@ from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, Light
 from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
 from diffusers_lightningdit.data.latent_encoding import load_frozen_vae
 from diffusers_lightningdit.data.row_stream import RowStream
-from diffusers_lightningdit.files import weights_sha256, write_result
-from diffusers_lightningdit.hub.cards import pipeline_card, training_section, with_section
-from diffusers_lightningdit.hub.repository import (
-    HubError,
-    create_repository,
-    repository_patterns,
-    upload_repository,
-    write_repository,
-)
+from diffusers_lightningdit.files import weights_sha256
+from diffusers_lightningdit.hub.repository import HubError, create_repository
+from diffusers_lightningdit.hub.trained_pipeline import save_trained_pipeline
 from diffusers_lightningdit.locks import locked_by_run
 from diffusers_lightningdit.networks.foundation_model import FoundationModel
 from diffusers_lightningdit.original import read_training_checkpoint
@@ -48,6 +41,7 @@ from diffusers_lightningdit.training.transformer.data import TransformerData, lo
 from diffusers_lightningdit.training.transformer.loop import (
     NAME,
     aligned_loss,
+    averaged_transformer,
     load_validation_data,
     make_transformer_run,
     train,
@@ -203,12 +197,9 @@ def make_pipeline(
     config: LightningDiTTrainingConfig, state: RunState, vae: AutoencoderVAVAE, id2label: dict[int, str] | None
 ) -> LightningDiTPipeline | None:
     """The pipeline with averaged weights, on the CPU of the main process, None on others; every process calls it."""
-    weights = state.average(NAME, config.ema_decay)
-    if not state.accelerator.is_main_process:
+    transformer = averaged_transformer(config, state)
+    if transformer is None:
         return None
-    with torch.device("meta"):
-        transformer = LightningDiTTransformer2DModel.from_config(state.model(NAME).config)
-    transformer.load_state_dict(weights, assign=True)
     # the original's shift s is diffusers' 1 / s
     scheduler = FlowMatchEulerDiscreteScheduler(shift=1 / config.timestep_shift)
     recipe = {
@@ -217,7 +208,7 @@ def make_pipeline(
         "guidance_interval": list(config.guidance_interval),
         "guidance_channels": config.guidance_channels,
     }
-    return LightningDiTPipeline(transformer.eval(), vae, scheduler, id2label=id2label, sampling_recipe=recipe)
+    return LightningDiTPipeline(transformer, vae, scheduler, id2label=id2label, sampling_recipe=recipe)
 
 
 def save(
@@ -225,14 +216,7 @@ def save(
 ) -> None:
     pipeline = make()
     if pipeline is not None:
-        pipeline.to(getattr(torch, config.save_dtype))
-        repository = config.hub_model_id or f"user/{Path(config.output_dir).name}"
-        card = with_section(pipeline_card(pipeline, repository), "Training", training_section(config, SCRIPT))
-        write_result(config.output_dir, partial(write_repository, model=pipeline, card=card))
-        print(f"wrote {config.output_dir}")
-        if config.push_to_hub:
-            patterns = repository_patterns(pipeline)
-            upload_repository(config.output_dir, config.hub_model_id, patterns, keep_card=True)
+        save_trained_pipeline(config, pipeline, SCRIPT)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

@@ -14,12 +14,12 @@ import contextlib
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from huggingface_hub import create_repo
 
-from diffusers_lightningdit import LightningDiTPipeline, LightningDiTTransformer2DModel
-from diffusers_lightningdit.files import weights_sha256, write_result
+from diffusers_lightningdit import LightningDiTPipeline
+from diffusers_lightningdit.files import weights_sha256
+from diffusers_lightningdit.hub.repository import HubError, create_repository
+from diffusers_lightningdit.hub.trained_pipeline import save_trained_pipeline
 from diffusers_lightningdit.locks import locked_by_run
 from diffusers_lightningdit.settings import call_all, one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
@@ -36,13 +36,19 @@ from diffusers_lightningdit.training.transformer.few_step import (
     load_teacher,
     make_student,
 )
-from diffusers_lightningdit.training.transformer.loop import NAME, load_validation_data, make_transformer_run, train
+from diffusers_lightningdit.training.transformer.loop import (
+    averaged_transformer,
+    load_validation_data,
+    make_transformer_run,
+    train,
+)
 from diffusers_lightningdit.training.transformer.pipeline_data import load_pipeline_data
 
+SCRIPT = "train_lightningdit_few_step.py"
 ADVICE = "a lower `learning_rate` or `max_grad_norm`"  # against divergence
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, str]:
     with contextlib.ExitStack() as until_the_end:
         with one_line_errors():
             config = parse_config(FewStepTrainingConfig, argv, __doc__)
@@ -77,14 +83,15 @@ def main(argv: list[str] | None = None) -> None:
             state = make_transformer_run(config, accelerator, student, sampler, advice=ADVICE, **must_match)
             if checkpoint is not None:
                 state.resume(checkpoint)
-        with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
+        with one_line_errors((CheckpointWriteError, TrainingDiverged, HubError), status=1, of_one_process=DATA_ERRORS):
             if config.push_to_hub and accelerator.is_main_process:
-                create_repo(config.hub_model_id, private=True, exist_ok=True)  # now, not after days of training
+                create_repository(config.hub_model_id)  # now, not after days of training
             make = partial(make_pipeline, config, state, pipeline)
             train(
                 config, accelerator, vae, data, validation, sampler, state, make, NUM_PASSES, classes.ids, distillation
             )
             save(config, state, make)
+    return {"output_dir": config.output_dir}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -96,26 +103,19 @@ def make_pipeline(
     config: FewStepTrainingConfig, state: RunState, teacher: LightningDiTPipeline
 ) -> LightningDiTPipeline | None:
     """The pipeline with averaged weights, on the CPU of the main process, None on others; every process calls it."""
-    weights = state.average(NAME, config.ema_decay)
-    if not state.accelerator.is_main_process:
+    student = averaged_transformer(config, state)
+    if student is None:
         return None
-    with torch.device("meta"):
-        student = LightningDiTTransformer2DModel.from_config(state.model(NAME).config)
-    student.load_state_dict(weights, assign=True)
     scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
     recipe = {"num_inference_steps": config.num_inference_steps, "guidance_scale": 1.0}
     id2label = teacher.config.id2label
-    return LightningDiTPipeline(student.eval(), teacher.vae, scheduler, id2label=id2label, sampling_recipe=recipe)
+    return LightningDiTPipeline(student, teacher.vae, scheduler, id2label=id2label, sampling_recipe=recipe)
 
 
 def save(config: FewStepTrainingConfig, state: RunState, make: Callable[[], LightningDiTPipeline | None]) -> None:
     pipeline = make()
     if pipeline is not None:
-        pipeline.to(getattr(torch, config.save_dtype))
-        write_result(config.output_dir, pipeline.save_pretrained)
-        print(f"wrote {config.output_dir}")
-        if config.push_to_hub:
-            pipeline.push_to_hub(config.hub_model_id)
+        save_trained_pipeline(config, pipeline, SCRIPT)
     state.accelerator.wait_for_everyone()
     state.accelerator.end_training()
 

@@ -26,6 +26,13 @@ class Read(Exception):
     """Settings are read into this class."""
 
 
+def test_every_script_is_a_command(repository):
+    modules = {command.module for command in LEAVES.values()}
+    for folder in ("training_scripts", "conversion"):
+        for file in (repository / folder).glob("[a-z]*.py"):
+            assert f"{folder}.{file.stem}" in modules
+
+
 @pytest.mark.parametrize("names", LEAVES, ids=" ".join)
 def test_each_command_reads_the_settings_that_completion_knows(names, monkeypatch):
     def make_config(config_class, given):

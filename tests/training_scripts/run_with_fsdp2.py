@@ -11,6 +11,8 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, TorchDynamoPlugin
 
+from diffusers_lightningdit.training.transformer.loop import NAME
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "training_scripts"))
 
 script = importlib.import_module(sys.argv.pop(1))
@@ -31,7 +33,7 @@ make_run = script.make_transformer_run
 
 def make_and_say(*arguments, **options):
     state = make_run(*arguments, **options)
-    print("sharded as", type(state.model(script.NAME)).__name__)
+    print("sharded as", type(state.model(NAME)).__name__)
     return state
 
 

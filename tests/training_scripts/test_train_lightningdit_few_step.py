@@ -119,6 +119,7 @@ def test_an_earlier_student_goes_on(arguments, uninterrupted, tmp_path):
 
 
 def test_the_pipeline_draws_in_two_steps(uninterrupted, teacher):
+    assert "By `train_lightningdit_few_step.py` of" in (uninterrupted / "README.md").read_text()
     pipeline = DiffusionPipeline.from_pretrained(uninterrupted)
     assert pipeline.transformer.config.second_time_embedding
     assert pipeline.scheduler.config.stochastic_sampling and pipeline.scheduler.config.shift == 1

@@ -99,6 +99,11 @@ COMMANDS = {
                 "conversion.convert_yaml_to_recipe",
                 "conversion.convert_yaml_to_recipe:ConversionConfig",
             ),
+            "change3d": Command(
+                "an original Change3D to a model or pipeline, X3D-L to one to train, and back",
+                "conversion.convert_change3d_to_diffusers",
+                "conversion.convert_change3d_to_diffusers:ConversionConfig",
+            ),
             "lpips": Command(
                 "the published weights of LPIPS to the file that VA-VAE's training reads",
                 "conversion.convert_lpips_to_safetensors",
@@ -111,7 +116,7 @@ COMMANDS = {
         commands={name: _evaluation(name, about) for name, about in EVALUATIONS.items()},
     ),
     "train": Command(
-        "cache latents, train autoencoder, transformer or LoRA",
+        "cache latents; train autoencoder, transformer, LoRA, few-step student or Change3D",
         commands={
             "latents": Command(
                 "encode the images of a data set once, for training on them",
@@ -135,6 +140,18 @@ COMMANDS = {
                 "low-rank additions to a pipeline, also for new classes",
                 "training_scripts.train_lightningdit_lora",
                 "training.transformer.lora:LoraTrainingConfig",
+                RECIPES,
+            ),
+            "few_step": Command(
+                "a student of a pipeline that draws in a few steps",
+                "training_scripts.train_lightningdit_few_step",
+                "training.transformer.few_step:FewStepTrainingConfig",
+                RECIPES,
+            ),
+            "change3d": Command(
+                "a model of changes between two images of one place",
+                "training_scripts.train_change3d",
+                "training.change3d.config:Change3DTrainingConfig",
                 RECIPES,
             ),
         },

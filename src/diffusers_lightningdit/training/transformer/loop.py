@@ -155,6 +155,17 @@ def make_transformer_run(
     return make_run_state(config, accelerator, sampler, models, optimizers, averages, architectures, **arguments)
 
 
+def averaged_transformer(config: FlowTrainingConfig, state: RunState) -> LightningDiTTransformer2DModel | None:
+    """The transformer with averaged weights, on the CPU of the main process, None on others; every process calls it."""
+    weights = state.average(NAME, config.ema_decay)
+    if not state.accelerator.is_main_process:
+        return None
+    with torch.device("meta"):
+        transformer = LightningDiTTransformer2DModel.from_config(state.model(NAME).config)
+    transformer.load_state_dict(weights, assign=True)
+    return transformer.eval()
+
+
 def image_flops(architecture: dict, num_passes: int) -> int:
     """Floating-point operations of training on one image, which costs as much as `num_passes` forward passes."""
     with torch.device("meta"):

@@ -1,0 +1,34 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""The result of a training: a pipeline with its card in the output folder, and on the Hub where that is wanted."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from ..files import write_result
+from .cards import pipeline_card, training_section, with_section
+from .repository import repository_patterns, upload_repository, write_repository
+
+
+def save_trained_pipeline(config: Any, pipeline: DiffusionPipeline, script: str) -> None:
+    """Write a pipeline to `config.output_dir`, with a card that says how it was trained; for one process.
+
+    Args:
+        config: The settings of the training, of which `save_dtype`, `output_dir`, `push_to_hub` and `hub_model_id`
+            say where the pipeline goes.
+        pipeline: The pipeline, on the CPU.
+        script: The name of the training script.
+
+    Raises:
+        HubError: If the Hub refuses it, or cannot be reached; the folder is whole then.
+    """
+    pipeline.to(getattr(torch, config.save_dtype))
+    repository = config.hub_model_id or f"user/{Path(config.output_dir).name}"
+    card = with_section(pipeline_card(pipeline, repository), "Training", training_section(config, script))
+    write_result(config.output_dir, partial(write_repository, model=pipeline, card=card))
+    print(f"wrote {config.output_dir}")
+    if config.push_to_hub:
+        upload_repository(config.output_dir, config.hub_model_id, repository_patterns(pipeline), keep_card=True)
