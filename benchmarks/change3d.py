@@ -14,11 +14,11 @@ import contextlib
 import dataclasses
 import gc
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from timing import seconds_of
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -182,16 +182,6 @@ class BenchmarkConfig:
 
     def __post_init__(self):
         check_settings(self)
-
-
-def seconds_of(function: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def peak_megabytes(function: Callable[[], object], device: torch.device) -> float:

@@ -27,6 +27,7 @@ from pathlib import Path
 import diffusers
 import plain_lightningdit as plain
 import torch
+from timing import seconds_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, LightningDiTTransformer2DModel
@@ -111,16 +112,6 @@ SHIFT, SCALE, INTERVAL, NUM_CHANNELS = 0.3, 6.7, (0.125, 1.0), 3
 # ---------------------------------------------------------------------------------------------------------------------
 # Measuring
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def seconds_of(function: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def in_turns(

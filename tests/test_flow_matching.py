@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 from diffusers_lightningdit import LightningDiTTransformer2DModel
 from diffusers_lightningdit.flow_matching import (
+    arctan_times,
     flow_matching_losses,
     interpolate,
     logit_normal_times,
@@ -56,6 +57,31 @@ def test_ends_of_the_path():
     noise, latents = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
     assert torch.equal(interpolate(noise, latents, torch.zeros(2)), noise)
     assert torch.equal(interpolate(noise, latents, torch.ones(2)), latents)
+
+
+@pytest.mark.parametrize(("case", "arguments"), [("", (0.8, 1.6)), ("_other", (-0.3, 1.0))])
+def test_times_are_those_of_facm(golden_frontier, case, arguments):
+    """The original draws 1 - t of normal numbers n; t is that of the numbers -n, u = Phi(-n)."""
+    recorded = load_file(golden_frontier("facm/time_sampling.safetensors"))
+    uniform = torch.special.ndtr(-recorded["n"].double())
+    for name, sample in (("default", arctan_times), ("log", logit_normal_times)):
+        times = sample(uniform, *arguments)
+        assert times.dtype == torch.float32
+        torch.testing.assert_close(times, recorded[f"{name}{case}.t"], atol=1e-6, rtol=0)
+
+
+def test_arctan_times_in_a_range_are_what_drawing_again_gives():
+    torch.manual_seed(0)
+    all_times = arctan_times(torch.rand(400_000), 0.3, 1.2)
+    kept = all_times[(all_times >= 0.2) & (all_times < 0.6)]
+    quantiles = torch.linspace(0.05, 0.95, 19)
+    times = arctan_times(quantiles, 0.3, 1.2, (0.2, 0.6))
+    torch.testing.assert_close(times, kept.quantile(quantiles), atol=2e-3, rtol=0)
+
+
+def test_arctan_times_refuse_a_std_that_is_not_positive():
+    with pytest.raises(ValueError, match=r"`std` is 0; required: a positive number"):
+        arctan_times(torch.rand(4), std=0)
 
 
 def test_logit_normal_is_the_originals(golden):

@@ -39,7 +39,7 @@ from diffusers_lightningdit.training.change3d.schedules import make_adam, make_s
 from diffusers_lightningdit.training.change3d.validation import BestWeights, Change3DValidation
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
 from diffusers_lightningdit.training.moving_averages import MovingAverages
-from diffusers_lightningdit.training.optimizer_step import accumulating, due, finish_step
+from diffusers_lightningdit.training.optimizer_step import accumulating, due, finish_step, mean_of_parts
 from diffusers_lightningdit.training.progress import TrainingProgress
 from diffusers_lightningdit.training.run_state import RunState, make_run_state
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
@@ -160,7 +160,7 @@ def train(
                     losses = losses_of(state.models[MODEL], config.task, batch, accelerator)
                     accelerator.backward(losses["loss"] / len(micro_batches))
                 scalars_of_batches.append({name: value.detach() for name, value in losses.items()})
-            scalars = {name: torch.stack([each[name] for each in scalars_of_batches]).mean() for name in losses}
+            scalars = mean_of_parts(scalars_of_batches)
             metrics = finish_step(
                 state, scalars, lambda means: means["loss"], config.max_grad_norm, [MODEL], config.max_grad_value
             )

@@ -17,7 +17,7 @@ from torch import nn
 
 from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
 from diffusers_lightningdit.data.images import ImageDataset
-from diffusers_lightningdit.data.latent_encoding import latents_size, resolution_for
+from diffusers_lightningdit.data.latent_encoding import latents_size
 from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.data.streamed_rows import FirstRows, StreamedImages
 from diffusers_lightningdit.files import write_result
@@ -29,7 +29,7 @@ from diffusers_lightningdit.training.accelerator import make_accelerator
 from diffusers_lightningdit.training.batches import DATA_ERRORS, RandomlyFlipped, make_batch_sampler, train_steps
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
 from diffusers_lightningdit.training.moving_averages import MovingAverages
-from diffusers_lightningdit.training.optimizer_step import accumulating, due, finish_step
+from diffusers_lightningdit.training.optimizer_step import accumulating, due, finish_step, mean_of_parts
 from diffusers_lightningdit.training.progress import TrainingProgress
 from diffusers_lightningdit.training.run_state import RunState, make_run_state
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
@@ -131,10 +131,7 @@ def train(
     state: RunState,
 ) -> None:
     trained = state.model(VAE).vae
-    latents_shape = (
-        trained.config.latent_channels,
-        *latents_size(resolution_for(trained, config.resolution), trained),
-    )
+    latents_shape = (trained.config.latent_channels, *latents_size(trained.config.sample_size, trained))
     progress = TrainingProgress(config, accelerator, state.step, shown=SHOWN)
     state.report = progress.report
     images, shown = dataset, validation or dataset
@@ -176,8 +173,8 @@ def train(
                         accelerator.backward(loss / len(micro_batches))
                     values |= judged
                 scalars_of_batches.append(values)
-            scalars = {name: torch.stack([scalars[name] for scalars in scalars_of_batches]).mean() for name in values}
             loss_of = partial(loss_of_fixed_weights, stage.losses)
+            scalars = mean_of_parts(scalars_of_batches)
             metrics = finish_step(state, scalars, loss_of, config.max_grad_norm, taking_part)
             progress.update(state.step, metrics)
 

@@ -39,35 +39,6 @@ Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x_t, t) -> F
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def arctan_times(
-    uniform: torch.Tensor, mean: float = 0.8, std: float = 1.6, time_range: tuple[float, float] = (0.0, 1.0)
-) -> torch.Tensor:
-    """t = (2 / pi) arctan(exp(s)), s ~ N(mean, std^2) (FACM).
-
-    By inversion of the distribution function, as `flow_matching.logit_normal_times`.
-
-    Args:
-        uniform: u ~ U[0, 1), float32 [B].
-        mean: above 0 favours times near the data.
-        std: greater than 0.
-        time_range: start and end of the times.
-
-    Returns:
-        float32 [B].
-
-    Raises:
-        ValueError: if `std` is not positive.
-    """
-    if not std > 0:
-        raise ValueError(f"`std` is {std}; required: a positive number.")
-    range_ends = torch.tensor(time_range, dtype=torch.float64, device=uniform.device)
-    odds = torch.tan(math.pi / 2 * range_ends)  # exp(s)
-    odds[range_ends == 1] = math.inf  # which rounding makes a large number
-    first, last = torch.special.ndtr((odds.log() - mean) / std)
-    normal = torch.special.ndtri(first + (last - first) * uniform.double())
-    return (2 / math.pi * torch.atan(torch.exp(mean + std * normal))).float()
-
-
 def expand_times(times: torch.Tensor, samples: range, batch_size: int) -> torch.Tensor:
     """Show 2 - t instead of t to the second half of a batch: training with it teaches a flow expanded times.
 

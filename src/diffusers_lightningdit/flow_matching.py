@@ -7,6 +7,7 @@ sigma = 1 - t; `pipelines/lightningdit_sampling.py` translates.
 Letters in the shape comments: B batch, C latent channels.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -46,12 +47,39 @@ def logit_normal_times(
     Raises:
         ValueError: if `std` is not positive.
     """
+    range_ends = torch.tensor(time_range, dtype=torch.float64, device=uniform.device)
+    return torch.sigmoid(_normal_between(uniform, mean, std, range_ends.logit())).float()
+
+
+def arctan_times(
+    uniform: torch.Tensor, mean: float = 0.8, std: float = 1.6, time_range: tuple[float, float] = (0.0, 1.0)
+) -> torch.Tensor:
+    """t = (2 / pi) arctan(exp(s)), s ~ N(mean, std^2) (FACM, arXiv 2507.03738), as `logit_normal_times`.
+
+    Args:
+        uniform: u ~ U[0, 1), float32 [B].
+        mean: above 0 favours times near the data.
+        std: greater than 0.
+        time_range: start and end of the times.
+
+    Returns:
+        float32 [B].
+
+    Raises:
+        ValueError: if `std` is not positive.
+    """
+    range_ends = torch.tensor(time_range, dtype=torch.float64, device=uniform.device)
+    odds = torch.tan(math.pi / 2 * range_ends)  # exp(s)
+    odds[range_ends == 1] = math.inf  # which rounding makes a large number
+    return (2 / math.pi * torch.atan(torch.exp(_normal_between(uniform, mean, std, odds.log())))).float()
+
+
+def _normal_between(uniform: torch.Tensor, mean: float, std: float, range_ends: torch.Tensor) -> torch.Tensor:
+    """s ~ N(mean, std^2) under the condition that it lies between two ends, of numbers u ~ U[0, 1): float64 [B]."""
     if not std > 0:
         raise ValueError(f"`std` is {std}; required: a positive number.")
-    range_ends = torch.tensor(time_range, dtype=torch.float64, device=uniform.device)
-    first, last = torch.special.ndtr((range_ends.logit() - mean) / std)  # F(start), F(end)
-    normal = torch.special.ndtri(first + (last - first) * uniform.double())
-    return torch.sigmoid(mean + std * normal).float()
+    first, last = torch.special.ndtr((range_ends - mean) / std)  # F(start), F(end)
+    return mean + std * torch.special.ndtri(first + (last - first) * uniform.double())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

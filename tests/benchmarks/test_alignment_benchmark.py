@@ -1,21 +1,14 @@
 """Table and plot of the benchmark of alignment, and what it keeps of an interrupted run."""
 
-import importlib.util
 import json
-import sys
 
 import pytest
 from PIL import Image
 
 
 @pytest.fixture(scope="module")
-def alignment(repository):
-    spec = importlib.util.spec_from_file_location("alignment", repository / "benchmarks" / "alignment.py")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [*sys.path])  # which the script adds to
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return module
+def alignment(load_benchmark):
+    return load_benchmark("alignment")
 
 
 def cell(channels: int, is_aligned: bool, seed: int, psnr: float, accuracy: float) -> dict:

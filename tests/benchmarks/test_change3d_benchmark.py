@@ -1,6 +1,5 @@
 """The benchmark of Change3D, and its plain reading as a second implementation."""
 
-import importlib.util
 import re
 
 import pytest
@@ -11,11 +10,8 @@ from diffusers_lightningdit.original.change3d import build_change3d, change3d_fr
 
 
 @pytest.fixture(scope="module")
-def benchmark(repository):
-    spec = importlib.util.spec_from_file_location("change3d_benchmark", repository / "benchmarks" / "change3d.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def benchmark(load_benchmark):
+    return load_benchmark("change3d")
 
 
 def test_the_plain_reading_is_the_original(benchmark, change3d_checkpoint, golden_change3d):

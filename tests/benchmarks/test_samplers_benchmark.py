@@ -1,8 +1,6 @@
 """The benchmark of samplers: a small run of it, what it keeps of an interrupted one, and its plot."""
 
-import importlib.util
 import json
-import sys
 
 import pytest
 from diffusers import DiffusionPipeline
@@ -12,13 +10,8 @@ SMALL = ["--num_images", "20", "--batch_size", "20", "--num_evaluations", "[2, 3
 
 
 @pytest.fixture(scope="module")
-def samplers(repository):
-    spec = importlib.util.spec_from_file_location("samplers", repository / "benchmarks" / "samplers.py")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [*sys.path])  # which the script adds to
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
+def samplers(load_benchmark):
+    return load_benchmark("samplers")
 
 
 @pytest.fixture(scope="module")

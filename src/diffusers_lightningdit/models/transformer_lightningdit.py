@@ -42,92 +42,6 @@ CACHES_OF_ONE_OUTPUT = (FirstBlockCacheConfig, MagCacheConfig, FasterCacheConfig
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Embeddings of position and class
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def sincos_position_table(dim: int, height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
-    """Compute the fixed sin-cos position table of DiT (arXiv 2212.09748).
-
-    The first D / 2 entries encode the column index, the last D / 2 the row index, each as [sin(pos w_k), cos(pos w_k)]
-    with w_k = 10000^(-4k / D).
-
-    Args:
-        dim: The width D, a multiple of 4.
-        height, width: The size of the grid of tokens.
-
-    Returns:
-        [height * width, D], float32.
-    """
-    columns, rows = torch.meshgrid(
-        torch.arange(width, device=device), torch.arange(height, device=device), indexing="xy"
-    )
-    return get_2d_sincos_pos_embed_from_grid(dim, torch.stack([columns, rows])).float()
-
-
-class LightningDiTRotaryEmbedding(nn.Module):
-    """Two-dimensional rotary position embedding (RoPE, arXiv 2104.09864; 2-D form of EVA-02, arXiv 2303.11331).
-
-    The first half of each head rotates with the row index, the second with the column index (the position table has the
-    opposite order). Each frequency g_j = 10000^(-4j / d) is used by two neighbouring entries. This is a module, though
-    it has no weights, so that the hooks of context parallelism can reach its output.
-    """
-
-    def __init__(self, attention_head_dim: int):
-        super().__init__()
-        self.attention_head_dim = attention_head_dim
-        self._kept: dict[tuple[int, int, torch.device], tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def forward(self, height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (cos, sin), each [height * width, d], float32; those of the last size are kept.
-
-        They are no buffers, which a change of the model's type would round.
-        """
-        if torch.compiler.is_compiling():  # what a compiled graph has made must not outlive it
-            return self._tables(height, width, device)
-        key = height, width, device
-        kept = self._kept  # another thread may put other tables in its place
-        if key not in kept:
-            with torch.inference_mode(False):  # autograd refuses tensors that were made in that mode
-                kept = self._kept = {key: self._tables(height, width, device)}
-        return kept[key]
-
-    def _tables(self, height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        half = self.attention_head_dim // 2
-        rows = torch.arange(height, device=device).repeat_interleave(width, output_size=height * width)  # [N]
-        columns = torch.arange(width, device=device).repeat(height)  # [N]
-        row_cos, row_sin = get_1d_rotary_pos_embed(half, rows, use_real=True)  # [N, d/2]
-        column_cos, column_sin = get_1d_rotary_pos_embed(half, columns, use_real=True)
-        return torch.cat([row_cos, column_cos], dim=-1), torch.cat([row_sin, column_sin], dim=-1)
-
-
-class LightningDiTClassEmbedding(nn.Module):
-    """A table of `num_classes + 1` rows, of which the last, index `num_classes`, is the null class of guidance.
-
-    In training mode, each label is replaced by the null class with probability `dropout_prob` (arXiv 2207.12598).
-    Unlike in diffusers' `LabelEmbedding`, the null class has a row even if `dropout_prob` is 0, as in the published
-    checkpoints.
-    """
-
-    def __init__(self, num_classes: int, dim: int, dropout_prob: float):
-        super().__init__()
-        self.num_classes = num_classes
-        self.dropout_prob = dropout_prob
-        self.embedding_table = nn.Embedding(num_classes + 1, dim)
-
-    def forward(self, class_labels: torch.LongTensor) -> torch.Tensor:
-        """The embeddings [B, D] of class ids [B]; in training some become the null class."""
-        if self.training and self.dropout_prob > 0:
-            uniform = torch.rand(class_labels.shape[0], device=class_labels.device)
-            class_labels = self.drop_labels(class_labels, uniform)
-        return self.embedding_table(class_labels)  # [B, D]
-
-    def drop_labels(self, class_labels: torch.LongTensor, uniform: torch.Tensor) -> torch.LongTensor:
-        """Replace the labels [B] whose u ~ U[0, 1), float32 [B], is below `dropout_prob` by the null class."""
-        return torch.where(uniform < self.dropout_prob, self.num_classes, class_labels)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Attention
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -715,6 +629,92 @@ latents of a class, as `model(latents, t, class_labels).sample` with t = 0 for n
 Where this repository also holds Python code, the model loads without the package diffusers-lightningdit, by running it:
 `diffusers.AutoModel.from_pretrained("{repository}", trust_remote_code=True)`.
 """
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Embeddings of position and class
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def sincos_position_table(dim: int, height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
+    """Compute the fixed sin-cos position table of DiT (arXiv 2212.09748).
+
+    The first D / 2 entries encode the column index, the last D / 2 the row index, each as [sin(pos w_k), cos(pos w_k)]
+    with w_k = 10000^(-4k / D).
+
+    Args:
+        dim: The width D, a multiple of 4.
+        height, width: The size of the grid of tokens.
+
+    Returns:
+        [height * width, D], float32.
+    """
+    columns, rows = torch.meshgrid(
+        torch.arange(width, device=device), torch.arange(height, device=device), indexing="xy"
+    )
+    return get_2d_sincos_pos_embed_from_grid(dim, torch.stack([columns, rows])).float()
+
+
+class LightningDiTRotaryEmbedding(nn.Module):
+    """Two-dimensional rotary position embedding (RoPE, arXiv 2104.09864; 2-D form of EVA-02, arXiv 2303.11331).
+
+    The first half of each head rotates with the row index, the second with the column index (the position table has the
+    opposite order). Each frequency g_j = 10000^(-4j / d) is used by two neighbouring entries. This is a module, though
+    it has no weights, so that the hooks of context parallelism can reach its output.
+    """
+
+    def __init__(self, attention_head_dim: int):
+        super().__init__()
+        self.attention_head_dim = attention_head_dim
+        self._kept: dict[tuple[int, int, torch.device], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def forward(self, height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (cos, sin), each [height * width, d], float32; those of the last size are kept.
+
+        They are no buffers, which a change of the model's type would round.
+        """
+        if torch.compiler.is_compiling():  # what a compiled graph has made must not outlive it
+            return self._tables(height, width, device)
+        key = height, width, device
+        kept = self._kept  # another thread may put other tables in its place
+        if key not in kept:
+            with torch.inference_mode(False):  # autograd refuses tensors that were made in that mode
+                kept = self._kept = {key: self._tables(height, width, device)}
+        return kept[key]
+
+    def _tables(self, height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        half = self.attention_head_dim // 2
+        rows = torch.arange(height, device=device).repeat_interleave(width, output_size=height * width)  # [N]
+        columns = torch.arange(width, device=device).repeat(height)  # [N]
+        row_cos, row_sin = get_1d_rotary_pos_embed(half, rows, use_real=True)  # [N, d/2]
+        column_cos, column_sin = get_1d_rotary_pos_embed(half, columns, use_real=True)
+        return torch.cat([row_cos, column_cos], dim=-1), torch.cat([row_sin, column_sin], dim=-1)
+
+
+class LightningDiTClassEmbedding(nn.Module):
+    """A table of `num_classes + 1` rows, of which the last, index `num_classes`, is the null class of guidance.
+
+    In training mode, each label is replaced by the null class with probability `dropout_prob` (arXiv 2207.12598).
+    Unlike in diffusers' `LabelEmbedding`, the null class has a row even if `dropout_prob` is 0, as in the published
+    checkpoints.
+    """
+
+    def __init__(self, num_classes: int, dim: int, dropout_prob: float):
+        super().__init__()
+        self.num_classes = num_classes
+        self.dropout_prob = dropout_prob
+        self.embedding_table = nn.Embedding(num_classes + 1, dim)
+
+    def forward(self, class_labels: torch.LongTensor) -> torch.Tensor:
+        """The embeddings [B, D] of class ids [B]; in training some become the null class."""
+        if self.training and self.dropout_prob > 0:
+            uniform = torch.rand(class_labels.shape[0], device=class_labels.device)
+            class_labels = self.drop_labels(class_labels, uniform)
+        return self.embedding_table(class_labels)  # [B, D]
+
+    def drop_labels(self, class_labels: torch.LongTensor, uniform: torch.Tensor) -> torch.LongTensor:
+        """Replace the labels [B] whose u ~ U[0, 1), float32 [B], is below `dropout_prob` by the null class."""
+        return torch.where(uniform < self.dropout_prob, self.num_classes, class_labels)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -112,8 +112,9 @@ class FlowMatchAdamsBashforthScheduler(SchedulerMixin, ConfigMixin):
         for time in restarts:
             distances = (sigmas - (1 - time)).abs()
             distances[list(moved)] = math.inf
-            moved.add(int(distances.argmin()))
-            sigmas[int(distances.argmin())] = 1 - time
+            nearest = int(distances.argmin())
+            moved.add(nearest)
+            sigmas[nearest] = 1 - time
         self.sigmas = sigmas.sort(descending=True).values.float()
         restart_sigmas = torch.tensor([1.0, *(1 - time for time in restarts)], dtype=torch.float64).float()
         self._restarts = torch.isin(self.sigmas, restart_sigmas).tolist()

@@ -36,6 +36,11 @@ def gradient_norm(model: nn.Module) -> torch.Tensor:
     return torch.nn.utils.get_total_norm(gradients)
 
 
+def mean_of_parts(parts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The mean over the parts of a global batch of each scalar, by the names that the parts have in common."""
+    return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+
+
 def global_mean(accelerator: Accelerator, values: torch.Tensor) -> list[float]:
     """The mean over the processes of each number of a vector; waits until the device has computed them."""
     return accelerator.reduce(values.detach().float(), reduction="mean").tolist()

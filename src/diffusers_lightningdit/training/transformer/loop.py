@@ -11,8 +11,8 @@ from diffusers import DiffusionPipeline
 
 from ...data.global_batches import GlobalBatchSampler
 from ...data.row_stream import RowStream
-from ...flow_anchored_consistency import arctan_times, expand_times
-from ...flow_matching import flow_matching_losses, logit_normal_times, uniform_times
+from ...flow_anchored_consistency import expand_times
+from ...flow_matching import arctan_times, flow_matching_losses, logit_normal_times, uniform_times
 from ...grids import draw_grid
 from ...interruption import Interruption
 from ...keyed_random import KeyedRandom
@@ -20,7 +20,7 @@ from ...models import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from ...pixels import height_and_width
 from ..batches import train_steps
 from ..moving_averages import MovingAverages
-from ..optimizer_step import accumulating, due, finish_step
+from ..optimizer_step import accumulating, due, finish_step, mean_of_parts
 from ..optimizers import make_adamw
 from ..progress import TrainingProgress, forward_flops
 from ..run_state import RunState, make_run_state
@@ -253,8 +253,7 @@ def train(
                         losses = loss(config, model, latents, labels, draws, state.step, transformer, batch)
                     accelerator.backward(losses["loss"] / len(micro_batches))
                 parts.append({name: value.detach() for name, value in losses.items()})
-            losses = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
-            metrics = finish_step(state, losses, lambda means: means["loss"], config.max_grad_norm, names)
+            metrics = finish_step(state, mean_of_parts(parts), lambda means: means["loss"], config.max_grad_norm, names)
             progress.update(state.step, metrics)
 
             stop = interruption.of_any_process(accelerator)

@@ -2,7 +2,6 @@
 """The images that an autoencoder is trained on, and those that it is validated with."""
 
 from ...data.images import ImageDataset
-from ...data.latent_encoding import resolution_for
 from ...data.streamed_rows import FirstRows, StreamedImages
 from ...models import AutoencoderVAVAE
 from ..validation_samples import check_share
@@ -40,7 +39,7 @@ def load_validation_images(
 def _load(
     config: VAVAETrainingConfig, vae: AutoencoderVAVAE, data: str, split: str, label_column: str | None
 ) -> ImageDataset | StreamedImages:
-    arguments = (data, resolution_for(vae, config.resolution), split, config.image_column, label_column)
+    arguments = (data, vae.config.sample_size, split, config.image_column, label_column)
     others = {"allow_left_out": config.allow_left_out, "channels": vae.config.in_channels}
     if config.streaming:
         return StreamedImages(*arguments, config.random_flip, **others)

@@ -100,7 +100,7 @@ def initial_networks(
         if networks.discriminator is not None:
             _check(networks.discriminator, name, value, config.weight_init, f"`discriminator.{name}`")
     resolution = resolution_for(networks.vae, config.resolution)
-    networks.vae.register_to_config(sample_size=resolution)  # which others take as the size that it is trained at
+    networks.vae.register_to_config(sample_size=resolution)  # the size that data and loop follow
     smaller_side = min(height_and_width(resolution))
     for network, smallest in (
         ("the discriminator", networks.discriminator.smallest_size if networks.discriminator else 0),

@@ -1,0 +1,18 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""The seconds that a call takes, also on a device that computes while Python goes on."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def seconds_of(function: Callable[[], object], device: torch.device) -> float:
+    """Call a function, wait until the device has done with it, and return the seconds from its beginning."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
