@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from diffusers import DiffusionPipeline
 from huggingface_hub import metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
@@ -48,6 +49,27 @@ def test_results_are_a_model_index_of_the_cards_name(name):
             re.search(rf"\b{re.escape(str(result.metric_value))}\b", card(name).partition("\n# ")[2])
             or name in EMBEDDED
         )
+
+
+EMBEDDED_PIPELINES = [name for name in EMBEDDED if name.startswith("lightningdit")]
+
+
+@pytest.mark.parametrize("name", EMBEDDED_PIPELINES)
+def test_files_of_an_embedded_pipeline_are_small_and_safe(name):
+    files = [path for path in (FOLDER / name).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 12e6
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md", ".png", ".py"}
+    for path in (FOLDER / name).rglob("*.json"):
+        assert "_name_or_path" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("name", EMBEDDED_PIPELINES)
+def test_the_card_of_an_embedded_pipeline_leads_with_its_own_snippet(name):
+    header, text = card(name).split("---\n")[1:3]
+    assert yaml.safe_load(header)["library_name"] == "diffusers"
+    snippet = text.split("```python\n")[1].split("```")[0]
+    assert "import diffusers_lightningdit" in snippet
+    compile(snippet, "card", "exec")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
