@@ -708,6 +708,7 @@ class Change3DPipeline(DiffusionPipeline):
         height, width = self.model.sample_size
         return MODEL_CARD.format(
             title=repository.rpartition("/")[2],
+            pipeline_tag="image-to-text" if self.task == "captioning" else "image-segmentation",
             repository=repository,
             task=self.task,
             size=f"{height}x{width}",
@@ -732,6 +733,7 @@ def as_output(values: np.ndarray, output_type: str):
 GENERIC_CARD = "This model card has been automatically generated."
 MODEL_CARD = """---
 library_name: diffusers
+pipeline_tag: {pipeline_tag}
 tags:
 - change3d
 - change-detection

@@ -20,7 +20,7 @@ from diffusers_lightningdit.models.transformer_lightningdit import (
 from diffusers_lightningdit.registration import register_with_diffusers
 
 PUBLIC_CLASSES = [
-    "FlowMatchAdamsBashforthScheduler",
+    *("Change3DModel", "FlowMatchAdamsBashforthScheduler"),
     *("AutoencoderVAVAE", "FlowMatchSDEScheduler", "FlowMatchUCGMScheduler", "InternalGuidance", "IntervalGuidance"),
     *("LightningDiTPipeline", "LightningDiTTransformer2DModel"),
 ]
@@ -83,9 +83,9 @@ def test_layer_skipping_knows_the_attention():
 def test_single_files_are_read_by_our_functions():
     """Ours come first, since AutoencoderVAVAE is also an AutoencoderKL; diffusers' own are all still there."""
     classes = single_file_model.SINGLE_FILE_LOADABLE_CLASSES
-    assert list(classes)[:2] == ["LightningDiTTransformer2DModel", "AutoencoderVAVAE"]
+    assert list(classes)[:3] == ["LightningDiTTransformer2DModel", "AutoencoderVAVAE", "Change3DModel"]
     assert {"AutoencoderKL", "UNet2DConditionModel", "FluxTransformer2DModel"} < set(classes)
-    for name in list(classes)[:2]:
+    for name in list(classes)[:3]:
         assert set(classes["AutoencoderKL"]) == set(classes[name])
         chosen = single_file_model._get_single_file_loadable_mapping_class(getattr(diffusers_lightningdit, name))
         assert chosen == name

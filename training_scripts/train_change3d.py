@@ -20,7 +20,8 @@ from accelerate import Accelerator
 from diffusers_lightningdit.change3d.losses import binary_losses, caption_losses, damage_losses, semantic_losses
 from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
 from diffusers_lightningdit.data.row_stream import RowStream
-from diffusers_lightningdit.files import write_result
+from diffusers_lightningdit.hub.repository import HubError, create_repository
+from diffusers_lightningdit.hub.trained_pipeline import save_trained_pipeline
 from diffusers_lightningdit.interruption import Interruption
 from diffusers_lightningdit.locks import locked_by_run
 from diffusers_lightningdit.models import Change3DModel
@@ -45,6 +46,7 @@ from diffusers_lightningdit.training.run_state import RunState, make_run_state
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 
 Sampler = GlobalBatchSampler | RowStream
+SCRIPT = "train_change3d.py"
 MODEL = "model"  # in checkpoints
 ADVICE = "a lower `learning_rate`, or labels with more classes in a batch"
 
@@ -115,7 +117,9 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
             until_the_end.enter_context(locked_by_run(accelerator, config.output_dir))
             state = make_run(config, accelerator, model, pairs, sampler)
             best = BestWeights(config.output_dir, accelerator, state.step, config.resume_from_checkpoint)
-        with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
+        with one_line_errors((CheckpointWriteError, TrainingDiverged, HubError), status=1, of_one_process=DATA_ERRORS):
+            if config.push_to_hub and accelerator.is_main_process:
+                create_repository(config.hub_model_id)  # now, not after days of training
             train(config, accelerator, pairs, sampler, state, best)
             save(config, accelerator, pairs, state, best)
     return {"output_dir": config.output_dir}
@@ -230,8 +234,7 @@ def save(
             palette=None if config.label_palette is None else [list(color) for color in config.label_palette],
             vocabulary=None if vocabulary is None else sorted(vocabulary, key=vocabulary.get),
         )
-        write_result(config.output_dir, pipeline.save_pretrained)
-        print(f"wrote {config.output_dir}")
+        save_trained_pipeline(config, pipeline, SCRIPT)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch._dynamo
 from golden.small_set import recorded_part
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from diffusers_lightningdit import Change3DModel
 from diffusers_lightningdit.models.change3d import Change3DBatchNorm, as_clips, as_frames, rounded_width
@@ -224,6 +224,58 @@ def test_initialisation():
 def test_widths_are_rounded_as_in_x3d():
     assert [rounded_width(0.0625 * width) for width in (54, 108, 216, 432)] == [8, 8, 16, 32]
     assert rounded_width(20.0) == 24 and rounded_width(11.9) == 16  # 8 would be less than 90 %
+
+
+# -- Original checkpoints ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["bcd_96x64", "cc_64x64_v43"])
+def test_from_single_file(name, recorded_model, change3d_checkpoint, tmp_path):
+    torch.save({"state_dict": change3d_checkpoint(name)}, tmp_path / "change3d.pth")
+    expected, model = recorded_model(name), Change3DModel.from_single_file(str(tmp_path / "change3d.pth"))
+    assert dict(model.config) == dict(expected.config) and not model.training
+    state_dict = model.state_dict()
+    assert state_dict.keys() == expected.state_dict().keys()
+    assert all(torch.equal(value, state_dict[key]) for key, value in expected.state_dict().items())
+    with torch.no_grad():
+        for value, other in zip(*(one(**arguments(expected), return_dict=False) for one in (expected, model)),
+                                strict=True):  # fmt: skip
+            assert torch.equal(value, other)  # positions, too, which are in no file
+
+
+def test_from_single_file_of_other_layouts(change3d_checkpoint, recorded_model, tmp_path):
+    """The pair of dictionaries of captioning, plain safetensors, and a file whose size a config repeats."""
+    original = change3d_checkpoint("cc_64x64_v43")
+    parts = {"encoder_image": "encoder.", "decoder": "decoder."}
+    content = {
+        name: {key.removeprefix(start): value for key, value in original.items() if key.startswith(start)}
+        for name, start in parts.items()
+    }
+    torch.save(content, tmp_path / "captions.pth")
+    model = Change3DModel.from_single_file(str(tmp_path / "captions.pth"), dtype=torch.bfloat16)
+    assert model.config.vocab_size == 43 and model.dtype == torch.bfloat16
+    expected = recorded_model("bcd_64x64")
+    save_file(change3d_checkpoint("bcd_64x64"), tmp_path / "maps.safetensors")
+    expected.save_config(tmp_path / "model")
+    model = Change3DModel.from_single_file(str(tmp_path / "maps.safetensors"), config=str(tmp_path), subfolder="model")
+    assert torch.equal(model.encoder.perception_frames, expected.encoder.perception_frames)
+
+
+def test_from_single_file_refuses_what_does_not_fit(change3d_checkpoint, tmp_path):
+    original = change3d_checkpoint("bcd_64x64")
+    with pytest.raises(ValueError, match=r"key `encoder.fc.0.0.weight` is missing"):
+        Change3DModel.from_single_file({key: v for key, v in original.items() if key != "encoder.fc.0.0.weight"})
+    Change3DModel("binary", sample_size=32).save_config(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"has shape .*64, 64\] in the file; required: .*32, 32\], by the `config`"):
+        Change3DModel.from_single_file(original, config=str(tmp_path), subfolder="model")
+    Change3DModel("semantic", sample_size=64, num_classes=2).save_config(tmp_path / "other" / "model")
+    with pytest.raises(ValueError, match=r"key `decoder_after.* in the file; required: .*, by the `config`"):
+        Change3DModel.from_single_file(original, config=str(tmp_path / "other" / "model"))
+    with pytest.raises(ValueError, match="`original_config` has 1 keys; required: None for Change3D"):
+        Change3DModel.from_single_file(original, original_config={"model": {}})
+    torch.save({"state_dict": original, "run": print}, tmp_path / "code.pth")
+    with pytest.raises(ValueError, match=r"code.pth: contains the Python object"):
+        Change3DModel.from_single_file(str(tmp_path / "code.pth"))
 
 
 # -- What diffusers and torch do with the model ------------------------------------------------------------------------

@@ -6,14 +6,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load
+from tiny_change3d import write_folders
 
 HUB_TESTS = Path(__file__).parents[1] / "hub"
-RUN_BOTH = """
+RUN_ALL = """
 import sys
 sys.path[:0] = [sys.argv[1]]
-import train_lightningdit, train_lightningdit_lora
+import train_change3d, train_lightningdit, train_lightningdit_lora
 train_lightningdit.main(["--config", *sys.argv[2].split(), "push_to_hub=true", "hub_model_id=user/transformer"])
 train_lightningdit_lora.main([*sys.argv[3].split(), "push_to_hub=true", "hub_model_id=user/lora"])
+train_change3d.main([*sys.argv[4].split(), "push_to_hub=true", "hub_model_id=user/change3d"])
 """
 
 
@@ -26,12 +30,17 @@ def hub(monkeypatch):
         yield hub
 
 
-def test_pipeline_and_lora_are_uploaded(hub, data, trained_vae, transformer_recipe, tmp_path):
-    """By both scripts in one new process, because huggingface_hub reads the Hub's address when it is imported."""
+def test_results_are_uploaded(hub, data, trained_vae, transformer_recipe, tmp_path):
+    """By three scripts in one new process, because huggingface_hub reads the Hub's address when it is imported."""
     pipeline, lora = tmp_path / "pipeline", tmp_path / "lora"
     full = f"{transformer_recipe} data={data} vae={trained_vae} output_dir={pipeline} checkpointing_steps=null"
     tuned = (
         f"pipeline={pipeline} data={data} output_dir={lora} resolution=8 global_batch_size=4 max_train_steps=1 rank=2"
+    )
+    changes = (
+        f"data={write_folders(tmp_path / 'pairs', 'binary', 2)} output_dir={tmp_path / 'change'} task=binary "
+        "model.sample_size=32 model.width_factor=0.5 model.depth_factor=0.5 global_batch_size=2 max_train_steps=1 "
+        "checkpointing_steps=null save_dtype=float16"
     )
     settings = {
         "HF_ENDPOINT": hub.url,
@@ -45,7 +54,7 @@ def test_pipeline_and_lora_are_uploaded(hub, data, trained_vae, transformer_reci
     }
     scripts = str(Path(__file__).parents[2] / "training_scripts")
     finished = subprocess.run(
-        [sys.executable, "-c", RUN_BOTH, scripts, full, tuned],
+        [sys.executable, "-c", RUN_ALL, scripts, full, tuned, changes],
         capture_output=True,
         text=True,
         env={**os.environ, **settings},
@@ -63,3 +72,13 @@ def test_pipeline_and_lora_are_uploaded(hub, data, trained_vae, transformer_reci
     uploaded = hub.repositories["user/lora"].files
     assert uploaded["pytorch_lora_weights.safetensors"] == (lora / "pytorch_lora_weights.safetensors").read_bytes()
     assert uploaded.keys() == {"pytorch_lora_weights.safetensors", "README.md"}
+    uploaded = hub.repositories["user/change3d"].files
+    assert {
+        "model_index.json",
+        "model/config.json",
+        "model/diffusers_lightningdit.py",
+        "pipeline.py",
+    } <= uploaded.keys()
+    assert 'repository = "user/change3d"' in uploaded["README.md"].decode()
+    weights = load(uploaded["model/diffusion_pytorch_model.safetensors"])
+    assert {value.dtype for name, value in weights.items() if "num_batches" not in name} == {torch.float16}

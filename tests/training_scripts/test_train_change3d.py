@@ -18,6 +18,7 @@ from tiny_change3d import NUM_CLASSES, TINY_MODEL, write_columns, write_folders,
 from tiny_training import write_recipe
 
 from diffusers_lightningdit import Change3DPipeline
+from diffusers_lightningdit.hub.cards import check_card
 from diffusers_lightningdit.training import run_state
 from diffusers_lightningdit.training.change3d.validation import BEST_FILE
 
@@ -90,6 +91,9 @@ def test_a_whole_run(uninterrupted, task):
     output = pipeline(*images)
     name = {"captioning": "captions", "damage": "building"}.get(task, "change")
     assert len(output[name] if task != "captioning" else output.captions) == 1
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert check_card(card).pipeline_tag == ("image-to-text" if task == "captioning" else "image-segmentation")
+    assert "By `train_change3d.py`" in card and "| `learning_rate` | `0.01` |" in card and str(folder) not in card
     losses = [record["loss"] for record in records(folder) if "loss" in record]
     assert len(losses) == 5
     assert min(losses[1:]) < losses[0]
@@ -185,6 +189,7 @@ def test_bfloat16(recipes, pairs, tmp_path, task):
         ("binary", ["validation_split=test"], "`validation_split` is 'test'; required: a split that no result"),
         ("binary", ["validation_split=train"], "`validation_split` is 'train', that of the training"),
         ("binary", ["split=nothing"], "`split` is 'nothing', and .* has the splits test, train, val"),
+        ("binary", ["push_to_hub=true"], "`push_to_hub` is true, but `hub_model_id` is not given"),
         ("binary", ["task=other"], "`task` is 'other'; required: one of binary, semantic, damage, captioning"),
         ("binary", ["model.sample_size=20"], "`sample_size` is 20"),
         ("binary", ["model.sample_size=64"], "t1/pair_.*png has 32x32 pixels .*required: 64x64, or `resize`"),

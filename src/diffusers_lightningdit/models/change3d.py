@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import FromOriginalModelMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
@@ -630,7 +631,7 @@ def checkpointed(block: nn.Module, *args) -> torch.Tensor:
     return checkpoint(block, *args, use_reentrant=False, context_fn=contexts)
 
 
-class Change3DModel(LightningDiTModelMixin, ModelMixin, ConfigMixin):
+class Change3DModel(LightningDiTModelMixin, FromOriginalModelMixin, ModelMixin, ConfigMixin):
     """Change3D for one of its four tasks; the defaults are the published sizes (arXiv 2503.18803).
 
     Only what the task uses is built: X3D without its head, its last stage for captioning only, a decoder for each map.

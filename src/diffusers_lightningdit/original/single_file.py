@@ -5,13 +5,14 @@ diffusers asks twice: for the arguments of the model (only without `config=`), t
 
 import torch
 
-from ..models import AutoencoderVAVAE, LightningDiTTransformer2DModel
+from ..models import AutoencoderVAVAE, Change3DModel, LightningDiTTransformer2DModel
 from .autoencoder import (
     autoencoder_from_original,
     check_autoencoder_yaml,
     empty_autoencoder,
     select_autoencoder_weights,
 )
+from .change3d import change3d_from_original, empty_change3d
 from .config import OriginalConfig
 from .transformer import embedded_config, empty_transformer, select_transformer_weights, transformer_from_original
 
@@ -68,6 +69,20 @@ def autoencoder_weights(config: dict, checkpoint: dict) -> dict[str, torch.Tenso
     return state_dict
 
 
+def change3d_arguments(original_config: dict, checkpoint: dict) -> dict:
+    """Arguments of `Change3DModel`, read off the weights: its original has no configuration file."""
+    if original_config:
+        raise ValueError(f"`original_config` has {len(original_config)} keys; required: None for Change3D.")
+    return change3d_from_original(checkpoint).config
+
+
+def change3d_weights(config: dict, checkpoint: dict) -> dict[str, torch.Tensor]:
+    """The state dict under our names, complete for a model of `config`."""
+    state_dict = change3d_from_original(checkpoint).state_dict
+    _check_complete(state_dict, empty_change3d(config))
+    return state_dict
+
+
 SINGLE_FILE_CLASSES = {
     LightningDiTTransformer2DModel.__name__: {
         "checkpoint_mapping_fn": transformer_weights,
@@ -78,6 +93,11 @@ SINGLE_FILE_CLASSES = {
         "checkpoint_mapping_fn": autoencoder_weights,
         "config_mapping_fn": autoencoder_arguments,
         "default_subfolder": "vae",
+    },
+    Change3DModel.__name__: {
+        "checkpoint_mapping_fn": change3d_weights,
+        "config_mapping_fn": change3d_arguments,
+        "default_subfolder": "model",
     },
 }
 

@@ -136,3 +136,21 @@ class ImageTrainingConfig(TrainingConfig):
         "autoencoder's `sample_size`, the size of the images that it was trained on.",
         minimum=1,
     )
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrainedPipelineSettings:
+    """Fields of the trainings that write a pipeline or LoRA, and upload it where that is wanted."""
+
+    save_dtype: str = setting(
+        "float32", "The type of the saved weights.", group="Output", choices=("float32", "bfloat16", "float16")
+    )
+    push_to_hub: bool = setting(
+        False, "Upload the result to `hub_model_id`, which is made, private, before training begins."
+    )
+    hub_model_id: str | None = setting(None, "The Hub repository of the result: user/name.")
+
+    def check_hub(self) -> None:
+        """Raise ValueError if the result is to be uploaded, but not said where to."""
+        if self.push_to_hub and self.hub_model_id is None:
+            raise ValueError("`push_to_hub` is true, but `hub_model_id` is not given; required: user/name.")

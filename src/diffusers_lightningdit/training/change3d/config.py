@@ -10,14 +10,14 @@ from ...change3d.sources import split_of
 from ...change3d.tasks import TASKS
 from ...models import Change3DModel
 from ...settings import argument_list, make_model_arguments, required, setting
-from ..config import TrainingConfig
+from ..config import TrainedPipelineSettings, TrainingConfig
 
 SCHEDULES = ("poly", "step")
 NOT_GIVEN = ("task", "vocab_size")  # arguments of the model that are settings, or follow from the data
 
 
 @dataclass(kw_only=True)
-class Change3DTrainingConfig(TrainingConfig):
+class Change3DTrainingConfig(TrainedPipelineSettings, TrainingConfig):
     """Settings of train_change3d.py.
 
     Raises:
@@ -135,6 +135,7 @@ class Change3DTrainingConfig(TrainingConfig):
 
     def __post_init__(self):
         TrainingConfig.__post_init__(self)
+        self.check_hub()
         for name in NOT_GIVEN:
             if name in self.model:
                 instead = "`task`" if name == "task" else "nothing, it follows from the vocabulary"

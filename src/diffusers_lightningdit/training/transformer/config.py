@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from ...models import LightningDiTTransformer2DModel
 from ...settings import argument_list, make_config, make_model_arguments, required, setting
-from ..config import ImageTrainingConfig
+from ..config import ImageTrainingConfig, TrainedPipelineSettings
 from .alignment import AlignmentSettings
 
 DATA_KINDS = ("images", "latents")
@@ -19,7 +19,7 @@ FROM_DATA_AND_VAE = ("sample_size", "in_channels", "num_classes")  # arguments o
 
 
 @dataclass(kw_only=True)
-class FlowTrainingConfig(ImageTrainingConfig):
+class FlowTrainingConfig(TrainedPipelineSettings, ImageTrainingConfig):
     """Fields of every training of the transformer.
 
     Raises:
@@ -134,14 +134,6 @@ class FlowTrainingConfig(ImageTrainingConfig):
     validation_split: str = setting("validation", "The split that the validation loss is measured on.")
     num_validation_samples: int = setting(256, "The samples that the validation loss is measured on.", minimum=1)
 
-    save_dtype: str = setting(
-        "float32", "The type of the saved weights.", group="Output", choices=("float32", "bfloat16", "float16")
-    )
-    push_to_hub: bool = setting(
-        False, "Upload the result to `hub_model_id`, which is made, private, before training begins."
-    )
-    hub_model_id: str | None = setting(None, "The Hub repository of the result: user/name.")
-
     def __post_init__(self):
         super().__post_init__()
         if self.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
@@ -153,8 +145,7 @@ class FlowTrainingConfig(ImageTrainingConfig):
             )
         if self.streaming and self.latents_in_memory:
             raise ValueError("`latents_in_memory` is true; required: false with `streaming`, which has no end.")
-        if self.push_to_hub and self.hub_model_id is None:
-            raise ValueError("`push_to_hub` is true, but `hub_model_id` is not given; required: user/name.")
+        self.check_hub()
         for decay in self.ema_decays:
             if not 0 <= decay < 1:
                 raise ValueError(f"`ema_decay` is {decay}; required: at least 0 and below 1.")
