@@ -42,6 +42,7 @@ def test_semantic(tensors, values):
     labels = [tensors[f"scd_{name}_label"] for name in ("pre", "post", "change")]
     losses = semantic_losses(*arguments, *labels)
     assert losses["loss"].item() == pytest.approx(values["scd_total"], abs=1e-6)
+    assert losses["loss"].item() == pytest.approx(values["scd_val"]["val_loss"], abs=1e-6)
     assert losses["change_loss"].item() == pytest.approx(values["scd_bce_dice"], abs=1e-6)
     assert losses["similarity_loss"].item() == pytest.approx(values["scd_similarity"], abs=1e-6)
     assert losses["class_loss"].item() == pytest.approx((values["scd_ce_pre"] + values["scd_ce_post"]) / 2, abs=1e-6)

@@ -1,6 +1,7 @@
 """The small form of what was recorded of Change3D: it is cut from the whole set, and its weights are drawn right."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -28,6 +29,20 @@ def test_names_and_shapes_follow_from_the_code():
     for name, case in cases.items():
         recorded = json.loads((WHOLE_SET / f"shapes_{name}.json").read_text())
         assert original_shapes(recorded_config(case)) == recorded
+
+
+@pytest.mark.parametrize("name", ["bcd_64x64", "bcd_96x64", "scd_64x64_c7", "bda_64x64_c5", "cc_64x64_v43"])
+def test_the_recorded_numbers_of_weights(name):
+    """Counted without the tensors that no one trains: norms' buffers and the table of positions."""
+    case = json.loads((SMALL_SET / "configs.json").read_text())["configs"][name]
+    shapes = original_shapes(recorded_config(case))
+    assert len(shapes) == case["n_state_keys"]
+    buffers = ("running_mean", "running_var", "num_batches_tracked", ".pe")
+    assert sum(math.prod(shape) for key, shape in shapes.items() if not key.endswith(buffers)) == case["n_params"]
+    weights = draw_checkpoint(SMALL_SET / "configs.json", name)
+    for key, (first, total) in case["weight_spot_checks"].items():
+        assert weights[key].flatten()[0].item() == first
+        assert weights[key].double().sum().item() == pytest.approx(total, rel=1e-9)
 
 
 @needs_the_whole_set

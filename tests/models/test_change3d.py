@@ -130,6 +130,9 @@ def test_captions_by_teacher_forcing(recorded_model, golden_change3d):
     loss = torch.nn.functional.cross_entropy(logits[:, :-1][is_word], targets[is_word], ignore_index=0)
     case = json.loads(golden_change3d("configs.json").read_text())["configs"]["cc_64x64_v43"]
     assert loss.item() == pytest.approx(case["tf_loss"], rel=1e-6)
+    accuracy = (logits[:, :-1][is_word].argmax(-1) == targets[is_word]).double().mean().item()
+    assert 100 * accuracy == pytest.approx(case["tf_top1_acc"], rel=1e-6)
+    assert torch.equal(recorded["decode_lengths"], is_word.sum(1)[recorded["sort_ind"]])
 
 
 @pytest.mark.parametrize("num_beams", [1, 3, 5])
@@ -168,6 +171,8 @@ def test_gradients_are_those_of_the_original(recorded_model, golden_change3d):
     assert compared == set(gradients)
     assert_near(model.encoder.perception_frames.grad, recorded["grad_perception_frames"], 1e-3, relative=True)
     assert_near(model.encoder.stages[2][0].depthwise.conv.weight.grad, recorded["grad_res4_0_conv_b"], 1e-3, True)
+    assert_near(model.encoder.differences[1].weight.grad, recorded["grad_fc1"], 1e-3, relative=True)
+    assert_near(model.decoder_change.conv_out.weight.grad, recorded["grad_up_c1"], 1e-3, relative=True)
 
 
 def test_a_forward_pass_in_training_mode(recorded_model, golden_change3d):

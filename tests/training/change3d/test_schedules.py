@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from diffusers_lightningdit.change3d.metrics import binary_scores, confusion_matrix
 from diffusers_lightningdit.original.change3d import build_change3d, change3d_from_original
 from diffusers_lightningdit.settings import make_config
 from diffusers_lightningdit.training.change3d.config import Change3DTrainingConfig
@@ -76,6 +77,10 @@ def test_three_recorded_steps(golden_change3d, change3d_checkpoint, tmp_path):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(expected["lr"], rel=1e-12)
         losses = train_change3d.losses_of(model, "binary", batch, accelerator)
         assert losses["loss"].item() == pytest.approx(expected["loss"], abs=5e-4)
+        with torch.no_grad():  # norms see the same batch again, and no statistic is read in training
+            changed = model(batch["image_before"], batch["image_after"]).change > 0.5
+        scores = binary_scores(confusion_matrix(batch["labels"], changed, 2).numpy())
+        assert scores["f1"] == pytest.approx(expected["F1"], abs=5e-4)
         optimizer.zero_grad()
         losses["loss"].backward()
         optimizer.step()
