@@ -83,6 +83,15 @@ def change3d_checkpoint(golden_change3d):
     return functools.cache(lambda name: draw_checkpoint(golden_change3d("configs.json"), name))
 
 
+@pytest.fixture
+def fresh_accelerate_state():
+    """Reset accelerate's state after the test, so that each run of a command is a new one."""
+    from accelerate.state import AcceleratorState
+
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return TESTS.parent

@@ -76,15 +76,20 @@ def load_photograph(name: str) -> Image.Image:
 
 
 def cut_ground(photograph: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """A square of a photograph, of `size` times `SCALE` pixels, with the contrast of a ground seen from above."""
+    """A square of a photograph, of `size` times `SCALE` pixels."""
     side = int(rng.integers(size, min(photograph.size)))
     left, top = (int(rng.integers(0, length - side + 1)) for length in photograph.size)
     ground = photograph.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
+    return toned(ground, rng)
+
+
+def toned(ground: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A photograph with the tone and contrast of a ground seen from above, enlarged by `SCALE`."""
     pixels = np.asarray(ground, dtype=np.float64)
     tone, contrast = rng.uniform((70, 75, 50), (160, 150, 120)), rng.uniform(0.35, 0.7)
     pixels = tone + contrast * (pixels - pixels.mean((0, 1)))
     ground = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    return ground.resize((size * SCALE, size * SCALE), Image.Resampling.BICUBIC)
+    return ground.resize((ground.width * SCALE, ground.height * SCALE), Image.Resampling.BICUBIC)
 
 
 def rectangle(center: np.ndarray, sides: np.ndarray, angle: float) -> Polygon:
@@ -124,16 +129,36 @@ def draw_pair(photographs: list[Image.Image], size: int, rng: np.random.Generato
         draw.line([tuple(end * SCALE) for end in ends], (grey, grey, grey - 4), width)
     buildings = place_buildings(size, rng)
     trees = [(rng.uniform(0, size, 2), rng.uniform(0.02, 0.06) * size) for _ in range(int(rng.integers(4, 20)))]
+    return draw_dates(ground, buildings, trees, size, rng)
+
+
+def draw_dates(
+    ground: Image.Image,
+    buildings: list[tuple[Polygon, int]],
+    trees: list[tuple[np.ndarray, float]],
+    unit: int,
+    rng: np.random.Generator,
+) -> dict[str, Image.Image]:
+    """Both images and the label of a scene.
+
+    Args:
+        ground: The ground with its roads, `SCALE` times as large as the images.
+        buildings: Corners in pixels of the images, and numbers of `ROOFS`.
+        trees: Centres and radii in pixels of the images.
+        unit: The number of pixels that lengths of shadows and clouds are parts of.
+        rng: Draws which buildings are there, light, season and camera.
+    """
     # of each building: is it there before, and after
     presence = [((True, True), (True, False), (False, True))[rng.choice(3, p=(0.5, 0.2, 0.3))] for _ in buildings]
     images = [
-        see(draw_date(ground, buildings, [there[date] for there in presence], trees, rng), size, rng) for date in (0, 1)
+        see(draw_date(ground, buildings, [there[date] for there in presence], trees, unit, rng), unit, rng)
+        for date in (0, 1)
     ]
-    label = Image.new("L", (size * SCALE,) * 2)
+    label = Image.new("L", ground.size)
     for (corners, _), there in zip(buildings, presence, strict=True):
         if there[0] != there[1]:
             ImageDraw.Draw(label).polygon(scaled(corners), 255)
-    label = label.resize((size, size), Image.Resampling.BOX).point(lambda value: 255 * (value > 127))
+    label = label.resize(images[0].size, Image.Resampling.BOX).point(lambda value: 255 * (value > 127))
     return {"image_before": images[0], "image_after": images[1], "label": label}
 
 
@@ -142,16 +167,14 @@ def draw_date(
     buildings: list[tuple[Polygon, int]],
     is_there: list[bool],
     trees: list[tuple[np.ndarray, float]],
+    unit: int,
     rng: np.random.Generator,
 ) -> Image.Image:
-    """The scene at one date, with its season and its sun."""
+    """The scene at one date, with its season and its sun; see `draw_dates`."""
     image = ground.copy()
-    shadow = (
-        rng.uniform(0.01, 0.05)
-        * ground.width
-        / SCALE
-        * np.array([np.cos(sun := rng.uniform(0, 2 * np.pi)), np.sin(sun)])
-    )
+    length = rng.uniform(0.01, 0.05) * unit
+    sun = rng.uniform(0, 2 * np.pi)
+    shadow = length * np.array([np.cos(sun), np.sin(sun)])
     dark = Image.new("L", image.size, 255)
     for (corners, _), there in zip(buildings, is_there, strict=True):
         if there:
@@ -173,15 +196,15 @@ def draw_date(
     return image
 
 
-def see(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
+def see(image: Image.Image, unit: int, rng: np.random.Generator) -> Image.Image:
     """The image that a camera takes: light, clouds, colour, haze, blur, a shift of less than a pixel, and noise."""
+    size = (image.width // SCALE, image.height // SCALE)
     x, y = rng.uniform(-0.4, 0.4, 2) * SCALE
     image = image.transform(image.size, Image.Transform.AFFINE, (1, 0, x, 0, 1, y), Image.Resampling.BILINEAR)
     image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.8) * SCALE))
-    pixels = np.asarray(image.resize((size, size), Image.Resampling.BOX), dtype=np.float64) / 255
-    clouds = Image.fromarray(rng.uniform(0.6, 1.25, (4, 4)).astype(np.float32)).resize(
-        (size, size), Image.Resampling.BICUBIC
-    )
+    pixels = np.asarray(image.resize(size, Image.Resampling.BOX), dtype=np.float64) / 255
+    clouds = rng.uniform(0.6, 1.25, (4 * size[1] // unit, 4 * size[0] // unit)).astype(np.float32)
+    clouds = Image.fromarray(clouds).resize(size, Image.Resampling.BICUBIC)
     pixels *= np.asarray(clouds, dtype=np.float64)[..., None]
     pixels = pixels ** rng.uniform(0.75, 1.35) * rng.uniform(0.75, 1.2) * rng.uniform(0.92, 1.08, 3)
     pixels += rng.uniform(-0.06, 0.1) + rng.normal(0, rng.uniform(0.005, 0.025), pixels.shape)

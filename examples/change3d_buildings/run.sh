@@ -3,7 +3,7 @@
 #
 #     sh examples/change3d_buildings/run.sh [FOLDER]     (outputs/change3d_buildings; PYTHON=... chooses the interpreter)
 #
-# FOLDER/pipeline is the model, FOLDER/evaluation/metrics.json and FOLDER/baseline/baseline.json are its figures.
+# FOLDER/pipeline is what lies in model_cards/change3d-buildings, with the run's checkpoints and another card.
 set -eu
 example=$(dirname "$0")
 folder=${1:-outputs/change3d_buildings}
@@ -15,3 +15,5 @@ python=${PYTHON:-python}
     data="$folder/data" output_dir="$folder/pipeline"
 "$python" -m diffusers_lightningdit.evaluate change --model "$folder/pipeline" --data "$folder/data" \
     --output_dir "$folder/evaluation"
+"$python" "$example/figures.py" --pipeline "$folder/pipeline" --data "$folder/data" --evaluation "$folder/evaluation" \
+    --baseline "$folder/baseline" --output_dir "$folder/pipeline"

@@ -1,7 +1,6 @@
 """Fixtures of the evaluation tests."""
 
 import pytest
-from accelerate.state import AcceleratorState
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -9,13 +8,6 @@ from sklearn.datasets import load_digits
 
 from diffusers_lightningdit import LightningDiTPipeline
 from diffusers_lightningdit.evaluate import main
-
-
-@pytest.fixture
-def fresh_accelerate_state():
-    """Reset accelerate's state after the test, so that each run of a command is a new one."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

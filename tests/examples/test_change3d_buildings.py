@@ -42,8 +42,8 @@ def test_the_label_is_where_a_building_is_at_one_date_only():
     rng = np.random.default_rng(0)
     ground = draw_pairs.cut_ground(draw_pairs.load_photograph("grass.png"), 64, rng)
     corners = draw_pairs.rectangle(np.array([32.0, 20.0]), np.array([20.0, 12.0]), 0.3)
-    with_building = draw_pairs.draw_date(ground, [(corners, 0)], [True], [], np.random.default_rng(1))
-    without = draw_pairs.draw_date(ground, [(corners, 0)], [False], [], np.random.default_rng(1))
+    with_building = draw_pairs.draw_date(ground, [(corners, 0)], [True], [], 64, np.random.default_rng(1))
+    without = draw_pairs.draw_date(ground, [(corners, 0)], [False], [], 64, np.random.default_rng(1))
     differences = np.abs(np.array(with_building, int) - np.array(without, int)).sum(-1)
     assert differences[20 * draw_pairs.SCALE, 32 * draw_pairs.SCALE] > 20
     assert differences[55 * draw_pairs.SCALE :].max() == 0

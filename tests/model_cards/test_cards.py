@@ -19,7 +19,7 @@ CARDS = sorted(file.parent.name for file in FOLDER.glob("*/README.md"))
 PIPELINES = ["lightningdit-xl-imagenet256-64ep", "lightningdit-xl-imagenet256-800ep"]
 AUTOENCODER, VARIANTS = "vavae-imagenet256-f16d32-dinov2", "vavae-imagenet256-experimental-variants"
 PUBLISHED = [*PIPELINES, AUTOENCODER, VARIANTS]
-EMBEDDED = ["dinov2-digits", "lightningdit-digits", "lightningdit-digits-few-step"]
+EMBEDDED = ["change3d-buildings", "dinov2-digits", "lightningdit-digits", "lightningdit-digits-few-step"]
 
 
 def card(name: str) -> str:
@@ -51,7 +51,7 @@ def test_results_are_a_model_index_of_the_cards_name(name):
         )
 
 
-EMBEDDED_PIPELINES = [name for name in EMBEDDED if name.startswith("lightningdit")]
+EMBEDDED_PIPELINES = [name for name in EMBEDDED if name != "dinov2-digits"]
 
 
 @pytest.mark.parametrize("name", EMBEDDED_PIPELINES)
@@ -91,6 +91,14 @@ def test_the_figures_of_the_digits_in_few_steps_are_those_that_were_recorded():
     measured = json.loads((folder / "evaluation" / "generation.json").read_text())["results"]
     assert figures["fid"] == measured["frechet_distance"]
     assert figures["accuracy"] == json.loads((folder / "metrics.json").read_text())["accuracy"]
+
+
+def test_the_figures_of_the_buildings_are_those_that_were_recorded():
+    folder = FOLDER / "change3d-buildings"
+    figures = {result.metric_name: result.metric_value for result in check_card(card(folder.name)).eval_results}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert figures["F1 of changed pixels"] == metrics["f1"]
+    assert figures["IoU of changed pixels"] == metrics["iou"]
 
 
 def test_the_figures_of_the_digits_are_those_that_were_recorded():
@@ -150,6 +158,8 @@ def test_every_snippet_runs(name, number, repositories, monkeypatch):
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_every_snippet_of_the_embedded_checkpoints_runs(name, monkeypatch, tmp_path):
     (tmp_path / "model_cards").symlink_to(FOLDER)
+    for picture in (FOLDER / name).glob("*.png"):
+        (tmp_path / picture.name).symlink_to(picture)
     monkeypatch.chdir(tmp_path)
     for block in python_blocks(card(name)):
         exec(compile(block, name, "exec"), {})
