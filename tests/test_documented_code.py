@@ -67,6 +67,7 @@ def checkout(tmp_path_factory) -> Path:
     cards = ("model_cards/lightningdit-digits", "model_cards/lightningdit-digits-few-step")
     for name in (*cards, "model", "FOLDER_OR_HUB_ID"):
         pipeline.save_pretrained(folder / name)
+    (folder / "model_cards" / "change3d-buildings").symlink_to(REPOSITORY / "model_cards" / "change3d-buildings")
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 

@@ -108,8 +108,8 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
             accelerator = make_accelerator(config)
             if accelerator.is_fsdp2:
                 raise ValueError("a model this small is not sharded (FSDP2); required: data-parallel training.")
-            arguments, model = initial_model_config(config)
-            pairs = load_pairs(config, arguments)
+            arguments, model, words = initial_model_config(config)
+            pairs = load_pairs(config, arguments, words)
             accelerator.print(pairs.train.summary())
             sampler = make_batch_sampler(config, pairs.train, accelerator)
             torch.manual_seed(config.seed)  # the same first weights on every process

@@ -219,6 +219,23 @@ def test_a_model_of_another_task(recipes, pairs, uninterrupted, tmp_path, capsys
     assert "of the task 'binary'; required: 'damage'" in capsys.readouterr().err
 
 
+def test_a_model_of_other_words(recipes, uninterrupted, tmp_path, capsys):
+    """A vocabulary of another size, and one of the same size in another order."""
+    data = {"captioning": write_raw_captions(tmp_path / "data", 6)}
+    content = Path(data["captioning"]).read_text()
+    words = json.loads((uninterrupted["captioning"] / "model_index.json").read_text())["vocabulary"]
+    for change, message in (
+        (content.replace("same", "other scene"), f"has a vocabulary of {len(words) + 1} words; required: {len(words)}"),
+        (content.replace("road", "street"), "`data` has another vocabulary than `weight_init`"),
+    ):
+        Path(data["captioning"]).write_text(change)
+        with pytest.raises(SystemExit):
+            arguments_of_run = arguments(recipes, data, "captioning", tmp_path / "run")
+            train_change3d.main([*arguments_of_run, "model={}", f"weight_init={uninterrupted['captioning']}"])
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_is_not_resumed_with_other_data(recipes, uninterrupted, tmp_path, capsys):
     other = {"binary": write_folders(tmp_path / "other", "binary", 6, ("val", "train"))}
     with pytest.raises(SystemExit):

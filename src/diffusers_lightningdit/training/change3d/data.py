@@ -29,12 +29,15 @@ class TrainingPairs:
     form: PairFormat
 
 
-def load_pairs(config: Change3DTrainingConfig, model_config: dict) -> TrainingPairs:
+def load_pairs(
+    config: Change3DTrainingConfig, model_config: dict, words_of_model: list[str] | None = None
+) -> TrainingPairs:
     """Open and check all data.
 
     Args:
         config: The settings.
         model_config: The arguments of the model.
+        words_of_model: The vocabulary of the pipeline that `weight_init` names, if it has one.
 
     Raises:
         ValueError: In one line, naming the file, for data that cannot be used.
@@ -53,6 +56,8 @@ def load_pairs(config: Change3DTrainingConfig, model_config: dict) -> TrainingPa
         source = open_pairs(config.task, config.data, config.split, *arguments)
     if config.task == "captioning":
         vocabulary = known_vocabulary(source, config.vocabulary, config.min_word_count)
+        if config.weight_init is not None:
+            _check_words(config.weight_init, vocabulary, model_config["vocab_size"], words_of_model)
     form = PairFormat(config.task, size, num_classes, config.label_palette, config.resize, vocabulary)
     if config.streaming:
         arguments = (config.split, config.columns, config.allow_left_out, config.random_variation)
@@ -86,26 +91,42 @@ def _load_validation(config: Change3DTrainingConfig, form: PairFormat) -> PairDa
     return dataset
 
 
-def initial_model_config(config: Change3DTrainingConfig) -> tuple[dict, Change3DModel | None]:
-    """The arguments of the model, and the model itself where `weight_init` names one.
+def _check_words(weight_init: str, vocabulary: dict[str, int], vocab_size: int, words: list[str] | None) -> None:
+    """Raise ValueError if the words of the data are not those that the first weights were trained on."""
+    advice = "which its WORDMAP file as `vocabulary` gives"
+    if len(vocabulary) != vocab_size:
+        raise ValueError(
+            f"`data` has a vocabulary of {len(vocabulary)} words; required: {vocab_size}, as `weight_init` "
+            f"{weight_init!r} has, {advice}."
+        )
+    if words is not None and sorted(vocabulary, key=vocabulary.get) != words:
+        raise ValueError(
+            f"`data` has another vocabulary than `weight_init` {weight_init!r}; required: the same, {advice}."
+        )
+
+
+def initial_model_config(
+    config: Change3DTrainingConfig,
+) -> tuple[dict, Change3DModel | None, list[str] | None]:
+    """The arguments of the model; and the model itself and its words, where `weight_init` names them.
 
     Raises:
         ValueError: If there is no such model, or one of another task.
     """
     if config.weight_init is None:
-        return {"task": config.task, **config.model}, None
+        return {"task": config.task, **config.model}, None, None
     required = "a folder or Hub id of a Change3DModel or a Change3DPipeline"
     try:
-        is_pipeline = Change3DPipeline.load_config(config.weight_init).get("_class_name") == Change3DPipeline.__name__
+        pipeline_config = Change3DPipeline.load_config(config.weight_init)
     except Exception:  # diffusers raises many kinds where there is no model_index.json
-        is_pipeline = False
-    subfolder = "model" if is_pipeline else None
+        pipeline_config = {}
+    subfolder = "model" if pipeline_config.get("_class_name") == Change3DPipeline.__name__ else None
     model = read_model(Change3DModel, config.weight_init, "weight_init", required, subfolder=subfolder)
     if model.config.task != config.task:
         raise ValueError(
             f"`weight_init` is {config.weight_init!r}, of the task {model.config.task!r}; required: {config.task!r}."
         )
-    return dict(model.config), model
+    return dict(model.config), model, pipeline_config.get("vocabulary")
 
 
 def initial_model(config: Change3DTrainingConfig, arguments: dict, form: PairFormat) -> Change3DModel:
