@@ -70,8 +70,9 @@ def draw_scene(photograph: Image.Image, width: int, height: int, seed: int) -> d
         grey = int(rng.integers(90, 150))
         draw.line(scaled(ends), (grey, grey, grey - 4), int(rng.uniform(0.04, 0.09) * CELL * SCALE))
     buildings, trees = [], []
-    for row, column in np.ndindex(math.ceil(height / CELL), math.ceil(width / CELL)):
-        corner = np.array([column, row]) * CELL
+    # The squares begin half a square outside of the scene, so that edges of tiles do not run between the buildings.
+    for row, column in np.ndindex(math.ceil(height / CELL) + 1, math.ceil(width / CELL) + 1):
+        corner = (np.array([column, row]) - 0.5) * CELL
         for corners, roof in place_buildings(CELL, rng):
             if np.min(corners) >= 0 and np.max(corners) <= CELL:  # it could lie on one of the next square
                 buildings.append(([tuple(point) for point in corner + np.array(corners)], roof))
