@@ -176,7 +176,8 @@ class BenchmarkConfig:
     sample_size: int = setting(256, "The side of the images in pixels.", minimum=8)
     batch_sizes: tuple[int, ...] = setting((1, 2, 4, 8, 16), "The numbers of pairs of images at a time.")
     repeats: int = setting(5, "Measurements of each form, of which the median counts.", minimum=1)
-    training: bool = setting(True, "Whether to measure steps of training, too.")
+    evaluation: bool = setting(True, "Whether to measure evaluation.")
+    training: bool = setting(True, "Whether to measure steps of training, which need several times the memory.")
     compile_too: bool = setting(True, "Whether to measure the compiled model, too, whose compilation takes minutes.")
     num_threads: int = setting(2, "Threads on a CPU.", minimum=1, group="Computation")
 
@@ -298,8 +299,9 @@ def main(argv: list[str] | None = None) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}")
         print("| | pairs at a time | form | pairs/s | peak MB |\n|---|---|---|---|---|", flush=True)
-        for is_training in (False, True)[: 1 + config.training]:
-            measure(config, device, is_training)
+        for is_training, is_wanted in ((False, config.evaluation), (True, config.training)):
+            if is_wanted:
+                measure(config, device, is_training)
 
 
 if __name__ == "__main__":

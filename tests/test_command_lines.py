@@ -39,6 +39,8 @@ SCRIPTS = [
     "conversion/convert_yaml_to_recipe.py",
     "examples/change3d_buildings/difference.py",
     "examples/change3d_buildings/draw_pairs.py",
+    "examples/change3d_buildings/draw_scene.py",
+    "examples/change3d_buildings/figures.py",
     "examples/digits/judge.py",
     "examples/digits/prepare.py",
     "examples/digits/train_encoder.py",

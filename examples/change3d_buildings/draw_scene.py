@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Draw a large scene, find its changes in tiles, and measure whether the edges of the tiles are seen in the maps.
+r"""Draw a large scene, find its changes in tiles, and measure whether the edges of the tiles are seen in the maps.
 
     python examples/change3d_buildings/draw_scene.py --pipeline model_cards/change3d-buildings \
         --output_dir outputs/change3d_buildings/scene
@@ -16,11 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from draw_pairs import PHOTOGRAPHS, SCALE, draw_dates, load_photograph, place_buildings, scaled, toned
 from PIL import Image, ImageDraw
 
-import diffusers_lightningdit  # noqa: F401 (makes its classes known to diffusers)
+from diffusers_lightningdit import Change3DPipeline
 from diffusers_lightningdit.change3d.metrics import binary_scores, confusion_matrix
 from diffusers_lightningdit.files import check_output_dir, new_folder, write_json
 from diffusers_lightningdit.pipelines.pipeline_change3d import tile_starts
@@ -98,7 +97,7 @@ def seam_ratio(probability: np.ndarray, tile: tuple[int, int], overlap: int) -> 
 def main(argv: list[str] | None = None) -> None:
     with one_line_errors((ValueError, OSError)):
         config = parse_config(SceneConfig, argv, __doc__)
-        pipe = DiffusionPipeline.from_pretrained(config.pipeline)
+        pipe = Change3DPipeline.from_pretrained(config.pipeline)
     scene = draw_scene(load_photograph(config.photograph), config.width, config.height, config.seed)
     tile = pipe.model.sample_size
     overlap = min(tile) // 4 if config.tile_overlap is None else config.tile_overlap

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Gather the figures of a trained pipeline beside those of the image difference, and draw pairs with their maps.
+r"""Gather the figures of a trained pipeline beside those of the image difference, and draw pairs with their maps.
 
     python examples/change3d_buildings/figures.py --pipeline FOLDER --data outputs/change3d_buildings/data \
         --evaluation FOLDER/evaluation --baseline FOLDER/baseline --output_dir FOLDER
@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import load_dataset
-from diffusers import DiffusionPipeline
 
-import diffusers_lightningdit  # noqa: F401 (makes its classes known to diffusers)
+from diffusers_lightningdit import Change3DPipeline
 from diffusers_lightningdit.files import write_json
 from diffusers_lightningdit.grids import labelled_grid
 from diffusers_lightningdit.settings import check_settings, one_line_errors, parse_config, required, setting
@@ -54,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(
                 f"`baseline` has {baseline['num_pairs']} pairs; required: {measured['num_pairs']}, as `evaluation` has."
             )
-        pipe = DiffusionPipeline.from_pretrained(config.pipeline)
+        pipe = Change3DPipeline.from_pretrained(config.pipeline)
     record = {"num_pairs": measured["num_pairs"]}
     record |= {name: round(measured["usual"][name], 4) for name in SCORES}
     record["image_difference"] = {name: round(baseline[name], 4) for name in ("f1", "precision", "recall")}

@@ -12,6 +12,7 @@ from . import pipelines
 from .guiders import InternalGuidance, IntervalGuidance
 from .models import AutoencoderVAVAE, Change3DModel, LightningDiTTransformer2DModel
 from .models.transformer_lightningdit import LightningDiTAttnProcessor, LightningDiTTransformerBlock
+from .original.change3d_single_file import CHANGE3D_SINGLE_FILE_CLASSES
 from .original.single_file import SINGLE_FILE_CLASSES
 from .schedulers import FlowMatchAdamsBashforthScheduler, FlowMatchSDEScheduler, FlowMatchUCGMScheduler
 
@@ -49,9 +50,10 @@ def register_with_diffusers() -> None:
     # `from_single_file` takes the first class here that a model is a subclass of; AutoencoderVAVAE must come before its
     # base class AutoencoderKL, whose mapping is another.
     classes = single_file_model.SINGLE_FILE_LOADABLE_CLASSES
-    known = {name: functions for name, functions in classes.items() if name not in SINGLE_FILE_CLASSES}
+    own = SINGLE_FILE_CLASSES | CHANGE3D_SINGLE_FILE_CLASSES
+    known = {name: functions for name, functions in classes.items() if name not in own}
     classes.clear()
-    classes.update(SINGLE_FILE_CLASSES | known)
+    classes.update(own | known)
     # FirstBlockCache and its relatives have to know what a block returns ...
     hook_helpers.TransformerBlockRegistry.register(
         LightningDiTTransformerBlock, hook_helpers.TransformerBlockMetadata(return_hidden_states_index=0)

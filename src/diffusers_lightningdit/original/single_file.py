@@ -5,16 +5,16 @@ diffusers asks twice: for the arguments of the model (only without `config=`), t
 
 import torch
 
-from ..models import AutoencoderVAVAE, Change3DModel, LightningDiTTransformer2DModel
+from ..models import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from .autoencoder import (
     autoencoder_from_original,
     check_autoencoder_yaml,
     empty_autoencoder,
     select_autoencoder_weights,
 )
-from .change3d import change3d_from_original, empty_change3d
 from .config import OriginalConfig
 from .transformer import embedded_config, empty_transformer, select_transformer_weights, transformer_from_original
+from .translation import check_complete
 
 
 def transformer_arguments(
@@ -44,7 +44,7 @@ def transformer_weights(config: dict, checkpoint: dict, weights: str | None = No
             raise ValueError(
                 f"`config` has {name}={model.config[name]!r}; required: {found[name]!r}, as the file has it."
             )
-    _check_complete(state_dict, model)
+    check_complete(state_dict, model)
     return state_dict
 
 
@@ -65,21 +65,7 @@ def autoencoder_arguments(
 def autoencoder_weights(config: dict, checkpoint: dict) -> dict[str, torch.Tensor]:
     """The state dict under our names, complete for a model of `config`."""
     state_dict = autoencoder_from_original(select_autoencoder_weights(checkpoint)).state_dict
-    _check_complete(state_dict, empty_autoencoder(config))
-    return state_dict
-
-
-def change3d_arguments(original_config: dict, checkpoint: dict) -> dict:
-    """Arguments of `Change3DModel`, read off the weights: its original has no configuration file."""
-    if original_config:
-        raise ValueError(f"`original_config` has {len(original_config)} keys; required: None for Change3D.")
-    return change3d_from_original(checkpoint).config
-
-
-def change3d_weights(config: dict, checkpoint: dict) -> dict[str, torch.Tensor]:
-    """The state dict under our names, complete for a model of `config`."""
-    state_dict = change3d_from_original(checkpoint).state_dict
-    _check_complete(state_dict, empty_change3d(config))
+    check_complete(state_dict, empty_autoencoder(config))
     return state_dict
 
 
@@ -94,20 +80,4 @@ SINGLE_FILE_CLASSES = {
         "config_mapping_fn": autoencoder_arguments,
         "default_subfolder": "vae",
     },
-    Change3DModel.__name__: {
-        "checkpoint_mapping_fn": change3d_weights,
-        "config_mapping_fn": change3d_arguments,
-        "default_subfolder": "model",
-    },
 }
-
-
-def _check_complete(state_dict: dict[str, torch.Tensor], model: torch.nn.Module) -> None:
-    """diffusers itself would leave missing weights empty."""
-    expected = {key: list(value.shape) for key, value in model.state_dict().items()}
-    found = {key: list(value.shape) for key, value in state_dict.items()}
-    for key in sorted(expected | found):
-        if expected.get(key) != found.get(key):
-            raise ValueError(
-                f"key `{key}` has shape {found.get(key)} in the file; required: {expected.get(key)}, by the `config`."
-            )

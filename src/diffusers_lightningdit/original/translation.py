@@ -122,6 +122,20 @@ def check_shape(key: str, value: torch.Tensor, required: torch.Size) -> None:
         raise ValueError(f"key `{key}` has shape {list(value.shape)}; required: {list(required)}.")
 
 
+def check_complete(state_dict: dict[str, torch.Tensor], model: torch.nn.Module) -> None:
+    """Raise ValueError unless a translated state dict has all weights of a model of the caller's config.
+
+    Of `from_single_file`: diffusers itself would leave missing weights empty.
+    """
+    expected = {key: list(value.shape) for key, value in model.state_dict().items()}
+    found = {key: list(value.shape) for key, value in state_dict.items()}
+    for key in sorted(expected | found):
+        if expected.get(key) != found.get(key):
+            raise ValueError(
+                f"key `{key}` has shape {found.get(key)} in the file; required: {expected.get(key)}, by the `config`."
+            )
+
+
 def check_values(state_dict: dict[str, torch.Tensor]) -> None:
     """Raise ValueError for the first tensor that is of another type than the first one, or not finite."""
     first = next((key for key in state_dict if not key.endswith(COUNTER)), next(iter(state_dict)))
