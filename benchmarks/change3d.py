@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import gc
 import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,9 +181,14 @@ class BenchmarkConfig:
     training: bool = setting(True, "Whether to measure steps of training, which need several times the memory.")
     compile_too: bool = setting(True, "Whether to measure the compiled model, too, whose compilation takes minutes.")
     num_threads: int = setting(2, "Threads on a CPU.", minimum=1, group="Computation")
+    processor_time: bool = setting(
+        False, "Count the seconds of one thread on the processor, not those of the clock: for a machine that is busy."
+    )
 
     def __post_init__(self):
         check_settings(self)
+        if self.processor_time and self.num_threads > 1:
+            raise ValueError(f"`num_threads` is {self.num_threads} with `processor_time`; required: 1.")
 
 
 def peak_megabytes(function: Callable[[], object], device: torch.device) -> float:
@@ -201,6 +207,13 @@ def peak_megabytes(function: Callable[[], object], device: torch.device) -> floa
         return (_resident("VmHWM") - before) / 2**10
     except OSError:
         return float("nan")
+
+
+def processor_seconds_of(function: Callable[[], object]) -> float:
+    """Call a function on the CPU, and return the processor's seconds of all threads of the process."""
+    start = time.process_time()
+    function()
+    return time.process_time() - start
 
 
 def _resident(field: str) -> int:
@@ -285,7 +298,7 @@ def measure(config: BenchmarkConfig, device: torch.device, is_training: bool) ->
             memory[name] = peak_megabytes(call, device)
         for _ in range(config.repeats):
             for name, call in calls.items():
-                seconds[name].append(seconds_of(call, device))
+                seconds[name].append(processor_seconds_of(call) if config.processor_time else seconds_of(call, device))
         for name, values in seconds.items():
             rate = batch_size / statistics.median(values)
             kind = "training" if is_training else "evaluation"
@@ -296,7 +309,7 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         config = parse_config(BenchmarkConfig, argv, __doc__)
         torch.set_num_threads(config.num_threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda" if torch.cuda.is_available() and not config.processor_time else "cpu")
         print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}")
         print("| | pairs at a time | form | pairs/s | peak MB |\n|---|---|---|---|---|", flush=True)
         for is_training, is_wanted in ((False, config.evaluation), (True, config.training)):

@@ -25,13 +25,19 @@ def test_the_plain_reading_is_the_original(benchmark, change3d_checkpoint, golde
 
 def test_every_form_is_measured(benchmark, capsys):
     small = ["--sample_size", "16", "--batch_sizes", "[1]", "--repeats", "1", "--num_threads", "1"]
-    benchmark.main([*small, "--compile_too", "false", "--training", "false"])
+    benchmark.main([*small, "--compile_too", "false", "--training", "false", "--processor_time", "true"])
     output = capsys.readouterr().out
     rows = re.findall(r"^\| evaluation \| 1 \| (.+) \| ([\d,.]+) \| [-\d,na]+ \|$", output, re.MULTILINE)
     names = ["plain", "plain, channels-last 3-D", "plain, bf16", "Change3DModel"]
     names += ["Change3DModel, channels-last 3-D", "Change3DModel, bf16"]
     assert [name for name, _ in rows] == names
     assert all(float(rate.replace(",", "")) > 0 for _, rate in rows)
+
+
+def test_processor_time_is_that_of_one_thread(benchmark, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--processor_time", "true", "--num_threads", "2"])
+    assert "`num_threads` is 2 with `processor_time`; required: 1" in capsys.readouterr().err
 
 
 def test_a_step_of_training_moves_the_weights(benchmark):

@@ -308,6 +308,12 @@ def test_compiled_in_one_graph(task, is_training):
     assert (explained.graph_count, explained.graph_break_count) == (1, 0)
 
 
+def test_blocks_are_not_compiled_alone():
+    """X3D-L has nine kinds of blocks, of other widths, strides and shortcuts; torch compiles code for eight."""
+    with pytest.raises(ValueError, match="`_repeated_blocks` attribute is empty"):
+        tiny().compile_repeated_blocks(fullgraph=True)
+
+
 def test_compiled_fullgraph_computes_the_same():
     model = tiny("semantic", depth_factor=0.2)
     expected = model(**arguments(model), return_dict=False)

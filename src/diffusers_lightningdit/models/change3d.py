@@ -656,7 +656,6 @@ class Change3DModel(LightningDiTModelMixin, FromOriginalModelMixin, ModelMixin, 
     _supports_gradient_checkpointing = True
     _supports_group_offloading = False  # norms are folded into convolutions, which are then not called themselves
     _no_split_modules = ["Change3DBlock", "Change3DCaptionBlock"]
-    _repeated_blocks = ["Change3DBlock"]
     _skip_layerwise_casting_patterns = ["encoder", "norm", "embedding"]
 
     @register_to_config
