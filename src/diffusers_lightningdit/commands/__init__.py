@@ -104,6 +104,16 @@ COMMANDS = {
                 "conversion.convert_change3d_to_diffusers",
                 "conversion.convert_change3d_to_diffusers:ConversionConfig",
             ),
+            "checkpoint": Command(
+                "a checkpoint of a training run to the pipeline, autoencoder or LoRA that the run would leave",
+                "conversion.convert_checkpoint_to_diffusers",
+                "conversion.convert_checkpoint_to_diffusers:ConversionConfig",
+            ),
+            "change3d_checkpoint": Command(
+                "a checkpoint of a training run of Change3D to a pipeline",
+                "conversion.convert_change3d_checkpoint",
+                "conversion.convert_change3d_checkpoint:ConversionConfig",
+            ),
             "lpips": Command(
                 "the published weights of LPIPS to the file that VA-VAE's training reads",
                 "conversion.convert_lpips_to_safetensors",

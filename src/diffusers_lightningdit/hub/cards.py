@@ -114,14 +114,17 @@ def autoencoder_card(vae: torch.nn.Module, repository: str, subfolder: str | Non
     return _with_data(text, data)
 
 
-def training_section(config: Any, script: str) -> str:
+def training_section(config: Any, script: str, step: int | None = None) -> str:
     """The settings of a training that are not the defaults, as a table; of local paths the last name alone.
 
     Args:
         config: The dataclass of the settings.
         script: The name of the training script.
+        step: The step whose checkpoint it is made of; None for the result of the whole training.
     """
-    lines = [f"By `{script}` of diffusers-lightningdit. Settings that are not its defaults:", "", "| | |", "|---|---|"]
+    origin = "" if step is None else f" Made of the checkpoint of step {step:,}."
+    lines = [f"By `{script}` of diffusers-lightningdit.{origin} Settings that are not its defaults:"]
+    lines += ["", "| | |", "|---|---|"]
     for name, field in settings_of(type(config)).items():
         value = getattr(config, name)
         if name in PRIVATE_SETTINGS or (not field.is_required and value == field.default):

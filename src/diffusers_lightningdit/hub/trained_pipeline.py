@@ -13,7 +13,7 @@ from .cards import pipeline_card, training_section, with_section
 from .repository import repository_patterns, upload_repository, write_repository
 
 
-def save_trained_pipeline(config: Any, pipeline: DiffusionPipeline, script: str) -> None:
+def save_trained_pipeline(config: Any, pipeline: DiffusionPipeline, script: str, step: int | None = None) -> None:
     """Write a pipeline to `config.output_dir`, with a card that says how it was trained; for one process.
 
     Args:
@@ -21,13 +21,14 @@ def save_trained_pipeline(config: Any, pipeline: DiffusionPipeline, script: str)
             say where the pipeline goes.
         pipeline: The pipeline, on the CPU.
         script: The name of the training script.
+        step: The step whose checkpoint it is made of; None for the result of the whole training.
 
     Raises:
         HubError: If the Hub refuses it, or cannot be reached; the folder is whole then.
     """
     pipeline.to(getattr(torch, config.save_dtype))
     repository = config.hub_model_id or f"user/{Path(config.output_dir).name}"
-    card = with_section(pipeline_card(pipeline, repository), "Training", training_section(config, script))
+    card = with_section(pipeline_card(pipeline, repository), "Training", training_section(config, script, step))
     write_result(config.output_dir, partial(write_repository, model=pipeline, card=card))
     print(f"wrote {config.output_dir}")
     if config.push_to_hub:
