@@ -71,6 +71,7 @@ TOOL_PHRASES = {
     "unpack": "an .npz file as a folder of PNG files",
     "statistics": "the statistics of a reference, for FID and sFID",
     "grid": "a grid of images with a titled row for each class",
+    "curves": "the metrics of a training run over its steps",
 }
 RECIPES = "training_scripts/recipes"
 COMMANDS = {

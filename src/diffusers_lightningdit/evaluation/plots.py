@@ -41,6 +41,25 @@ def plot_lines(
     _save(figure, path)
 
 
+def plot_panels(path: str | Path, panels: dict[str, dict[str, Sequence[tuple[float, float]]]], x_name: str) -> None:
+    """Plot panels of lines through points (x, y), both by name, one below the other, to a PNG file."""
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 0.6 + 1.7 * len(panels)), dpi=110, layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+        for name, points in lines.items():
+            style = {"marker": ".", "linewidth": 1} if len(points) < 50 else {"linewidth": 1}
+            axis.plot(*zip(*points, strict=True), label=name, **style)
+        axis.set_ylabel(title)
+        axis.grid(alpha=0.3)
+        if len(lines) > 1:
+            axis.legend(fontsize="small")
+    axes[-1].set_xlabel(x_name)
+    _save(figure, path)
+
+
 def plot_bars(path: str | Path, values: dict[str, float], x_name: str, title: str) -> None:
     """Plot a horizontal bar for each value, by name and with the first on top, to a PNG file."""
     figure, axes = _figure()
