@@ -36,8 +36,9 @@ def plot_lines(
     for name, points in lines.items():
         axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
     axes.set(xlabel=x_name, ylabel=y_name, title=title)
-    if len(lines) > 1:
-        axes.legend(fontsize="small")
+    if len(lines) > 1:  # beside the axes, where it hides no line
+        figure.set_size_inches(9, 5)
+        figure.legend(fontsize="small", loc="outside right upper")
     _save(figure, path)
 
 
