@@ -17,7 +17,13 @@ from diffusers_lightningdit.evaluation.commands.change import ChangeConfig
 from diffusers_lightningdit.evaluation.commands.latents import LatentsConfig
 from diffusers_lightningdit.evaluation.commands.reconstruction import ReconstructionConfig
 from diffusers_lightningdit.evaluation.commands.sweep import SweepConfig
-from diffusers_lightningdit.evaluation.commands.tools import GridConfig, PackConfig, StatisticsConfig, UnpackConfig
+from diffusers_lightningdit.evaluation.commands.tools import (
+    CurvesConfig,
+    GridConfig,
+    PackConfig,
+    StatisticsConfig,
+    UnpackConfig,
+)
 from diffusers_lightningdit.evaluation.generation_config import GenerationConfig
 from diffusers_lightningdit.settings import help_text, make_config, read_settings
 from diffusers_lightningdit.training.transformer.config import LightningDiTTrainingConfig
@@ -60,6 +66,7 @@ COMMANDS = {
     "tools pack": PackConfig,
     "tools unpack": UnpackConfig,
     "tools grid": GridConfig,
+    "tools curves": CurvesConfig,
     "tools statistics": StatisticsConfig,
 }
 

@@ -12,6 +12,7 @@ from .keyed_random import image_generator
 
 GAP = 2  # pixels between two images
 MARGIN = 5  # pixels around a title
+CAPTION_WIDTH = 24  # pixels of an image that is wide enough for a caption
 FONT_SIZES = (10, 16)  # smallest and largest, in pixels; a quarter of the height of an image in between
 
 
@@ -147,22 +148,23 @@ def captioned_grid(images: Sequence[Image.Image], captions: Sequence[str], num_c
 
     Args:
         images: The images, all of one size.
-        captions: The caption of each image; if all are empty, there is no room for captions.
+        captions: The caption of each image. Images below `CAPTION_WIDTH` have none, nor where all are empty.
         num_columns: The number of images in a row.
     """
     width, height = images[0].size
     font_size = min(max(height // 8, FONT_SIZES[0]), FONT_SIZES[1])
     font = ImageFont.load_default(font_size)
-    room = font_size + GAP if any(captions) else 0
+    room = font_size + GAP if any(captions) and width >= CAPTION_WIDTH else 0
     num_rows = -(-len(images) // num_columns)
     grid = Image.new("RGB", (width * num_columns, (height + room) * num_rows), "white")
     draw = ImageDraw.Draw(grid)
     for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
         x, y = number % num_columns * width, number // num_columns * (height + room)
         grid.paste(image.convert("RGB"), (x, y))
-        while caption and font.getlength(caption) > width:
+        while room and caption and font.getlength(caption) > width:
             caption = caption[:-1]
-        draw.text((x + width // 2, y + height + room // 2), caption, fill="black", anchor="mm", font=font)
+        if room:
+            draw.text((x + width // 2, y + height + room // 2), caption, fill="black", anchor="mm", font=font)
     return grid
 
 

@@ -17,7 +17,6 @@ import csv
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 

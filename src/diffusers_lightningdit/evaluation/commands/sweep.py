@@ -228,7 +228,9 @@ def _measured_by(settings: GenerationConfig, record: dict[str, Any], pipeline: D
 
 
 def run_sweep(config: SweepConfig, accelerator: Accelerator) -> list[dict[str, Any]]:
-    """Measure all combinations that are not finished, each set of images once, and write table, JSON file and plot after each of them.
+    """Measure all combinations that are not finished, and write table, JSON file and plot after each of them.
+
+    Combinations that draw the same images are measured once.
 
     Returns:
         The rows of the table, on every process: the columns of `Combination.row` and the metrics of the run.
