@@ -56,6 +56,9 @@ EXTRAS = {
         "optimum-quanto>=0.2.7",
         "torchao>=0.15.0",
         "gguf>=0.17.1",
+        # runs the notebooks
+        "nbclient>=0.10",
+        "ipykernel>=6.29",
         # builds the wheel that tests/test_packaging.py looks into
         "setuptools>=70.1",
     ],

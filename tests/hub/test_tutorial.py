@@ -43,8 +43,8 @@ def test_the_tutorial(hub, run_blocks, workplace):
         for name in ("cat", "ox"):
             file = workplace / "images" / name / f"{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            Image.effect_noise((9 + number, 8), 60).convert("RGB").save(file)
-    redraw(AutoencoderVAVAE(**VAE, sample_size=8), seed=2).save_pretrained(workplace / "VAE")
+            Image.effect_noise((17 + number, 16), 60).convert("RGB").save(file)
+    redraw(AutoencoderVAVAE(**VAE, sample_size=16), seed=2).save_pretrained(workplace / "VAE")
     blocks = {}
     for language, text in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
         if language == "python":
