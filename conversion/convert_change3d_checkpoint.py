@@ -7,11 +7,12 @@ not be there.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from diffusers_lightningdit.files import check_output_dir, new_folder
 from diffusers_lightningdit.settings import make_config, one_line_errors, parse_config, required, setting
 from diffusers_lightningdit.training.change3d.config import Change3DTrainingConfig
-from diffusers_lightningdit.training.change3d.result import model_of, trained_pipeline
+from diffusers_lightningdit.training.change3d.result import model_of, save_pipeline, trained_pipeline
 from diffusers_lightningdit.training.checkpoints import open_checkpoint, settings_of_result
 from diffusers_lightningdit.training.state_io import read_trained
 
@@ -40,7 +41,7 @@ def convert(config: ConversionConfig) -> dict[str, str | int]:
     model = model_of(state["architectures"][MODEL], read_trained(path, MODEL, run.ema_decay))
     pipeline = trained_pipeline(run, model, state["identity"].get("vocabulary"))
     with new_folder(config.output_dir) as folder:
-        pipeline.save_pretrained(folder)
+        save_pipeline(folder, pipeline, Path(config.output_dir).name)
     print(f"wrote {config.output_dir}, of step {state['step']}")
     return {"output_dir": config.output_dir, "step": state["step"]}
 

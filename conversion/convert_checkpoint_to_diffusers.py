@@ -18,7 +18,7 @@ from accelerate import Accelerator
 
 from diffusers_lightningdit.data.latent_encoding import load_frozen_vae
 from diffusers_lightningdit.files import check_output_dir, new_folder, weights_sha256
-from diffusers_lightningdit.hub.trained_pipeline import save_trained_pipeline
+from diffusers_lightningdit.hub.trained_pipeline import save_trained_pipeline, write_autoencoder_card
 from diffusers_lightningdit.settings import make_config, one_line_errors, parse_config, required, setting
 from diffusers_lightningdit.training.batches import make_batch_sampler
 from diffusers_lightningdit.training.checkpoints import open_checkpoint, settings_of_result
@@ -131,6 +131,7 @@ def convert_vae(config: ConversionConfig, run: VAVAETrainingConfig, path: Path, 
         networks.vae.to("cpu").set_latents_statistics(statistics.mean, statistics.std)
     with new_folder(config.output_dir) as folder:
         save_networks(networks, folder)
+        write_autoencoder_card(folder, networks.vae, run, SCRIPTS[type(run)], state["step"])
     print(f"wrote {config.output_dir}")
 
 

@@ -2,10 +2,10 @@
 """Draw the pictures of docs/gallery.md with the embedded checkpoints of the digits, in minutes on a CPU.
 
     python examples/digits/prepare.py --output_dir outputs/digits/data
-    python docs/gallery.py --data outputs/digits/data [--lora LORA]
+    python docs/gallery.py --data outputs/digits/data --lora LORA
 
-A LoRA as docs/training.md trains it on turned sevens gives the pictures of LoRA and training; without one they stay as
-they are.
+A LoRA as docs/training.md trains it on turned sevens gives the pictures of LoRA and training; without `--lora` they
+stay as they are.
 """
 
 from collections.abc import Iterator

@@ -13,6 +13,7 @@ steps changes what is learnt.
 
 import contextlib
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -34,7 +35,7 @@ from diffusers_lightningdit.training.change3d.data import (
     initial_model_config,
     load_pairs,
 )
-from diffusers_lightningdit.training.change3d.result import model_of, trained_pipeline
+from diffusers_lightningdit.training.change3d.result import model_of, save_pipeline, trained_pipeline
 from diffusers_lightningdit.training.change3d.schedules import make_adam, make_schedule
 from diffusers_lightningdit.training.change3d.validation import BestWeights, Change3DValidation
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
@@ -221,7 +222,8 @@ def save(
         if config.keep_best and best.step is not None:
             model.load_state_dict(best.load())
             print(f"the weights of step {best.step} are the best ones: validation score {best.score:.4g}")
-        write_result(config.output_dir, trained_pipeline(config, model, pairs.form.vocabulary).save_pretrained)
+        pipeline, name = trained_pipeline(config, model, pairs.form.vocabulary), Path(config.output_dir).name
+        write_result(config.output_dir, lambda folder: save_pipeline(folder, pipeline, name))
         print(f"wrote {config.output_dir}")
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -115,6 +115,11 @@ def test_autoencoders(trained_vae, data, vae_recipe, tmp_path):
 
     train_vavae.main(["--config", vae_recipe, f"data={data}", f"output_dir={tmp_path / 'run'}", "ema_decay=0.5"])
     assert_same_result(convert(tmp_path / "run" / "checkpoint-3", tmp_path / "vae"), tmp_path / "run")
+    card = (tmp_path / "vae" / "README.md").read_text()
+    check_card(card)
+    assert "By `train_vavae.py` of diffusers-lightningdit. Made of the checkpoint of step 3." in card
+    assert "trust_remote_code" not in card  # there is no code in the folder
+    check_card((tmp_path / "run" / "README.md").read_text())
     without = convert(tmp_path / "run", tmp_path / "without", "measure_latents=false")
     assert AutoencoderVAVAE.from_pretrained(without).config.latents_mean is None
     plain = convert(Path(trained_vae), tmp_path / "plain")  # without averages
@@ -136,6 +141,8 @@ def change3d(tmp_path_factory) -> Path:
 def test_change3d(change3d, tmp_path):
     folder = convert(change3d, tmp_path / "pipeline", script=convert_change3d_checkpoint)
     assert_same_result(folder, change3d)
+    assert 'from_pretrained("user/pipeline")' in (folder / "README.md").read_text()
+    assert 'from_pretrained("user/run")' in (change3d / "README.md").read_text()
     convert(change3d / "checkpoint-2", tmp_path / "earlier", script=convert_change3d_checkpoint)
     with pytest.raises(AssertionError):
         assert_same_result(tmp_path / "earlier", change3d)

@@ -9,8 +9,24 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..files import write_result
-from .cards import pipeline_card, training_section, with_section
-from .repository import repository_patterns, upload_repository, write_repository
+from .cards import autoencoder_card, pipeline_card, training_section, with_section
+from .repository import CARD, repository_patterns, upload_repository, write_repository
+
+
+def write_autoencoder_card(
+    folder: str | Path, vae: torch.nn.Module, config: Any, script: str, step: int | None = None
+) -> None:
+    """Write the card of an autoencoder, which says how it was trained, into the folder that it is saved to.
+
+    Args:
+        folder: The folder.
+        vae: The autoencoder, with the statistics of its latents if it has any.
+        config: The settings of the training.
+        script, step: As in `save_trained_pipeline`.
+    """
+    card = autoencoder_card(vae, f"user/{Path(config.output_dir).name}")
+    card = with_section(card, "Training", training_section(config, script, step))
+    (Path(folder) / CARD).write_text(card, encoding="utf-8", newline="\n")
 
 
 def save_trained_pipeline(config: Any, pipeline: DiffusionPipeline, script: str, step: int | None = None) -> None:

@@ -2,6 +2,7 @@
 """The pipeline that a training of Change3D leaves: at the end of a run, or of a checkpoint."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,3 +36,15 @@ def trained_pipeline(
         palette=None if config.label_palette is None else [list(color) for color in config.label_palette],
         vocabulary=vocabulary,
     )
+
+
+def save_pipeline(folder: str | Path, pipeline: Change3DPipeline, name: str) -> None:
+    """Write a pipeline and its card.
+
+    Args:
+        folder: The folder to write into.
+        pipeline: The pipeline.
+        name: The name of the folder that it becomes, for the card.
+    """
+    pipeline.save_pretrained(folder)
+    Path(folder, "README.md").write_text(pipeline._model_card(f"user/{name}"), encoding="utf-8", newline="\n")
