@@ -11,8 +11,8 @@ from setuptools import setup
 
 HERE = Path(__file__).parent
 
-# Where the repository is published, for a release: `PROJECT_URL=https://github.com/... python -m build`. PyPI shows pictures
-# and follows links of README by whole addresses only.
+# Where the repository is published, for a release: `PROJECT_URL=https://github.com/... python -m build`. PyPI shows
+# pictures and follows links of README by whole addresses only.
 URL = os.environ.get("PROJECT_URL", "").rstrip("/")
 PAPERS = {"Paper": "https://arxiv.org/abs/2501.01423", "Paper of Change3D": "https://arxiv.org/abs/2503.18803"}
 
