@@ -31,10 +31,10 @@ ELSEWHERE = {
     "tutorial.md": "tests/hub/test_tutorial.py",
 }
 BLOCK = re.compile(r"^(?:<!-- not run: ([^\n]+) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LANGUAGES = {"python", "bash", "json", "yaml", "text"}
+LANGUAGES = {"bibtex", "python", "bash", "json", "yaml", "text"}
 # Beginnings of lines of a shell that tests/test_command_lines.py reads, and the others with what is known of them.
 COMMAND_LINE = re.compile(r"accelerate launch|diffusers-lightningdit|python")
-SHELL = re.compile(r"pip install|source <\(diffusers-lightningdit completion")
+SHELL = re.compile(r"pip install|git clone |source <\(diffusers-lightningdit completion")
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ox")
 
 
