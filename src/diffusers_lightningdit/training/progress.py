@@ -132,9 +132,8 @@ class TrainingProgress:
 
     def record(self, step: int, metrics: dict[str, Any]) -> None:
         """Write a line of `metrics.jsonl`, and to the trackers; validation is shown as well."""
-        validation = {name: value for name, value in metrics.items() if name.startswith(VALIDATION)}
-        if validation:
-            numbers = (f"{name} {value:.4g}" for name, value in validation.items() if isinstance(value, int | float))
+        if any(name.startswith(VALIDATION) for name in metrics):
+            numbers = (f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float))
             self.report(f"step {step}: {', '.join(numbers)}")
         if self.accelerator.is_main_process:
             append_json(Path(self.config.output_dir) / METRICS_FILE, {"step": step, **metrics})
