@@ -167,7 +167,7 @@ def samples_while_training(folder: str) -> Image.Image:
     """The grids of a run, one beside the other."""
     files = {int(file.stem.split("-")[1]): file for file in (Path(folder) / "samples").glob("step-*.png")}
     grids = [Image.open(files[step]) for step in sorted(files)]
-    return labelled_grid([("", grids)], columns=[f"step {step}" for step in sorted(files)])
+    return labelled_grid([("", grids)], columns=[f"step {step}" for step in sorted(files)], zoom=ZOOM)
 
 
 def pictures(config: GalleryConfig) -> Iterator[tuple[str, Image.Image]]:
