@@ -174,7 +174,7 @@ def predict_velocity(
             return_dict=False,
             **more,
         )
-    velocity = velocity.float()
+    velocity = velocity.to(torch.float32, copy=True)  # the next run of a CUDA graph writes over its output
     if internal_guidance_scale is None:
         return velocity
     return velocity + (internal_guidance_scale - 1) * (velocity - internal[0].float())
@@ -962,6 +962,29 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
     def interrupt(self) -> bool:
         """Whether the remaining steps are skipped; a callback sets `pipe._interrupt = True`, or another thread does."""
         return self._interrupt or getattr(self, "_pipeline", self)._interrupt
+
+    # -- compilation -------------------------------------------------------------------------------------------------
+
+    def compile(self, mode: str = "reduce-overhead", **kwargs) -> None:
+        """Compile the transformer and the autoencoder, each as a whole, when they are first called.
+
+        Two graphs serve all batch sizes, guidance intervals and steps. A LoRA, another strength of one and a fused one
+        take two more each; after eight, torch goes on without compiling (`torch._dynamo.config.recompile_limit`).
+
+        Args:
+            mode: "reduce-overhead" runs the transformer on a GPU as one CUDA graph for each batch size, which takes
+                memory and has to be called by one thread; "default" does not; others are those of `torch.compile`. The
+                autoencoder has the default, since it is called once for an image.
+            kwargs: Further arguments of `torch.compile`, such as `fullgraph`.
+
+        Raises:
+            ValueError: For a transformer with a cache, which is made of hooks.
+        """
+        cache = type(self.transformer._cache_config).__name__
+        require(not self.transformer.is_cache_enabled, "transformer", cache, "one without a cache to be compiled")
+        self.transformer.compile(mode=mode, **kwargs)
+        for module in (self.vae.encoder, self.vae.decoder):
+            module.compile(**kwargs)
 
     # -- LoRA --------------------------------------------------------------------------------------------------------
 
