@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -40,6 +40,10 @@ def transformer(num_layers: int = 1, **arguments) -> LightningDiTTransformer2DMo
     return LightningDiTTransformer2DModel(num_layers=num_layers, num_classes=10, **arguments)
 
 
+def tiny_vae() -> AutoencoderVAVAE:
+    return AutoencoderVAVAE(block_out_channels=(4, 4), layers_per_block=1, norm_num_groups=2, latent_channels=4)
+
+
 def inputs(batch_size: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.randn(batch_size, 4, 4, 4), torch.rand(batch_size), torch.arange(batch_size)
 
@@ -49,20 +53,38 @@ def inputs(batch_size: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def pipeline(model: LightningDiTTransformer2DModel, scheduler, **recipe) -> LightningDiTPipeline:
+    recipe |= {"guidance_scale": 6.7, "guidance_interval": [0.125, 1.0], "guidance_channels": 3}
+    pipe = LightningDiTPipeline(model, tiny_vae(), scheduler, sampling_recipe=recipe)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def test_evaluations_of_the_published_recipe():
     """249 calls; the 168 that lie in the interval of guidance, from t = 0.125 on, have both halves, and no other."""
-    model = transformer()
-    vae = AutoencoderVAVAE(block_out_channels=(4, 4), layers_per_block=1, norm_num_groups=2, latent_channels=4)
-    recipe = {"guidance_scale": 6.7, "guidance_interval": [0.125, 1.0], "guidance_channels": 3}
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=1 / 0.3)
-    pipe = LightningDiTPipeline(model, vae, scheduler, sampling_recipe={**recipe, "num_inference_steps": 249})
-    pipe.set_progress_bar_config(disable=True)
-    batch_sizes = []
+    model, batch_sizes = transformer(), []
+    pipe = pipeline(model, FlowMatchEulerDiscreteScheduler(shift=1 / 0.3), num_inference_steps=249)
     model.register_forward_pre_hook(
         lambda module, args, kwargs: batch_sizes.append(len(kwargs["hidden_states"])), with_kwargs=True
     )
     pipe([1, 2, 3], output_type="latent")
     assert Counter(batch_sizes) == {3: 249 - 168, 6: 168}
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMatchEulerDiscreteScheduler(shift=1 / 0.3),
+        UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=1.5),
+    ],
+)
+def test_the_host_does_not_wait_at_each_step_of_sampling(scheduler):
+    pipe, reads = pipeline(transformer(), scheduler), []
+    for num_steps in (4, 12):
+        with Operations() as operations:
+            pipe([1], output_type="latent", num_inference_steps=num_steps)
+        reads.append([operations.counts[name] for name in ("_local_scalar_dense", "nonzero", "equal")])
+    assert reads[0] == reads[1] and reads[0] != [0, 0, 0]  # the first step's place, and at the end if all are finite
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -128,7 +150,7 @@ def test_the_host_waits_for_the_gpu_once_in_a_step_of_training(tmp_path, monkeyp
     settings = {"data": "data", "vae": "vae", "output_dir": str(tmp_path), "transformer": {}, "num_classes": 10}
     settings |= {"time_sampling": time_sampling, "global_batch_size": 2, "max_train_steps": 4, "max_grad_norm": 1.0}
     config = LightningDiTTrainingConfig(**settings)
-    vae = AutoencoderVAVAE(block_out_channels=(4, 4), layers_per_block=1, norm_num_groups=2, latent_channels=4)
+    vae = tiny_vae()
     vae.set_latents_statistics([0.0] * 4, [1.0] * 4)
     with FakeTensorMode(allow_non_fake_inputs=True), Waits() as waits:
         monkeypatch.setattr(FakeTensor, "tolist", lambda self: waits.names.append("tolist") or [1.0] * len(self))
