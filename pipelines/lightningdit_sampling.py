@@ -974,7 +974,7 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
         Args:
             mode: "reduce-overhead" runs the transformer on a GPU as one CUDA graph for each batch size, which takes
                 memory and has to be called by one thread; "default" does not; others are those of `torch.compile`. The
-                autoencoder has the default, since it is called once for an image.
+                autoencoder has the default, since it is called once for an image, and its channels last in memory.
             kwargs: Further arguments of `torch.compile`, such as `fullgraph`.
 
         Raises:
@@ -983,6 +983,7 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
         cache = type(self.transformer._cache_config).__name__
         require(not self.transformer.is_cache_enabled, "transformer", cache, "one without a cache to be compiled")
         self.transformer.compile(mode=mode, **kwargs)
+        self.vae.to(memory_format=torch.channels_last)
         for module in (self.vae.encoder, self.vae.decoder):
             module.compile(**kwargs)
 

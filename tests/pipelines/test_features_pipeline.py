@@ -691,6 +691,7 @@ def test_the_compiled_pipeline(make_pipeline, make_transformer, regional_compila
 
     expected, expected_adapted, graphs, numbers = images(), adapted(), [], []
     assert different(expected[0], expected_adapted[0])
+    expected_images = draw(pipe, output_type="pt")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     pipe.compile(mode="default", backend=lambda graph, _: graphs.append(graph) or graph.forward)
@@ -698,8 +699,9 @@ def test_the_compiled_pipeline(make_pipeline, make_transformer, regional_compila
         close(torch.cat(call()), torch.cat(wanted), 1e-5)
         numbers.append(len(graphs))
     assert numbers == [2, 4, 4]
-    draw(pipe, output_type="pt")
+    close(draw(pipe, output_type="pt"), expected_images, 1e-5)
     assert len(graphs) == 5  # the decoder's
+    assert pipe.vae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     assert not torch._dynamo.utils.counters["graph_break"]
     torch._dynamo.reset()
 
