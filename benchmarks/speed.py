@@ -60,7 +60,9 @@ class SpeedConfig:
     baseline: str | None = setting("plain", "The baseline beside the package, or null.", choices=("plain",))
     parts: tuple[str, ...] = setting((), "The parts to run, by name; none: all.")
     time_limit: float | None = setting(
-        None, "Seconds that all parts may take together, where a machine is lent for a time; null: each has its own."
+        None,
+        "Seconds that all parts may take together, where a machine is lent for a time; null: each has its own.",
+        above=0,
     )
     part_of: str | None = setting(None, "Run the one part in `parts` in this process and write to this file.")
 
@@ -155,20 +157,22 @@ def measured(
     functions: dict[str, Callable[[], object]], seconds: dict[str, list[float]], work: str, size: Size,
     device: torch.device, warm_ups: int = 1, baseline: str = "plain", **more,
 ) -> Iterator[dict]:  # fmt: skip
-    """The rows of functions, also against a baseline measured before, whose times are in `seconds`, as theirs then are.
+    """Measure functions and give their rows, also against a baseline that was measured before them.
 
-    What compiles for long comes last, so that the rows of the others are written in any case.
+    What takes long to compile can so come last, when the rows of the others are written.
+
+    Args:
+        seconds: What was measured of this work before, to which the functions' times are added.
     """
     start = time.perf_counter()
     times = in_turns(functions, size.rounds, device, warm_ups)
-    seconds |= times
     needed = time.perf_counter() - start - sum(map(sum, times.values()))
-    for row in rows_of(
-        {baseline: seconds[baseline], **times} if baseline in seconds else times, work, baseline, **more
-    ):
+    seconds |= times
+    known = {name: seconds[name] for name in (*functions, baseline) if name in seconds}
+    for row in rows_of(known, work, baseline, **more):
         if row["variant"] in functions:
-            compiled = "compiled" in row["variant"] and "note" not in row
-            yield row | ({"note": f"{needed:.0f} s to compile and warm up"} if compiled else {})
+            has_compiled = "compiled" in row["variant"] and "note" not in row
+            yield row | ({"note": f"{needed:.0f} s to compile and warm up"} if has_compiled else {})
 
 
 class CountOps(TorchDispatchMode):
@@ -246,7 +250,8 @@ def overhead(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]
     torch.set_num_threads(1)
     model = make_transformer(size.overhead, device, dtype_of(device))
     work = f"overhead of a forward, batch 2, width {model.inner_dim}"
-    yield from compare_forward(model, work, dataclasses.replace(size, rounds=8 * size.rounds), device, baseline)
+    size = dataclasses.replace(size, rounds=8 * size.rounds, compiled=False)
+    yield from compare_forward(model, work, size, device, baseline)
 
 
 @torch.no_grad()
@@ -269,16 +274,10 @@ def compare_forward(
     for row in measured(functions, seconds, work, size, device, 3, flops=2 * flops_of(model)):
         yield row | {"operations": ops[row["variant"]]}
     if size.compiled:
-        for name, is_fused in (("compiled blocks", False), ("compiled blocks, fused projections", True)):
-            blocks = make_transformer({**c}, device, model.dtype)
-            if is_fused:
-                blocks.fuse_qkv_projections()
-            blocks.compile_repeated_blocks(fullgraph=True)
-            function = {name: partial(blocks, latents, t, labels, return_dict=False)}
+        for network, name in ((model, "eager"), (fused, "eager, fused projections")):  # the recipe has it as a whole
+            network.compile_repeated_blocks(fullgraph=True)
+            function = {name.replace("eager", "compiled blocks"): functions[name]}
             yield from measured(function, seconds, work, size, device, 3, flops=2 * flops_of(model))
-        model.compile(mode="reduce-overhead", fullgraph=True)
-        function = {"compiled whole, CUDA graph": functions["eager"]}
-        yield from measured(function, seconds, work, size, device, 3, flops=2 * flops_of(model))
 
 
 def recipe(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
@@ -384,9 +383,11 @@ def train(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
         vae.register_to_config(latents_mean=[0.0] * c.in_channels, latents_std=[1.0] * c.in_channels)
         vae.save_pretrained(Path(folder, "vae"))
         del model
-        for optimizer, checkpointing in (("adamw_fused", False), ("adamw_fused", True), ("adamw", False)):
-            variant = f"script, {optimizer}{', checkpointing' if checkpointing else ''}"
-            more = {"optimizer": optimizer, "gradient_checkpointing": str(checkpointing).lower()}
+        for variant, checkpointing in (
+            ("script, adamw_fused", "false"),
+            ("script, adamw_fused, checkpointing", "true"),
+        ):
+            more = {"optimizer": "adamw_fused", "gradient_checkpointing": checkpointing}
             found = run_script(Path(folder), Path(folder, variant), size, device, **more)
             yield {"work": work, "variant": variant, "flops": flops} | found
 

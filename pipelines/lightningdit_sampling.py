@@ -160,6 +160,7 @@ def predict_velocity(
     """
     repeats = len(class_ids) // len(latents)
     cache_context = cache_context or ("cond" if repeats == 1 else "cond_uncond")
+    dtype = transformer.patch_embed.weight.dtype  # diffusers looks for `transformer.dtype` through all modules
     more = {}
     if jumps and transformer.config.get("second_time_embedding"):
         more["second_timestep"] = torch.ones(len(class_ids), device=latents.device)
@@ -167,7 +168,7 @@ def predict_velocity(
         more["return_internal"] = True
     with exclusive(transformer), transformer.cache_context(cache_context):
         velocity, *internal = transformer(
-            hidden_states=latents.repeat(repeats, 1, 1, 1).to(transformer.dtype),
+            hidden_states=latents.repeat(repeats, 1, 1, 1).to(dtype),
             timestep=torch.full((len(class_ids),), t, dtype=torch.float32, device=latents.device),
             class_labels=class_ids,
             attention_kwargs=attention_kwargs,

@@ -87,6 +87,20 @@ def test_the_host_does_not_wait_at_each_step_of_sampling(scheduler):
     assert reads[0] == reads[1] and reads[0] != [0, 0, 0]  # the first step's place, and at the end if all are finite
 
 
+def test_a_step_of_sampling_does_not_look_through_all_modules(monkeypatch):
+    """As diffusers does for the type of a model: with 28 blocks, that takes as long as two of them."""
+    pipe, looks, numbers = pipeline(transformer(), FlowMatchEulerDiscreteScheduler(shift=1 / 0.3)), [], []
+    named_modules = torch.nn.Module.named_modules
+    monkeypatch.setattr(
+        torch.nn.Module, "named_modules", lambda self, *args, **kwargs: looks.append(self) or named_modules(self)
+    )
+    for num_steps in (4, 12):
+        looks.clear()
+        pipe([1], output_type="latent", num_inference_steps=num_steps)
+        numbers.append(len(looks))
+    assert numbers[0] == numbers[1] > 0
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Training
 # ---------------------------------------------------------------------------------------------------------------------

@@ -39,10 +39,20 @@ def test_parts_are_measured_and_written(repository, tmp_path):
         "matrix product": True,
         "copy": True,
     }
-    ours, baseline = results["parts"]["recipe"]
+    ours, baseline, *_ = results["parts"]["recipe"]
     assert ours["largest_difference"] < 1e-5 and ours["times_faster"] > 0 and 0 < ours["share_of_limit"] < 1
     table = (tmp_path / "speed.md").read_text()
     assert f"| {ours['work']} | pipeline |" in table and f"| {baseline['work']} | plain |" in table
+
+
+def test_the_parts_end_with_the_time(repository, tmp_path):
+    command = [sys.executable, str(repository / "benchmarks" / "speed.py"), "--size", "tiny", "--device", "cpu"]
+    command += ["--output_dir", str(tmp_path), "--parts", "machine", "reading", "--time_limit", "0.01"]
+    subprocess.run(command, check=True)
+    assert json.loads((tmp_path / "speed.json").read_text())["unfinished"] == {
+        "machine": "not finished in 0 s",
+        "reading": "not begun, since `time_limit` was over",
+    }
 
 
 def test_unknown_parts_are_named(repository, tmp_path):
