@@ -586,6 +586,17 @@ def table(results: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def problem_of(command: list[str], limit: float) -> str | None:
+    """Run a command for at most `limit` seconds, and say why it did not end well."""
+    if limit <= 0:
+        return "not begun, since `time_limit` was over"
+    try:
+        done = subprocess.run(command, timeout=limit, stderr=subprocess.PIPE, text=True)
+    except subprocess.TimeoutExpired:
+        return f"not finished in {limit:.0f} s"
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
+
+
 def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         config = parse_config(SpeedConfig, argv, __doc__)
@@ -611,15 +622,7 @@ def main(argv: list[str] | None = None) -> None:
         command += ["--device", str(device), "--size", size_name, "--compiled", str(size.compiled).lower()]
         command += ["--baseline", config.baseline or "null"]
         start = time.perf_counter()
-        limit = min(size.limit, (config.time_limit or math.inf) - (start - begin))
-        if limit <= 0:
-            results["unfinished"][name] = "not begun, since `time_limit` was over"
-            continue
-        try:
-            done = subprocess.run(command, timeout=limit, stderr=subprocess.PIPE, text=True)
-            problem = None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
-        except subprocess.TimeoutExpired:
-            problem = f"not finished in {limit:.0f} s"
+        problem = problem_of(command, min(size.limit, (config.time_limit or math.inf) - (start - begin)))
         results["parts"][name] = read_json(file)["rows"] if file.exists() else []
         file.unlink(missing_ok=True)
         if problem is not None:

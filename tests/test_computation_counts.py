@@ -94,11 +94,11 @@ def test_a_step_of_sampling_does_not_look_through_all_modules(monkeypatch):
     monkeypatch.setattr(
         torch.nn.Module, "named_modules", lambda self, *args, **kwargs: looks.append(self) or named_modules(self)
     )
-    for num_steps in (4, 12):
+    for num_steps in (4, 4, 12):  # the first run of a pipeline does more
         looks.clear()
         pipe([1], output_type="latent", num_inference_steps=num_steps)
         numbers.append(len(looks))
-    assert numbers[0] == numbers[1] > 0
+    assert numbers[1] == numbers[2] > 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
