@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, LightningDiTTransformer2DModel
 from diffusers_lightningdit.flow_matching import flow_matching_losses
 from diffusers_lightningdit.keyed_random import KeyedRandom
+from diffusers_lightningdit.losses import VAELossSettings, autoencoder_losses, discriminator_losses
 from diffusers_lightningdit.training.moving_averages import MovingAverages
 from diffusers_lightningdit.training.optimizer_step import finish_step, mean_of_parts
 from diffusers_lightningdit.training.optimizers import make_adamw, make_lr_scheduler
@@ -157,12 +158,15 @@ def run_of(network: torch.nn.Module, config: LightningDiTTrainingConfig, folder:
     return RunState(accelerator, str(folder), *by_name, SpikeGuard(), {}, {}, {})
 
 
-@pytest.mark.parametrize("time_sampling", ["logit_normal", "arctan", "uniform"])
+TIMES = [{"time_sampling": name} for name in ("logit_normal", "arctan", "uniform")] + [{"expanded_times": True}]
+
+
+@pytest.mark.parametrize("times", TIMES, ids=lambda times: str(*times.values()))
 @pytest.mark.parametrize("data", ["latents", "moments"])
-def test_the_host_waits_for_the_gpu_once_in_a_step_of_training(tmp_path, monkeypatch, time_sampling, data):
+def test_the_host_waits_for_the_gpu_once_in_a_step_of_training(tmp_path, monkeypatch, times, data):
     """It reads the mean loss and the norm of the gradients, and the GPU has the rest of the time something to do."""
     settings = {"data": "data", "vae": "vae", "output_dir": str(tmp_path), "transformer": {}, "num_classes": 10}
-    settings |= {"time_sampling": time_sampling, "global_batch_size": 2, "max_train_steps": 4, "max_grad_norm": 1.0}
+    settings |= {"global_batch_size": 2, "max_train_steps": 4, "max_grad_norm": 1.0, **times}
     config = LightningDiTTrainingConfig(**settings)
     vae = tiny_vae()
     vae.set_latents_statistics([0.0] * 4, [1.0] * 4)
@@ -185,6 +189,23 @@ def test_the_host_waits_for_the_gpu_once_in_a_step_of_training(tmp_path, monkeyp
             finish_step(state, mean_of_parts([losses]), lambda means: means["loss"], 1.0, [NAME])
             assert waits.num_operations > 100
             assert waits.names == ["tolist"]
+
+
+@torch.no_grad()
+def test_the_losses_of_the_autoencoder_do_not_wait_for_the_gpu():
+    settings = VAELossSettings(disc_start=0)
+    with FakeTensorMode(), Waits() as waits, torch.device("cuda"):
+        images, moments, features, logits = (
+            torch.rand(2, 3, 8, 8),
+            torch.rand(2, 4, 4, 4),
+            torch.rand(2, 6, 4, 4),
+            torch.rand(2),
+        )
+        weights = {"last_decoder_weight": torch.rand(3), "last_encoder_weight": torch.rand(3)}
+        outputs = {"logits_fake": logits, "latents_for_vf": features, "features": features}
+        autoencoder_losses(settings, images, images, moments, moments, step=1, **weights, **outputs)
+        discriminator_losses(settings, logits, logits, step=1)
+    assert waits.num_operations > 30 and waits.names == []
 
 
 def test_the_loss_does_not_wait_for_the_device():
