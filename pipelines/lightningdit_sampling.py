@@ -160,7 +160,9 @@ def predict_velocity(
     """
     repeats = len(class_ids) // len(latents)
     cache_context = cache_context or ("cond" if repeats == 1 else "cond_uncond")
-    dtype = transformer.patch_embed.weight.dtype  # diffusers looks for `transformer.dtype` through all modules
+    # For `transformer.dtype`, diffusers looks through all modules. The first weights keep the type of the computation
+    # under layerwise casting, too (`_skip_layerwise_casting_patterns`).
+    dtype = next(transformer.parameters()).dtype
     more = {}
     if jumps and transformer.config.get("second_time_embedding"):
         more["second_timestep"] = torch.ones(len(class_ids), device=latents.device)
