@@ -28,6 +28,7 @@ from pathlib import Path
 
 import diffusers
 import plain_lightningdit as plain
+import timing
 import torch
 from timing import seconds_of
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -63,6 +64,9 @@ class SpeedConfig:
         None,
         "Seconds that all parts may take together, where a machine is lent for a time; null: each has its own.",
         above=0,
+    )
+    processor_time: bool = setting(
+        False, "Measure the processor time of one thread: on a CPU that others use, too, the clock tells little."
     )
     part_of: str | None = setting(None, "Run the one part in `parts` in this process and write to this file.")
 
@@ -131,9 +135,9 @@ def in_turns(
         for _ in range(warm_ups):
             function()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    start = time.perf_counter()
+    start = timing.clock()
     for number in range(rounds):
-        if number > 0 and time.perf_counter() - start > ENOUGH:
+        if number > 0 and timing.clock() - start > ENOUGH:
             break
         for name, function in functions.items():
             seconds[name].append(seconds_of(function, device))
@@ -529,6 +533,9 @@ PARTS = {
 def run_part(config: SpeedConfig, size: Size, device: torch.device) -> None:
     """Run one part in this process; the file has every row as soon as it is measured."""
     (name,), rows = config.parts, []
+    if config.processor_time:
+        torch.set_num_threads(1)
+        timing.clock = time.thread_time
     for row in PARTS[name](size, device, config.baseline is not None):
         rows.append(row)
         write_json(Path(config.part_of), {"rows": rows})
@@ -605,6 +612,8 @@ def main(argv: list[str] | None = None) -> None:
         for name in config.parts:
             if name not in PARTS:
                 raise ValueError(f"`parts` has {name!r}; required: some of {', '.join(PARTS)}.")
+        if config.processor_time and device.type != "cpu":
+            raise ValueError(f"`processor_time` is true on {device}; required: false, or `device=cpu`.")
     size = SIZES[size_name]
     if config.compiled is not None:
         size = dataclasses.replace(size, compiled=config.compiled)
@@ -614,13 +623,15 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     results = {"machine": describe_machine(device), "size": size_name, "parts": {}, "unfinished": {}}
+    if config.processor_time:
+        results["machine"] |= {"threads": 1, "times": "of the processor"}
     begin = time.perf_counter()
     for name in config.parts or PARTS:
         file = folder / f"{name}.part.json"
         file.unlink(missing_ok=True)
         command = [sys.executable, __file__, "--parts", name, "--output_dir", str(folder), "--part_of", str(file)]
         command += ["--device", str(device), "--size", size_name, "--compiled", str(size.compiled).lower()]
-        command += ["--baseline", config.baseline or "null"]
+        command += ["--baseline", config.baseline or "null", "--processor_time", str(config.processor_time).lower()]
         start = time.perf_counter()
         problem = problem_of(command, min(size.limit, (config.time_limit or math.inf) - (start - begin)))
         results["parts"][name] = read_json(file)["rows"] if file.exists() else []
