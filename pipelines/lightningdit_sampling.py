@@ -48,7 +48,7 @@ from diffusers import (
 )
 from diffusers.guiders import BaseGuidance
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.loaders import SanaLoraLoaderMixin
+from diffusers.loaders.lora_pipeline import SanaLoraLoaderMixin  # in diffusers.loaders with transformers alone
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -160,6 +160,9 @@ def predict_velocity(
     """
     repeats = len(class_ids) // len(latents)
     cache_context = cache_context or ("cond" if repeats == 1 else "cond_uncond")
+    # For `transformer.dtype`, diffusers looks through all modules. The first weights keep the type of the computation
+    # under layerwise casting, too (`_skip_layerwise_casting_patterns`).
+    dtype = next(transformer.parameters()).dtype
     more = {}
     if jumps and transformer.config.get("second_time_embedding"):
         more["second_timestep"] = torch.ones(len(class_ids), device=latents.device)
@@ -167,14 +170,14 @@ def predict_velocity(
         more["return_internal"] = True
     with exclusive(transformer), transformer.cache_context(cache_context):
         velocity, *internal = transformer(
-            hidden_states=latents.repeat(repeats, 1, 1, 1).to(transformer.dtype),
+            hidden_states=latents.repeat(repeats, 1, 1, 1).to(dtype),
             timestep=torch.full((len(class_ids),), t, dtype=torch.float32, device=latents.device),
             class_labels=class_ids,
             attention_kwargs=attention_kwargs,
             return_dict=False,
             **more,
         )
-    velocity = velocity.float()
+    velocity = velocity.to(torch.float32, copy=True)  # the next run of a CUDA graph writes over its output
     if internal_guidance_scale is None:
         return velocity
     return velocity + (internal_guidance_scale - 1) * (velocity - internal[0].float())
@@ -962,6 +965,30 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
     def interrupt(self) -> bool:
         """Whether the remaining steps are skipped; a callback sets `pipe._interrupt = True`, or another thread does."""
         return self._interrupt or getattr(self, "_pipeline", self)._interrupt
+
+    # -- compilation -------------------------------------------------------------------------------------------------
+
+    def compile(self, mode: str = "reduce-overhead", **kwargs) -> None:
+        """Compile the transformer and the autoencoder, each as a whole, when they are first called.
+
+        Two graphs serve all batch sizes, guidance intervals and steps. A LoRA, another strength of one and a fused one
+        take two more each; after eight, torch goes on without compiling (`torch._dynamo.config.recompile_limit`).
+
+        Args:
+            mode: "reduce-overhead" runs the transformer on a GPU as one CUDA graph for each batch size, which takes
+                memory and has to be called by one thread; "default" does not; others are those of `torch.compile`. The
+                autoencoder has the default, since it is called once for an image, and its channels last in memory.
+            kwargs: Further arguments of `torch.compile`, such as `fullgraph`.
+
+        Raises:
+            ValueError: For a transformer with a cache, which is made of hooks.
+        """
+        cache = type(self.transformer._cache_config).__name__
+        require(not self.transformer.is_cache_enabled, "transformer", cache, "one without a cache to be compiled")
+        self.transformer.compile(mode=mode, **kwargs)
+        self.vae.to(memory_format=torch.channels_last)
+        for module in (self.vae.encoder, self.vae.decoder):
+            module.compile(**kwargs)
 
     # -- LoRA --------------------------------------------------------------------------------------------------------
 
