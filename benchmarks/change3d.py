@@ -11,6 +11,7 @@ memory. All forms of one number of pairs take turns, so that a change of the mac
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import gc
 import statistics
@@ -18,8 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import timing
 import torch
-from timing import seconds_of
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -182,7 +183,7 @@ class BenchmarkConfig:
     compile_too: bool = setting(True, "Whether to measure the compiled model, too, whose compilation takes minutes.")
     num_threads: int = setting(2, "Threads on a CPU.", minimum=1, group="Computation")
     processor_time: bool = setting(
-        False, "Count the seconds of one thread on the processor, not those of the clock: for a machine that is busy."
+        False, "Measure the processor time of one thread: on a CPU that others use, too, the clock tells little."
     )
 
     def __post_init__(self):
@@ -201,19 +202,13 @@ def peak_megabytes(function: Callable[[], object], device: torch.device) -> floa
         function()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     try:  # Linux: the mark of the highest resident size can be put down
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before would be used again, and not be counted
         Path("/proc/self/clear_refs").write_text("5")
         before = _resident("VmRSS")
         function()
         return (_resident("VmHWM") - before) / 2**10
-    except OSError:
+    except (OSError, AttributeError):  # another system, another C library
         return float("nan")
-
-
-def processor_seconds_of(function: Callable[[], object]) -> float:
-    """Call a function on the CPU, and return the processor's seconds of all threads of the process."""
-    start = time.process_time()
-    function()
-    return time.process_time() - start
 
 
 def _resident(field: str) -> int:
@@ -298,7 +293,7 @@ def measure(config: BenchmarkConfig, device: torch.device, is_training: bool) ->
             memory[name] = peak_megabytes(call, device)
         for _ in range(config.repeats):
             for name, call in calls.items():
-                seconds[name].append(processor_seconds_of(call) if config.processor_time else seconds_of(call, device))
+                seconds[name].append(timing.seconds_of(call, device))
         for name, values in seconds.items():
             rate = batch_size / statistics.median(values)
             kind = "training" if is_training else "evaluation"
@@ -309,6 +304,7 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         config = parse_config(BenchmarkConfig, argv, __doc__)
         torch.set_num_threads(config.num_threads)
+        timing.clock = time.thread_time if config.processor_time else time.perf_counter
         device = torch.device("cuda" if torch.cuda.is_available() and not config.processor_time else "cpu")
         print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}")
         print("| | pairs at a time | form | pairs/s | peak MB |\n|---|---|---|---|---|", flush=True)
