@@ -112,6 +112,14 @@ def set_timesteps(scheduler, num_inference_steps: int, device: torch.device) -> 
     return 1.0 - scheduler.sigmas[: len(scheduler.timesteps)].to("cpu", torch.float32)
 
 
+def described_scheduler(scheduler) -> str:
+    """Return the call that makes a scheduler, with the arguments that are not its defaults."""
+    defaults = {name: given.default for name, given in inspect.signature(type(scheduler).__init__).parameters.items()}
+    given = {name: scheduler.config[name] for name in defaults if name in scheduler.config}
+    arguments = [f"{name}={value!r}" for name, value in given.items() if value != defaults[name]]
+    return f"{type(scheduler).__name__}({', '.join(arguments)})"
+
+
 def jumps_to_data(scheduler) -> bool:
     """Whether each step goes on from the estimated data with new noise, as networks for a few steps are sampled.
 
@@ -667,7 +675,7 @@ Images of {size} pixels of {num_classes} classes, drawn by a flow-matching trans
 [arXiv 2501.01423](https://arxiv.org/abs/2501.01423), {transformer_parameters:,} parameters) in the latents of an
 autoencoder (`{vae}`, {vae_parameters:,} parameters). The argument is a class id{or_name}, or a list of them{names}.
 
-Unless given to the call, sampling takes: {recipe}.
+Unless given to the call, sampling takes: {recipe}. The scheduler is `{scheduler}`.
 """
 
 
@@ -1194,4 +1202,5 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
             or_name=" or name" if names else "",
             names=f"; the names are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}" if names else "",
             recipe=", ".join(f"`{key}={value!r}`" for key, value in recipe.items() if value is not None),
+            scheduler=described_scheduler(self.scheduler),
         )
