@@ -128,6 +128,23 @@ def jumps_to_data(scheduler) -> bool:
     return bool(scheduler.config.get("stochastic_sampling")) or scheduler.config.get("stochastic_ratio") == 1
 
 
+def noise_arguments(scheduler, generator: torch.Generator | list[torch.Generator] | None) -> dict:
+    """Return the arguments of `step` by which a scheduler draws noise, none for one that draws none."""
+    return {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+
+
+def warn_of_too_many_steps(scheduler, recipe: dict, num_inference_steps: int | None) -> None:
+    """Say that a network for a few steps was distilled for fewer than these, which its recipe has."""
+    distilled_for = recipe.get("num_inference_steps")
+    if num_inference_steps is None or distilled_for is None or not jumps_to_data(scheduler):
+        return
+    if num_inference_steps > distilled_for:
+        logger.warning(
+            f"`num_inference_steps` is {num_inference_steps}, and the transformer was distilled for "
+            f"{distilled_for}: more steps cost more, and may make images worse."
+        )
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Velocity and guidance
 # ---------------------------------------------------------------------------------------------------------------------
@@ -225,6 +242,31 @@ def solve_ode(derivative: Callable, state, times: torch.Tensor, method: str, ato
 def in_interval(t: float, interval: tuple[float, float] | None) -> bool:
     """Return whether guidance is applied at time t (arXiv 2404.07724); None stands for all times."""
     return interval is None or interval[0] - TIME_TOLERANCE <= t <= interval[1] + TIME_TOLERANCE
+
+
+def internal_scale(transformer, t: float, scale: float, interval: tuple[float, float] | None) -> float | None:
+    """Return the scale of internal guidance at t, and None where the velocity of the earlier block is not computed.
+
+    A cache that predicts it needs it at every t.
+    """
+    if scale != 1 and in_interval(t, interval):
+        return scale
+    return 1.0 if scale != 1 and transformer.is_cache_enabled else None
+
+
+def check_internal_guidance(transformer, scale: float) -> None:
+    """Raise ValueError for internal guidance of a transformer that has no velocity of an earlier block."""
+    if scale == 1:
+        return
+    has_layer = transformer.config.get("internal_guidance_layer") is not None
+    require(has_layer, "internal_guidance_scale", scale, "1 for a transformer without `internal_guidance_layer`")
+    cache = transformer._cache_config
+    require(
+        not isinstance(cache, CACHES_OF_ONE_OUTPUT),
+        "internal_guidance_scale",
+        scale,
+        f"1 with {type(cache).__name__}, which has no velocity of an earlier block where it skips computing",
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1025,35 +1067,12 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
             ode_methods=ODE_METHODS,
             tensor_inputs=self._callback_tensor_inputs,
         )
-        self._check_internal_guidance(arguments.get("internal_guidance_scale", 1))
-        self._warn_of_too_many_steps(arguments.get("num_inference_steps"))
+        check_internal_guidance(self.transformer, arguments.get("internal_guidance_scale", 1))
+        recipe = self.config.sampling_recipe or {}
+        warn_of_too_many_steps(self.scheduler, recipe, arguments.get("num_inference_steps"))
         batch_size = num_labels * num_images_per_prompt
         shape = (batch_size, in_channels, height // factor, width // factor)
         check_arguments({"latents": latents, "generator": generator}, number=batch_size, shape=shape)
-
-    def _check_internal_guidance(self, scale: float) -> None:
-        """Raise ValueError for internal guidance of a transformer that has no velocity of an earlier block."""
-        if scale == 1:
-            return
-        has_layer = self.transformer.config.get("internal_guidance_layer") is not None
-        require(has_layer, "internal_guidance_scale", scale, "1 for a transformer without `internal_guidance_layer`")
-        cache = self.transformer._cache_config
-        require(
-            not isinstance(cache, CACHES_OF_ONE_OUTPUT),
-            "internal_guidance_scale",
-            scale,
-            f"1 with {type(cache).__name__}, which has no velocity of an earlier block where it skips computing",
-        )
-
-    def _warn_of_too_many_steps(self, num_inference_steps: int | None) -> None:
-        distilled_for = (self.config.sampling_recipe or {}).get("num_inference_steps")
-        if num_inference_steps is None or distilled_for is None or not jumps_to_data(self.scheduler):
-            return
-        if num_inference_steps > distilled_for:
-            logger.warning(
-                f"`num_inference_steps` is {num_inference_steps}, and the transformer was distilled for "
-                f"{distilled_for}: more steps cost more, and may make images worse."
-            )
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
@@ -1080,7 +1099,7 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
         jumps = jumps_to_data(self.scheduler)
 
         def predict(latents: torch.Tensor, t: float, ids: torch.Tensor) -> torch.Tensor:
-            scale = self._internal_scale(t, internal_guidance_scale, internal_guidance_interval)
+            scale = internal_scale(self.transformer, t, internal_guidance_scale, internal_guidance_interval)
             return predict_velocity(
                 self.transformer, latents, t, ids, attention_kwargs, jumps=jumps, internal_guidance_scale=scale
             )
@@ -1096,15 +1115,6 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
             return guide(conditional, unconditional, self.guidance_scale, guidance_channels)
 
         return velocity
-
-    def _internal_scale(self, t: float, scale: float, interval: tuple[float, float] | None) -> float | None:
-        """The scale of internal guidance at t, and None where the velocity of the earlier block is not computed.
-
-        A cache that predicts it needs it at every t.
-        """
-        if scale != 1 and in_interval(t, interval):
-            return scale
-        return 1.0 if scale != 1 and self.transformer.is_cache_enabled else None
 
     def _denoise(
         self,
@@ -1130,8 +1140,7 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
             The state at t = 1.
         """
         timesteps = self.scheduler.timesteps[-len(times) :]
-        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
-        step_kwargs = {"generator": generator} if takes_generator else {}
+        drawing = noise_arguments(self.scheduler, generator)
         times = [*times.tolist(), 1.0]
         self._num_timesteps = len(timesteps)
 
@@ -1141,7 +1150,7 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
                     continue
                 self._current_timestep = self._pipeline._current_timestep = timestep
                 derivative = -velocity(latents, times[i], i)
-                latents = self.scheduler.step(derivative, timestep, latents, **step_kwargs, return_dict=False)[0]
+                latents = self.scheduler.step(derivative, timestep, latents, **drawing, return_dict=False)[0]
                 if after_step is not None:
                     latents = after_step(latents, times[i + 1])
                 if callback_on_step_end is not None:

@@ -28,6 +28,7 @@ from .lightningdit_sampling import (
     image_size,
     in_interval,
     initial_noise,
+    internal_scale,
     jumps_to_data,
     predict_velocity,
     require,
@@ -297,7 +298,7 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
         def derivative(t: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
             t = float(t)
             within = min(t, 1.0)  # an adaptive step may evaluate the velocity beyond t = 1 and interpolate back
-            scale = self._internal_scale(within, internal_guidance_scale, internal_guidance_interval)
+            scale = internal_scale(self.transformer, within, internal_guidance_scale, internal_guidance_interval)
             ids = both_ids if is_guided else class_ids
             both = predict_velocity(
                 self.transformer, state[:batch_size], t, ids, attention_kwargs, internal_guidance_scale=scale

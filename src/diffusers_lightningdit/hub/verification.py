@@ -61,7 +61,9 @@ def check_transformer(model: LightningDiTTransformer2DModel, weights: Weights) -
     difference = _compared("transformer", found.sample, expected(), dtype)
     if layer is None:
         return difference
-    return max(difference, _compared("output layer of internal guidance", found.internal_sample, expected(layer), dtype))
+    return max(
+        difference, _compared("output layer of internal guidance", found.internal_sample, expected(layer), dtype)
+    )
 
 
 @torch.no_grad()
