@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from diffusers.schedulers import scheduling_flow_match_euler_discrete
 from safetensors.torch import load_file
 
@@ -79,12 +79,16 @@ def test_few_steps_are_facms(facm, name):
     assert seen == [(pytest.approx(t), *others) for t, *others in expected]
 
 
-@pytest.mark.parametrize("name", ["euler4", "euler5_cfg_shift"])
+@pytest.mark.parametrize("name", ["euler4", "euler5_cfg_shift", "heun4_cfg_shift"])
 def test_the_flow_of_the_same_network(facm, name):
     """With another scheduler it is evaluated as a flow: the second time is the first."""
     pipe, tensors, facts, _ = facm
     facts = facts[name]
-    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1 / facts.get("timestep_shift", 1.0))
+    scheduler = FlowMatchHeunDiscreteScheduler if facts.get("heun") else FlowMatchEulerDiscreteScheduler
+    pipe.scheduler = scheduler(shift=1 / facts.get("timestep_shift", 1.0))
+    if facts.get("heun"):  # whose grid has N equal steps from 1 to 0 with this end; its own has a tiny last step
+        pipe.scheduler.sigma_min = 1 / facts["num_steps"]
+    seen = times_of(pipe)
     drawn = pipe(
         tensors["y"].tolist(),
         num_inference_steps=facts["num_steps"],
@@ -94,6 +98,26 @@ def test_the_flow_of_the_same_network(facm, name):
         output_type="latent",
     ).images
     close(drawn, tensors[f"{name}.out"])
+    assert len(seen) == pipe.scheduler.order * (facts["num_steps"] - 1) + 1 and {second for *_, second in seen} == {
+        None
+    }
+
+
+@pytest.mark.parametrize("name", ["n1", "n2", "n4"])
+def test_the_scheduler_is_called_as_it_was_recorded(facm, name):
+    """The grid is that of exact sigmas, with which the scheduler gives FACM's numbers."""
+    pipe, tensors, facts, let_draw = facm
+    facts = facts[name]
+    let_draw(tensors.get(f"{name}.eps", torch.zeros(0, *tensors["z"].shape)))
+    settings = {"num_inference_steps": facts["steps"], "guidance_scale": 1.0, "output_type": "latent"}
+    grids = []
+
+    def keep(pipe, step, timestep, tensors):
+        grids.append((pipe.scheduler.sigmas.tolist(), pipe.scheduler.timesteps.tolist()))
+
+    drawn = pipe(tensors["y"].tolist(), latents=tensors["z"], callback_on_step_end=keep, **settings).images
+    close(drawn, tensors[f"{name}.out_diffusers"], 1e-5)
+    assert grids[0] == (facts["diffusers_sigmas"], facts["diffusers_timesteps"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
