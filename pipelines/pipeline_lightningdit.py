@@ -236,6 +236,12 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
             f"FlowMatchEulerDiscreteScheduler (its shift places the grid of `ode_method={ode_method!r}`)",
         )
         require(
+            self.transformer.config.get("second_time_embedding") or not jumps_to_data(self.scheduler),
+            "ode_method",
+            ode_method,
+            "None for a network for a few steps without `second_time_embedding`, which predicts jumps and no velocity",
+        )
+        require(
             callback_on_step_end is None,
             "callback_on_step_end",
             callback_on_step_end,

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from diffusers_lightningdit import FlowMatchUCGMScheduler, LightningDiTPipeline
 from diffusers_lightningdit.original import OriginalConfig, build_pipeline, load_transformer, transformer_to_original
 from diffusers_lightningdit.pipelines import LightningDiTImg2ImgPipeline
+from diffusers_lightningdit.pipelines.modular_lightningdit import LightningDiTBlocks
 
 CONFIGS = Path(__file__).parents[2] / "conversion/configs"
 
@@ -191,6 +192,12 @@ def test_more_steps_than_distilled_for_are_said(make_pipeline, warnings_of_diffu
     assert "`num_inference_steps` is 4, and the transformer was distilled for 2" in warnings_of_diffusers.text
     assert len(seen) == 4
     warnings_of_diffusers.clear()
+    blocks = LightningDiTBlocks().init_pipeline()
+    blocks.update_components(transformer=pipe.transformer, vae=pipe.vae, scheduler=pipe.scheduler)
+    blocks.register_to_config(id2label=pipe.id2label, sampling_recipe=recipe)
+    blocks(class_labels=0, num_inference_steps=3, output_type="latent")
+    assert "`num_inference_steps` is 3, and the transformer was distilled for 2" in warnings_of_diffusers.text
+    warnings_of_diffusers.clear()
     pipe.scheduler = FlowMatchEulerDiscreteScheduler()  # as a flow there is no such number
     pipe(0, num_inference_steps=4, output_type="latent")
     assert not warnings_of_diffusers.records
@@ -205,6 +212,18 @@ def test_image_to_image_in_few_steps(make_pipeline, make_transformer):
     image = torch.full((3, 8, 8), 0.5)
     edit(1, image=image, strength=0.5, num_inference_steps=2, guidance_scale=1.0, output_type="latent")
     assert seen == [(0.5, 1, 1.0)]
+
+
+def test_a_solver_needs_velocities(make_pipeline, make_transformer):
+    """A network with a second time has them; of one without, jumps would be taken for them."""
+    settings = {"ode_method": "heun2", "num_inference_steps": 4, "guidance_scale": 1.0, "output_type": "latent"}
+    settings["latents"] = torch.randn(1, 4, 4, 4)
+    with pytest.raises(ValueError, match="`ode_method` is 'heun2'; required: None for a network for a few steps"):
+        make_pipeline(scheduler=few_steps())(0, **settings)
+    transformer = make_transformer(second_time_embedding=True)
+    student = make_pipeline(transformer=transformer, scheduler=few_steps())
+    flow = make_pipeline(transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler())
+    close(student(0, **settings).images, flow(0, **settings).images, 0)
 
 
 @pytest.mark.parametrize("solver_order", [1, 2])
