@@ -66,7 +66,9 @@ def test_the_teacher_learns_expanded_times_as_in_the_original(golden_frontier, c
     mse, cosine, _ = flow_matching_losses(model, noise, latents, times, labels, seen_times=seen)
     assert_close(mse, recorded[f"{case}.loss"])
     assert_close(cosine, recorded[f"{case}.cos_loss"])
-    (mse.mean() + cosine.mean()).backward()
+    total = mse.mean() + cosine.mean()
+    assert_close(total, recorded[f"{case}.total"])
+    total.backward()
     check_gradients(model, recorded, case, facts)
 
 

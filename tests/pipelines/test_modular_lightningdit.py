@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import ClassifierFreeGuidance, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
+from diffusers_lightningdit import InternalGuidance
 from diffusers_lightningdit.pipelines import LightningDiTImg2ImgPipeline
 from diffusers_lightningdit.pipelines.modular_lightningdit import (
     LightningDiTBlocks,
@@ -103,6 +104,10 @@ def test_internal_guidance(make_pipeline, make_transformer):
     images = modular(pipe)(**CALL, generator=noise(), output="images")
     same(images, pipe(**CALL, generator=noise()).images)
     guider = LightningDiTGuidance(internal_guidance_scale=1.0)
+    of_package = InternalGuidance(
+        1.8, (0.3, 0.7), guidance_scale=3.0, guidance_interval=(0.3, 1.0), guidance_channels=3
+    )
+    same(modular(pipe, guider=of_package)(**CALL, generator=noise(), output="images"), images)
     without = modular(pipe, guider=guider)(**CALL, generator=noise(), output="images")
     same(without, pipe(**CALL, internal_guidance_scale=1.0, generator=noise()).images)
     assert not torch.allclose(images, without, atol=1e-2)
