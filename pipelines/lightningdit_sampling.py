@@ -116,6 +116,7 @@ def described_scheduler(scheduler) -> str:
     """Return the call that makes a scheduler, with the arguments that are not its defaults."""
     defaults = {name: given.default for name, given in inspect.signature(type(scheduler).__init__).parameters.items()}
     given = {name: scheduler.config[name] for name in defaults if name in scheduler.config}
+    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}  # as a file has them
     arguments = [f"{name}={value!r}" for name, value in given.items() if value != defaults[name]]
     return f"{type(scheduler).__name__}({', '.join(arguments)})"
 
