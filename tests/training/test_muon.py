@@ -1,6 +1,7 @@
 """Muon against the recorded training of internal guidance, and against torch's Adam."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from diffusers_lightningdit.flow_matching import flow_matching_losses
 from diffusers_lightningdit.original import OriginalConfig, load_transformer
 from diffusers_lightningdit.original.transformer import transformer_rows
 from diffusers_lightningdit.training.muon import Muon, orthogonalize, stacked_projections
+from diffusers_lightningdit.training.transformer.config import LightningDiTTrainingConfig
+from diffusers_lightningdit.training.transformer.loop import make_transformer_run
 
 FOLDER = "internal_guidance"
 
@@ -94,3 +97,9 @@ def test_what_has_no_gradient_stays():
     parameter = nn.Parameter(torch.ones(2, 3))
     Muon([parameter], 0.1, weight_decay=0.5).step()
     assert parameter.min() == parameter.max() == 1
+
+
+def test_sharded_matrices_are_refused(tmp_path):
+    config = LightningDiTTrainingConfig(data="x", vae="x", output_dir=str(tmp_path / "new"), optimizer="muon")
+    with pytest.raises(ValueError, match="`optimizer` is 'muon'; required: another one where weights are sharded"):
+        make_transformer_run(config, SimpleNamespace(is_fsdp2=True), None, None)
