@@ -63,12 +63,20 @@ class PushConfig:
         None, "The original's YAML of the checkpoint; null: the one that the checkpoint holds, if any."
     )
     weights: str | None = setting(
-        None, "The weights that are taken; null: ema where the checkpoint has it.", choices=("ema", "model")
+        None,
+        "The weights that are taken; null: ema_models.1, the average of FACM's training files, or ema where the "
+        "checkpoint has it.",
+        choices=("ema", "model", "ema_models.0", "ema_models.1"),
     )
     vae: str | None = setting(None, "The original's file of the autoencoder, or a folder of diffusers.")
     latents_stats: str | None = setting(None, "The original's latents_stats.pt, which goes into the VAE's config.")
     num_attention_heads: int | None = setting(
         None, "The number of attention heads of sizes that were never published.", minimum=1
+    )
+    internal_guidance_layer: int | None = setting(
+        None,
+        "The block, counted from 1, before the output layer of internal guidance, of sizes that were never published.",
+        minimum=1,
     )
     pipeline: str | None = setting(None, "Folder of a pipeline, in place of `checkpoint` and `vae`.")
 
@@ -165,7 +173,11 @@ def read_source(config: PushConfig) -> Source:
     checkpoint = read_checkpoint(config.checkpoint)
     original = OriginalConfig.read(config.config) if config.config else embedded_config(checkpoint)
     transformer = load_transformer(
-        config.checkpoint, config.weights, config=original, num_attention_heads=config.num_attention_heads
+        config.checkpoint,
+        config.weights,
+        config=original,
+        num_attention_heads=config.num_attention_heads,
+        internal_guidance_layer=config.internal_guidance_layer,
     )
     weights = select_transformer_weights(checkpoint, config.weights)
     source.differences["transformer"] = check_transformer(transformer, weights)

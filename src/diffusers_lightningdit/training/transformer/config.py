@@ -13,7 +13,7 @@ from ..config import ImageTrainingConfig
 from .alignment import AlignmentSettings
 
 DATA_KINDS = ("images", "latents")
-OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit")
+OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit", "muon")
 TIME_SAMPLERS = ("logit_normal", "arctan", "uniform")
 FROM_DATA_AND_VAE = ("sample_size", "in_channels", "num_classes")  # arguments of the transformer that are not given
 
@@ -91,14 +91,15 @@ class FlowTrainingConfig(ImageTrainingConfig):
 
     optimizer: str = setting(
         "adamw",
-        "The optimiser; adamw_8bit needs the package bitsandbytes.",
+        "The optimiser; adamw_8bit needs the package bitsandbytes. muon orthogonalises the steps of matrices, and is "
+        "Adam without decay for vectors.",
         group="Optimisation",
         choices=OPTIMIZERS,
     )
     adam_betas: tuple[float, float] = setting(
         (0.9, 0.95), "AdamW's decay rates of the averages of gradients and of their squares."
     )
-    adam_weight_decay: float = setting(0.0, "AdamW's weight decay.", minimum=0)
+    adam_weight_decay: float = setting(0.0, "AdamW's weight decay; of muon that of the matrices.", minimum=0)
     max_grad_norm: float | None = setting(
         1.0,
         "The norm that gradients are clipped to; null: the norm is measured only, as in the original.",
