@@ -1,0 +1,299 @@
+# Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
+"""The layout of the page, in Gradio, and what its buttons do."""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from diffusers import DiffusionPipeline
+
+from diffusers_lightningdit.demo.drawing import DRAWINGS, Frame, open_upload, reconstruct
+from diffusers_lightningdit.demo.drawing_settings import (
+    LABELS,
+    MAX_SEED,
+    SCHEDULERS,
+    TABS,
+    DrawingSettings,
+    Limits,
+    check_drawing,
+    ranges,
+    read_query,
+    recipe_settings,
+    scheduler_names,
+    settings_of,
+    to_query,
+)
+from diffusers_lightningdit.files import one_line
+from diffusers_lightningdit.pipelines.lightningdit_sampling import image_size
+
+logger = logging.getLogger(__name__)
+
+THEME = gr.themes.Soft(
+    primary_hue="indigo", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+)
+CSS = """
+.gradio-container {max-width: 1200px !important; margin: 0 auto !important;}
+.picture img {object-fit: contain; width: 100%; max-height: 75vh;}
+.status {min-height: 1.6em; font-size: 0.9em; opacity: 0.85;}
+"""
+# The address bar and the link follow the settings; the page is not loaded anew.
+SHOW_LINK = """(query) => {
+  const link = window.location.origin + window.location.pathname + '?' + query;
+  window.history.replaceState(null, '', link);
+  return link;
+}"""
+NEW_SEED = f"() => Math.floor(Math.random() * {MAX_SEED})"
+MAX_AGE_OF_FILES = 600  # seconds after which files of pictures and uploads are removed; they are looked at as often
+# Requests draw one after the other: each takes the whole processor.
+ONE_AT_A_TIME = {"concurrency_id": "drawing", "concurrency_limit": 1, "show_progress": "minimal"}
+# Of requests that answer at once.
+AT_ONCE = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+class UploadedImage(gr.Image):
+    """An image that a visitor uploads, handed over as the path of its file: `open_upload` has words for bad ones."""
+
+    def preprocess(self, payload: Any) -> str | None:
+        """The path of the file, which Gradio has checked to be an uploaded one."""
+        return None if payload is None else payload.path
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
+    from gradio.blocks import Block
+
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+@contextlib.contextmanager
+def readable_errors() -> Iterator[None]:
+    """Show a ValueError with its words on the page, and others in a line, with a traceback in the log."""
+    try:
+        yield
+    except ValueError as error:
+        raise gr.Error(one_line(error), title="This cannot be drawn", print_exception=False) from error
+    except Exception as error:
+        logger.exception("a drawing failed")
+        raise gr.Error(one_line(error)[:300], title="The drawing failed", print_exception=False) from error
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Page
+# ---------------------------------------------------------------------------------------------------------------------
+
+def build_page(pipeline: DiffusionPipeline, limits: Limits, max_age_of_files: int = MAX_AGE_OF_FILES) -> gr.Blocks:
+    """The page around a pipeline, which `launch` serves.
+
+    Args:
+        pipeline: A `LightningDiTPipeline` on the device that it draws on.
+        limits: The bounds of each request.
+        max_age_of_files: The age at which files of pictures and uploads are removed, in seconds.
+    """
+    defaults = recipe_settings(pipeline, limits)
+    make = functools.partial(_component, pipeline, limits, defaults)
+    with gr.Blocks(
+        title="LightningDiT", analytics_enabled=False, delete_cache=(max_age_of_files, max_age_of_files)
+    ) as page:
+        gr.Markdown(_introduction(pipeline))
+        of, outputs, buttons = {}, {}, {}
+        with gr.Row():
+            with gr.Column(scale=3, min_width=320), gr.Tabs() as tabs:
+                with gr.Tab(TABS["draw"], id="draw") as draw_tab:
+                    of["classes"], of["num_images"] = make("classes"), make("num_images")
+                    buttons["draw"], outputs["draw"] = _buttons("Draw"), _outputs("Drawn images")
+                with gr.Tab(TABS["interpolate"], id="interpolate") as interpolate_tab:
+                    with gr.Row():
+                        of["start"], of["end"] = make("start"), make("end")
+                    of["num_between"] = make("num_between")
+                    buttons["interpolate"], outputs["interpolate"] = _buttons("Interpolate"), _outputs("Strip")
+                with gr.Tab(TABS["edit"], id="edit") as edit_tab:
+                    edit_image = _upload(limits)
+                    of["edit_classes"], of["strength"] = make("edit_classes"), make("strength")
+                    buttons["edit"], outputs["edit"] = _buttons("Draw it anew"), _outputs("Image to image")
+                with gr.Tab(TABS["reconstruct"], id="reconstruct") as reconstruct_tab:
+                    image = _upload(limits)
+                    own_size = gr.Checkbox(
+                        label="At its own size", info="Otherwise its centre, in the size of the training."
+                    )
+                    buttons["reconstruct"], outputs["reconstruct"] = _buttons("Reconstruct"), _outputs("Comparison")
+            with gr.Column(scale=2, min_width=320):
+                with gr.Group():
+                    of["num_inference_steps"], of["scheduler"] = make("num_inference_steps"), make("scheduler")
+                    of["seed"] = make("seed")
+                    new_seed = gr.Button("New seed", size="sm")
+                with gr.Accordion("Guidance", open=defaults.guidance_scale > 1):
+                    of["guidance_scale"] = make("guidance_scale")
+                    with gr.Row():
+                        of["guidance_start"], of["guidance_end"] = make("guidance_start"), make("guidance_end")
+                    of["guidance_channels"] = make("guidance_channels")
+                link = gr.Textbox(label="Link to these settings", interactive=False, buttons=["copy"], max_lines=1)
+        query = gr.Textbox(visible="hidden", container=False)
+        tab = gr.Textbox("draw", visible="hidden", container=False)
+        components = [of[name] for name in LABELS]
+
+        def drawing(name: str, *values: Any, upload: str | None = None) -> Iterator[tuple]:
+            with readable_errors():
+                settings = settings_of(name, values, defaults)
+                check_drawing(settings, pipeline, limits)
+                uploaded = [open_upload(upload, limits.max_upload_pixels)] if name == "edit" else []
+                with contextlib.closing(DRAWINGS[name](pipeline, settings, *uploaded)) as frames:
+                    for frame in frames:
+                        yield _shown(frame)
+
+        def draw(*values: Any) -> Iterator[tuple]:
+            yield from drawing("draw", *values)
+
+        def interpolate(*values: Any) -> Iterator[tuple]:
+            yield from drawing("interpolate", *values)
+
+        def edit(upload: str | None, *values: Any) -> Iterator[tuple]:
+            yield from drawing("edit", *values, upload=upload)
+
+        def compare(upload: str | None, own_size: bool) -> tuple:
+            with readable_errors():
+                return _shown(reconstruct(pipeline, open_upload(upload, limits.max_upload_pixels), own_size))
+
+        requests = {
+            "draw": (draw, components),
+            "interpolate": (interpolate, components),
+            "edit": (edit, [edit_image, *components]),
+            "reconstruct": (compare, [image, own_size]),
+        }
+        for name, (function, inputs) in requests.items():
+            start, stop = buttons[name]
+            request = start.click(function, inputs, outputs[name], api_name=name, **ONE_AT_A_TIME)
+            stop.click(lambda: "Stopped.", None, outputs[name][1], cancels=[request], **AT_ONCE)
+
+        def restore(request: gr.Request) -> list:
+            try:
+                settings = read_query(request.query_params, defaults)
+                check_drawing(settings, pipeline, limits)
+            except ValueError as error:
+                gr.Warning(
+                    one_line(error), title="The link cannot be followed; these are the settings of the checkpoint"
+                )
+                settings = defaults
+            values = [getattr(settings, name) for name in LABELS]
+            values = [list(value) if isinstance(value, tuple) else value for value in values]
+            return [gr.Tabs(selected=settings.tab), settings.tab, *values]
+
+        page.load(restore, None, [tabs, tab, *components], **AT_ONCE)
+        gr.on(
+            [component.change for component in [tab, *components]],
+            lambda name, *values: to_query(settings_of(name, values, defaults)),
+            [tab, *components],
+            query,
+            trigger_mode="always_last",
+            **AT_ONCE,
+        ).then(None, query, link, js=SHOW_LINK)
+        for name, each in zip(TABS, (draw_tab, interpolate_tab, edit_tab, reconstruct_tab), strict=True):
+            each.select(None, None, tab, js=f"() => '{name}'")
+        new_seed.click(None, None, of["seed"], js=NEW_SEED)
+    return page
+
+def launch(page: gr.Blocks, limits: Limits, **arguments: Any) -> str:
+    """Serve the page in threads of their own, and return its address.
+
+    Args:
+        page: The page of `build_page`.
+        limits: The bounds of each request.
+        arguments: Further arguments of Gradio's `launch`.
+
+    Raises:
+        OSError: If the port is in use.
+    """
+    page.queue(max_size=limits.max_waiting, api_open=False)
+    _, address, _ = page.launch(
+        theme=THEME,
+        css=CSS,
+        max_file_size=f"{limits.max_upload_megabytes}mb",
+        show_error=True,
+        footer_links=["api"],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        **arguments,
+    )
+    return address
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parts
+# ---------------------------------------------------------------------------------------------------------------------
+
+def _introduction(pipeline: DiffusionPipeline) -> str:
+    height, width = image_size(pipeline.transformer, pipeline.vae, None, None)
+    number = pipeline.transformer.num_parameters() / 1e6
+    return (
+        f"# LightningDiT\n**{Path(str(pipeline.name_or_path)).name}**: "
+        f"{pipeline.transformer.config.num_classes} classes, {width}×{height} pixels, {number:.1f} million parameters, "
+        f"drawn on the {'CPU' if pipeline.device.type == 'cpu' else 'GPU'}."
+    )
+
+def _component(
+    pipeline: DiffusionPipeline, limits: Limits, defaults: DrawingSettings, name: str
+) -> gr.components.Component:
+    """The component of a setting."""
+    value, label = getattr(defaults, name), LABELS[name]
+    if name in ("classes", "edit_classes", "start", "end"):
+        names = pipeline.id2label
+        choices = [
+            (f"{names[class_id]} ({class_id})" if class_id in names else f"class {class_id}", class_id)
+            for class_id in range(pipeline.transformer.config.num_classes)
+        ]
+        several = isinstance(value, tuple)
+        info = "Type to search by name or number." if several else None
+        value = list(value) if several else value
+        return gr.Dropdown(choices, value=value, multiselect=several, label=label, info=info)
+    if name == "scheduler":
+        own = type(pipeline.scheduler).__name__
+        choices = [
+            (SCHEDULERS.get(known, known) + (", the checkpoint's own" if known == own else ""), known)
+            for known in scheduler_names(pipeline)
+        ]
+        return gr.Dropdown(choices, value=value, label=label)
+    low, high = ranges(pipeline, limits)[name]
+    if name == "seed":
+        return gr.Number(value, precision=0, minimum=low, maximum=high, label=label)
+    info = {
+        "guidance_scale": "1: without guidance.",
+        "guidance_start": "t = 0 is noise.",
+        "guidance_end": "t = 1 is the image.",
+        "guidance_channels": f"The first of {high} channels of the latents; {high}: all.",
+        "strength": "How far to go back to noise; 1 forgets the image.",
+    }.get(name)
+    step = 1 if isinstance(value, int) else {"guidance_scale": 0.1, "strength": 0.05}.get(name, 0.005)
+    return gr.Slider(low, high, value, step=step, label=label, info=info, buttons=[])
+
+def _upload(limits: Limits) -> UploadedImage:
+    return UploadedImage(
+        label=f"Image, at most {limits.max_upload_megabytes} MB",
+        sources=["upload", "clipboard"],
+        type="filepath",
+        image_mode=None,
+        height=220,
+    )
+
+def _buttons(text: str) -> tuple[gr.Button, gr.Button]:
+    with gr.Row():
+        return gr.Button(text, variant="primary", scale=3), gr.Button(
+            "Stop", variant="secondary", scale=1, min_width=80
+        )
+
+def _outputs(label: str) -> list[gr.components.Component]:
+    picture = gr.Image(
+        label=label,
+        format="png",
+        interactive=False,
+        buttons=["download", "fullscreen"],
+        elem_classes="picture",
+        alt_text=label,
+    )
+    return [picture, gr.Markdown(elem_classes="status")]
+
+def _shown(frame: Frame) -> tuple:
+    return frame.picture, frame.text
