@@ -218,7 +218,7 @@ def interpolate(pipeline: DiffusionPipeline, settings: DrawingSettings) -> Itera
 
 
 def edit(pipeline: DiffusionPipeline, settings: DrawingSettings, image: Image.Image) -> Iterator[Frame]:
-    """Draw an uploaded image as each of some classes, beside itself.
+    """Draw an uploaded image as each of some classes: a row for each, with the image and the drawn one.
 
     Args:
         image: An RGB image, of which the centre is taken.
@@ -239,38 +239,40 @@ def edit(pipeline: DiffusionPipeline, settings: DrawingSettings, image: Image.Im
         ).images
 
     def rows_of(images: list[Image.Image]) -> list[tuple[str, Sequence[Image.Image]]]:
-        titles = ["image", *(class_title(own, class_id) for class_id in classes)]
-        return [(title, [each]) for title, each in zip(titles, [image, *images], strict=True)]
+        titles = [class_title(own, class_id) for class_id in classes]
+        return [(title, [image, drawn]) for title, drawn in zip(titles, images, strict=True)]
 
     caption = f"{described(pipeline, settings)}, strength {settings.strength:g}"
     return frames(denoising(draw), rows_of, settings, caption)
 
 
-def reconstruct(pipeline: DiffusionPipeline, image: Image.Image, own_size: bool) -> Frame:
-    """Encode and decode an uploaded image: itself, the reconstruction, their difference.
+def reconstruct(pipeline: DiffusionPipeline, settings: DrawingSettings, image: Image.Image) -> Iterator[Frame]:
+    """Encode and decode an uploaded image: itself, the reconstruction, and their difference, in one frame.
 
     Args:
-        image: An RGB image.
-        own_size: Whether to keep its size, as far as it fits; by default its centre, in the size of the training.
+        image: An RGB image. Its sides become multiples of the autoencoder's factor.
     """
     height, width = image_size(pipeline.transformer, pipeline.vae, None, None)
-    if own_size:
+    if settings.size == "own":
         factor = vae_geometry(pipeline.vae)[1]
         scale = min(1.0, (MAX_LATENTS * factor**2 / (image.width * image.height)) ** 0.5)
         height, width = (max(factor, int(side * scale) // factor * factor) for side in (image.height, image.width))
     image = center_crop(image, (height, width))
     output = VAVAEReconstructionPipeline(vae=pipeline.vae)(image)
-    reconstruction, psnr = output.images[0], float(output.psnr[0])
+    reconstruction, text = output.images[0], f"{width}x{height} pixels, PSNR {float(output.psnr[0]):.2f} dB"
     difference = ImageChops.difference(image, reconstruction).point(lambda value: min(255, value * DIFFERENCE_FACTOR))
-    text = f"{width}×{height} pixels, PSNR {psnr:.2f} dB"
-    names = ["image", "reconstruction", f"difference ×{DIFFERENCE_FACTOR}"]
     picture = labelled_grid(
         [("", [image, reconstruction, difference])],
-        names,
+        ["image", "reconstruction", f"difference x {DIFFERENCE_FACTOR}"],
         zoom_of(image),
-        f"{Path(str(pipeline.name_or_path)).name}: {text}",
+        f"{Path(str(pipeline.name_or_path)).name}, {text}",
     )
-    return Frame(picture, f"{text}.")
+    picture.info["settings"] = to_query(settings)
+    yield Frame(picture, f"{text}.")
+
+
+DRAWINGS = {"draw": draw_classes, "interpolate": interpolate, "edit": edit, "reconstruct": reconstruct}
+OF_UPLOADS = ("edit", "reconstruct")  # take an image
 
 
 def open_upload(path: str | None, max_pixels: int) -> Image.Image:
@@ -295,6 +297,3 @@ def open_upload(path: str | None, max_pixels: int) -> Image.Image:
         return to_rgb(open_image(path, UPLOAD_FORMATS))
     except ValueError as error:
         raise ValueError(f"This image cannot be read: {one_line(error)}") from error
-
-
-DRAWINGS = {"draw": draw_classes, "interpolate": interpolate, "edit": edit}

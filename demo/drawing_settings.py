@@ -29,6 +29,7 @@ LABELS = {
     "num_between": "Images, with both ends",
     "edit_classes": "Classes to draw it as",
     "strength": "Strength",
+    "size": "Size",
     "num_inference_steps": "Steps",
     "scheduler": "Scheduler",
     "guidance_scale": "Guidance scale",
@@ -37,6 +38,7 @@ LABELS = {
     "guidance_channels": "Guided channels",
     "seed": "Seed",
 }
+SIZES = {"training": "Its centre, in the size of the training", "own": "Its own size, as far as the page allows"}
 MAX_SEED = 2**31 - 1
 
 
@@ -61,6 +63,7 @@ class DrawingSettings:
         classes: The ids of the classes that are drawn, `num_images` times each.
         start, end: The classes at the ends of an interpolation of `num_between` images.
         edit_classes: The classes that an uploaded image is drawn as, with `strength`.
+        size: The size that an uploaded image is reconstructed in, one of `SIZES`.
         guidance_start, guidance_end: The interval of guidance, in t: 0 is noise, 1 the image.
         guidance_channels: The number of guided channels; that of the latents stands for all.
         scheduler: The name of the class.
@@ -74,6 +77,7 @@ class DrawingSettings:
     num_between: int
     edit_classes: tuple[int, ...]
     strength: float
+    size: str
     num_inference_steps: int
     scheduler: str
     guidance_scale: float
@@ -99,6 +103,7 @@ def recipe_settings(pipeline: DiffusionPipeline, limits: Limits) -> DrawingSetti
         num_between=min(8, limits.max_images),
         edit_classes=some_classes[-1:],
         strength=0.7,
+        size="training",
         num_inference_steps=min(recipe["num_inference_steps"], limits.max_steps),
         scheduler=type(pipeline.scheduler).__name__,
         guidance_scale=float(recipe["guidance_scale"]),
@@ -166,13 +171,10 @@ def check_drawing(settings: DrawingSettings, pipeline: DiffusionPipeline, limits
             if number is None or not low <= number <= high:
                 given = "empty" if number is None else f"{number:g}"
                 raise ValueError(f"“{LABELS[name]}” is {given}; it can be {low:g} to {high:g} here.")
-    if settings.tab not in TABS:
-        raise ValueError(f"There is no tab {settings.tab!r}; there are {', '.join(TABS)}.")
-    if settings.scheduler not in scheduler_names(pipeline):
-        raise ValueError(
-            f"“Scheduler” is {settings.scheduler!r}; for this checkpoint there are "
-            f"{', '.join(scheduler_names(pipeline))}."
-        )
+    choices = {"tab": TABS, "size": SIZES, "scheduler": scheduler_names(pipeline)}
+    for name, known in choices.items():
+        if (value := getattr(settings, name)) not in known:
+            raise ValueError(f"“{LABELS.get(name, 'Tab')}” is {value!r}; it can be {', '.join(known)} here.")
     if settings.guidance_start > settings.guidance_end:
         raise ValueError(
             f"Guidance cannot end (at t = {settings.guidance_end:g}) before it begins (at t = "

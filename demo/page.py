@@ -11,11 +11,12 @@ from typing import Any
 import gradio as gr
 from diffusers import DiffusionPipeline
 
-from diffusers_lightningdit.demo.drawing import DRAWINGS, Frame, open_upload, reconstruct
+from diffusers_lightningdit.demo.drawing import DRAWINGS, OF_UPLOADS, open_upload
 from diffusers_lightningdit.demo.drawing_settings import (
     LABELS,
     MAX_SEED,
     SCHEDULERS,
+    SIZES,
     TABS,
     DrawingSettings,
     Limits,
@@ -32,14 +33,19 @@ from diffusers_lightningdit.pipelines.lightningdit_sampling import image_size
 
 logger = logging.getLogger(__name__)
 
-PLAIN_TITLES = {"background_fill": "none", "text_color": "*body_text_color"}
 THEME = gr.themes.Soft(
     primary_hue="indigo", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
 ).set(
-    **{f"block_title_{name}{mode}": value for mode in ("", "_dark") for name, value in PLAIN_TITLES.items()},
+    block_border_width="1px",
+    block_title_background_fill="none",
+    block_title_background_fill_dark="none",
+    block_title_padding="0",
+    block_title_text_color="*body_text_color",
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_hover="*primary_500",
 )
 CSS = """
-.gradio-container {max-width: 1200px !important; margin: 0 auto !important;}
+.gradio-container {width: 100% !important; max-width: 1200px !important; margin: 0 auto !important;}
 .picture img {object-fit: contain; width: 100%; max-height: 75vh;}
 .status {min-height: 1.6em; font-size: 0.9em; opacity: 0.85;}
 """
@@ -55,16 +61,6 @@ MAX_AGE_OF_FILES = 600  # seconds after which files of pictures and uploads are 
 ONE_AT_A_TIME = {"concurrency_id": "drawing", "concurrency_limit": 1, "show_progress": "minimal"}
 # Of requests that answer at once.
 AT_ONCE = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-
-
-class UploadedImage(gr.Image):
-    """An image that a visitor uploads, handed over as the path of its file: `open_upload` has words for bad ones."""
-
-    is_template = True  # in the browser it is Gradio's own
-
-    def preprocess(self, payload: Any) -> str | None:
-        """The path of the file, which Gradio has checked to be an uploaded one."""
-        return None if payload is None else payload.path
 
 
 @contextlib.contextmanager
@@ -98,33 +94,31 @@ def build_page(pipeline: DiffusionPipeline, limits: Limits, max_age_of_files: in
         title="LightningDiT", analytics_enabled=False, delete_cache=(max_age_of_files, max_age_of_files)
     ) as page:
         gr.Markdown(_introduction(pipeline))
-        of, outputs, buttons = {}, {}, {}
+        of, requests = {}, {}
         with gr.Row():
             with gr.Column(scale=3, min_width=320), gr.Tabs() as tabs:
                 with gr.Tab(TABS["draw"], id="draw") as draw_tab:
                     of["classes"], of["num_images"] = make("classes"), make("num_images")
-                    buttons["draw"], outputs["draw"] = _buttons("Draw"), _outputs("Drawn images")
+                    requests["draw"] = _request("Draw", "Drawn images")
                 with gr.Tab(TABS["interpolate"], id="interpolate") as interpolate_tab:
                     with gr.Row():
                         of["start"], of["end"] = make("start"), make("end")
                     of["num_between"] = make("num_between")
-                    buttons["interpolate"], outputs["interpolate"] = _buttons("Interpolate"), _outputs("Strip")
+                    requests["interpolate"] = _request("Interpolate", "A strip from one class to another")
                 with gr.Tab(TABS["edit"], id="edit") as edit_tab:
                     edit_image = _upload(limits)
                     of["edit_classes"], of["strength"] = make("edit_classes"), make("strength")
-                    buttons["edit"], outputs["edit"] = _buttons("Draw it anew"), _outputs("Image to image")
+                    requests["edit"] = _request("Draw it anew", "The image and what is drawn from it", edit_image)
                 with gr.Tab(TABS["reconstruct"], id="reconstruct") as reconstruct_tab:
                     image = _upload(limits)
-                    own_size = gr.Checkbox(
-                        label="At its own size", info="Otherwise its centre, in the size of the training."
-                    )
-                    buttons["reconstruct"], outputs["reconstruct"] = _buttons("Reconstruct"), _outputs("Comparison")
+                    of["size"] = make("size")
+                    requests["reconstruct"] = _request("Reconstruct", "Image, reconstruction, difference", image)
             with gr.Column(scale=2, min_width=320):
                 with gr.Group():
                     of["num_inference_steps"], of["scheduler"] = make("num_inference_steps"), make("scheduler")
                     of["seed"] = make("seed")
                     new_seed = gr.Button("New seed", size="sm")
-                with gr.Accordion("Guidance", open=defaults.guidance_scale > 1):
+                with gr.Accordion("Guidance", open=defaults.guidance_scale > 1) as guidance:
                     of["guidance_scale"] = make("guidance_scale")
                     with gr.Row():
                         of["guidance_start"], of["guidance_end"] = make("guidance_start"), make("guidance_end")
@@ -134,53 +128,28 @@ def build_page(pipeline: DiffusionPipeline, limits: Limits, max_age_of_files: in
         tab = gr.Textbox("draw", visible="hidden", container=False)
         components = [of[name] for name in LABELS]
 
-        def drawing(name: str, *values: Any, upload: str | None = None) -> Iterator[tuple]:
-            with readable_errors():
-                settings = settings_of(name, values, defaults)
-                check_drawing(settings, pipeline, limits)
-                uploaded = [open_upload(upload, limits.max_upload_pixels)] if name == "edit" else []
-                with contextlib.closing(DRAWINGS[name](pipeline, settings, *uploaded)) as frames:
-                    for frame in frames:
-                        yield _shown(frame)
-
-        def draw(*values: Any) -> Iterator[tuple]:
-            yield from drawing("draw", *values)
-
-        def interpolate(*values: Any) -> Iterator[tuple]:
-            yield from drawing("interpolate", *values)
-
-        def edit(upload: str | None, *values: Any) -> Iterator[tuple]:
-            yield from drawing("edit", *values, upload=upload)
-
-        def compare(upload: str | None, own_size: bool) -> tuple:
-            with readable_errors():
-                return _shown(reconstruct(pipeline, open_upload(upload, limits.max_upload_pixels), own_size))
-
-        requests = {
-            "draw": (draw, components),
-            "interpolate": (interpolate, components),
-            "edit": (edit, [edit_image, *components]),
-            "reconstruct": (compare, [image, own_size]),
-        }
-        for name, (function, inputs) in requests.items():
-            start, stop = buttons[name]
-            request = start.click(function, inputs, outputs[name], api_name=name, **ONE_AT_A_TIME)
-            stop.click(lambda: "Stopped.", None, outputs[name][1], cancels=[request], **AT_ONCE)
+        for name, (start, stop, uploads, outputs) in requests.items():
+            draw = functools.partial(_draw, pipeline, limits, defaults, name)
+            request = start.click(draw, [*uploads, *components], outputs, api_name=name, **ONE_AT_A_TIME)
+            stop.click(lambda: "Stopped.", None, outputs[1], cancels=[request], **AT_ONCE)
 
         def restore(request: gr.Request) -> list:
             try:
                 settings = read_query(request.query_params, defaults)
                 check_drawing(settings, pipeline, limits)
             except ValueError as error:
-                gr.Warning(
-                    one_line(error), title="The link cannot be followed; these are the settings of the checkpoint"
-                )
+                gr.Warning(one_line(error), title="This link cannot be followed")
                 settings = defaults
             values = [getattr(settings, name) for name in LABELS]
             values = [list(value) if isinstance(value, tuple) else value for value in values]
-            return [gr.Tabs(selected=settings.tab), settings.tab, *values]
+            return [
+                gr.Tabs(selected=settings.tab),
+                gr.Accordion(open=settings.guidance_scale > 1),
+                settings.tab,
+                *values,
+            ]
 
-        page.load(restore, None, [tabs, tab, *components], **AT_ONCE)
+        page.load(restore, None, [tabs, guidance, tab, *components], **AT_ONCE)
         gr.on(
             [component.change for component in [tab, *components]],
             lambda name, *values: to_query(settings_of(name, values, defaults)),
@@ -224,6 +193,20 @@ def launch(page: gr.Blocks, limits: Limits, **arguments: Any) -> str:
     return address
 
 
+def _draw(
+    pipeline: DiffusionPipeline, limits: Limits, defaults: DrawingSettings, name: str, *values: Any
+) -> Iterator[tuple]:
+    """Answer a request: the pictures of a drawing as they come, each with its text."""
+    with readable_errors():
+        uploads, values = (values[:1], values[1:]) if name in OF_UPLOADS else ((), values)
+        settings = settings_of(name, values, defaults)
+        check_drawing(settings, pipeline, limits)
+        images = [open_upload(path, limits.max_upload_pixels) for path in uploads]
+        with contextlib.closing(DRAWINGS[name](pipeline, settings, *images)) as frames:
+            for frame in frames:
+                yield frame.picture, frame.text
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Parts
 # ---------------------------------------------------------------------------------------------------------------------
@@ -261,6 +244,8 @@ def _component(
             for known in scheduler_names(pipeline)
         ]
         return gr.Dropdown(choices, value=value, label=label)
+    if name == "size":
+        return gr.Radio([(text, size) for size, text in SIZES.items()], value=value, label=label)
     low, high = ranges(pipeline, limits)[name]
     if name == "seed":
         return gr.Number(value, precision=0, minimum=low, maximum=high, label=label)
@@ -275,24 +260,22 @@ def _component(
     return gr.Slider(low, high, value, step=step, label=label, info=info, buttons=[])
 
 
-def _upload(limits: Limits) -> UploadedImage:
-    return UploadedImage(
-        label=f"Image, at most {limits.max_upload_megabytes} MB",
-        sources=["upload", "clipboard"],
-        type="filepath",
-        image_mode=None,
-        height=220,
+def _upload(limits: Limits) -> gr.Image:
+    """An image of the visitor, handed over as the path of its file."""
+    image = gr.Image(
+        label=f"Image, at most {limits.max_upload_megabytes} MB", sources=["upload", "clipboard"], height=220
     )
+    # Gradio would decode any file that it gets, of any size; `open_upload` has limits, and words for files beyond them.
+    # (A derived class would do the same, but Gradio writes a stub file beside the source of each.)
+    image.preprocess = lambda payload: None if payload is None else payload.path
+    return image
 
 
-def _buttons(text: str) -> tuple[gr.Button, gr.Button]:
+def _request(text: str, label: str, *uploads: gr.Image) -> tuple[gr.Button, gr.Button, tuple, list]:
+    """The buttons that draw and stop, the inputs beside the settings, and the outputs: a picture and a line of text."""
     with gr.Row():
-        return gr.Button(text, variant="primary", scale=3), gr.Button(
-            "Stop", variant="secondary", scale=1, min_width=80
-        )
-
-
-def _outputs(label: str) -> list[gr.components.Component]:
+        start = gr.Button(text, variant="primary", scale=3)
+        stop = gr.Button("Stop", variant="secondary", scale=1, min_width=80)
     picture = gr.Image(
         label=label,
         show_label=False,
@@ -302,8 +285,4 @@ def _outputs(label: str) -> list[gr.components.Component]:
         elem_classes="picture",
         alt_text=label,
     )
-    return [picture, gr.Markdown(elem_classes="status")]
-
-
-def _shown(frame: Frame) -> tuple:
-    return frame.picture, frame.text
+    return start, stop, uploads, [picture, gr.Markdown(elem_classes="status")]
