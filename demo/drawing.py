@@ -290,9 +290,7 @@ def open_upload(path: str | None, max_pixels: int) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise nearly anything
         raise ValueError(f"This file is no image that can be read; possible are {formats}.") from error
     if width * height > max_pixels:
-        raise ValueError(
-            f"This image has {width}×{height} pixels; at most {max_pixels / 1e6:.0f} million are possible here."
-        )
+        raise ValueError(f"This image has {width}×{height} pixels; at most {max_pixels:,} are possible here.")
     try:
         return to_rgb(open_image(path, UPLOAD_FORMATS))
     except ValueError as error:

@@ -44,7 +44,7 @@ MAX_SEED = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bounds of a visitor's request."""
+    """Bounds of a visitor's request, and of what it leaves behind."""
 
     max_steps: int = setting(250, "The largest number of steps.", group="Sampling", minimum=1)
     max_images: int = setting(32, "The largest number of images of one request.", minimum=2)
@@ -52,6 +52,9 @@ class Limits:
     max_upload_megabytes: int = setting(10, "The largest size of an uploaded file, in MB.", minimum=1)
     max_upload_pixels: int = setting(2**25, "The largest number of pixels of an uploaded image.", minimum=1)
     max_waiting: int = setting(32, "The largest number of requests that wait.", minimum=1)
+    max_seconds_of_files: int = setting(
+        600, "The seconds after which files of pictures and uploads are removed, looked at as often.", minimum=1
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

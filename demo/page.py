@@ -46,6 +46,7 @@ THEME = gr.themes.Soft(
 )
 CSS = """
 .gradio-container {width: 100% !important; max-width: 1200px !important; margin: 0 auto !important;}
+.picture {padding-top: 2.6em !important;} /* room for the buttons of the picture */
 .picture img {object-fit: contain; width: 100%; max-height: 75vh;}
 .status {min-height: 1.6em; font-size: 0.9em; opacity: 0.85;}
 """
@@ -56,7 +57,6 @@ SHOW_LINK = """(query) => {
   return link;
 }"""
 NEW_SEED = f"() => Math.floor(Math.random() * {MAX_SEED})"
-MAX_AGE_OF_FILES = 600  # seconds after which files of pictures and uploads are removed; they are looked at as often
 # Requests draw one after the other: each takes the whole processor.
 ONE_AT_A_TIME = {"concurrency_id": "drawing", "concurrency_limit": 1, "show_progress": "minimal"}
 # Of requests that answer at once.
@@ -80,19 +80,17 @@ def readable_errors() -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def build_page(pipeline: DiffusionPipeline, limits: Limits, max_age_of_files: int = MAX_AGE_OF_FILES) -> gr.Blocks:
+def build_page(pipeline: DiffusionPipeline, limits: Limits) -> gr.Blocks:
     """The page around a pipeline, which `launch` serves.
 
     Args:
         pipeline: A `LightningDiTPipeline` on the device that it draws on.
         limits: The bounds of each request.
-        max_age_of_files: The age at which files of pictures and uploads are removed, in seconds.
     """
     defaults = recipe_settings(pipeline, limits)
     make = functools.partial(_component, pipeline, limits, defaults)
-    with gr.Blocks(
-        title="LightningDiT", analytics_enabled=False, delete_cache=(max_age_of_files, max_age_of_files)
-    ) as page:
+    delete_cache = (limits.max_seconds_of_files, limits.max_seconds_of_files)
+    with gr.Blocks(title="LightningDiT", analytics_enabled=False, delete_cache=delete_cache) as page:
         gr.Markdown(_introduction(pipeline))
         of, requests = {}, {}
         with gr.Row():
@@ -120,8 +118,7 @@ def build_page(pipeline: DiffusionPipeline, limits: Limits, max_age_of_files: in
                     new_seed = gr.Button("New seed", size="sm")
                 with gr.Accordion("Guidance", open=defaults.guidance_scale > 1) as guidance:
                     of["guidance_scale"] = make("guidance_scale")
-                    with gr.Row():
-                        of["guidance_start"], of["guidance_end"] = make("guidance_start"), make("guidance_end")
+                    of["guidance_start"], of["guidance_end"] = make("guidance_start"), make("guidance_end")
                     of["guidance_channels"] = make("guidance_channels")
                 link = gr.Textbox(label="Link to these settings", interactive=False, buttons=["copy"], max_lines=1)
         query = gr.Textbox(visible="hidden", container=False)
