@@ -3,8 +3,8 @@
 
     python demo/app.py --pipeline FOLDER_OR_HUB_ID
 
-serves it on this machine; without settings it draws handwritten digits with the embedded checkpoint, on a CPU, too. As
-the `app.py` of a Hub Space it needs `diffusers-lightningdit[page]` in `requirements.txt`.
+serves it on this machine; without settings it draws handwritten digits with the embedded checkpoint, on a CPU, too.
+This file is also the `app.py` of a Hub Space, whose `requirements.txt` has the package with its extra `page`.
 """
 
 import os
@@ -34,10 +34,8 @@ class PageConfig(Limits):
         ValueError: If a value cannot be used.
     """
 
-    pipeline: str = setting(
-        str(MODEL_CARDS / "lightningdit-digits"),
-        "Folder or Hub id of a class-conditional pipeline.",
-        group="Input",
+    pipeline: str | None = setting(
+        None, "Folder or Hub id of a class-conditional pipeline; null: the embedded handwritten digits.", group="Input"
     )
     host: str | None = setting(
         None,
@@ -53,9 +51,8 @@ class PageConfig(Limits):
 def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors((ValueError, ImportError, OSError)):
         config = parse_config(PageConfig, argv, __doc__)
-        pipeline = read_model(
-            LightningDiTPipeline, config.pipeline, "pipeline", "folder or Hub id of a LightningDiTPipeline"
-        )
+        name = config.pipeline or str(MODEL_CARDS / "lightningdit-digits")
+        pipeline = read_model(LightningDiTPipeline, name, "pipeline", "folder or Hub id of a LightningDiTPipeline")
         pipeline.to(Accelerator().device)
         with tempfile.TemporaryDirectory(prefix="lightningdit-page-") as folder, interruptible("the page has ended"):
             # before the import, which reads them
