@@ -92,3 +92,10 @@ def browser(page):
         started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield started
         started.close()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say it in a line of its own if the page was tested without a browser."""
+    if os.environ.get("TEST_PAGE") and not any(map(shutil.which, BROWSERS)):
+        terminalreporter.section("no browser")
+        terminalreporter.line(f"None of {', '.join(BROWSERS)} is installed: the page was not tested in a browser.")
