@@ -18,7 +18,7 @@ from accelerate import Accelerator
 
 from diffusers_lightningdit import LightningDiTPipeline, demo
 from diffusers_lightningdit.demo.drawing_settings import Limits
-from diffusers_lightningdit.files import read_model
+from diffusers_lightningdit.files import one_line, read_model
 from diffusers_lightningdit.interruption import interruptible
 from diffusers_lightningdit.settings import check_settings, one_line_errors, parse_config, setting
 
@@ -42,7 +42,7 @@ class PageConfig(Limits):
         "The address to listen at, 0.0.0.0 for other machines; null: that of GRADIO_SERVER_NAME, or this machine only.",
         group="Output",
     )
-    port: int | None = setting(None, "The port; null: a free one from 7860 on.", minimum=0)
+    port: int | None = setting(None, "The port; null: a free one from 7860 on.", minimum=1)
 
     def __post_init__(self):
         check_settings(self)
@@ -59,7 +59,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
             page_module = import_page()
             page = page_module.build_page(pipeline, config)
-            address = page_module.launch(page, config, server_name=config.host, server_port=config.port)
+            try:
+                address = page_module.launch(page, config, server_name=config.host, server_port=config.port)
+            except OSError as error:
+                at = "null" if config.port is None else config.port
+                raise ValueError(f"`port` is {at}; required: one that is free ({one_line(error)}).") from error
             print(f"the page is at {address} until Ctrl-C", flush=True)
             try:
                 threading.Event().wait()

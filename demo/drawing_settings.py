@@ -90,26 +90,30 @@ class DrawingSettings:
     seed: int
 
 
+def _recipe(pipeline: DiffusionPipeline) -> dict[str, Any]:
+    return {**DEFAULT_RECIPE, **(pipeline.config.sampling_recipe or {})}
+
+
 def recipe_settings(pipeline: DiffusionPipeline, limits: Limits) -> DrawingSettings:
     """The settings that the page starts with: the recipe of the checkpoint, within the limits."""
-    recipe = {**DEFAULT_RECIPE, **(pipeline.config.sampling_recipe or {})}
+    recipe, most = _recipe(pipeline), most_images(pipeline, limits)
     num_classes = pipeline.transformer.config.num_classes
     start, end = recipe["guidance_interval"] or (0.0, 1.0)
     channels = pipeline.transformer.config.in_channels
     some_classes = tuple(dict.fromkeys(number * num_classes // 4 for number in range(4)))
     return DrawingSettings(
         tab="draw",
-        classes=some_classes[: limits.max_images],
-        num_images=max(1, min(4, limits.max_images // len(some_classes))),
+        classes=some_classes[:most],
+        num_images=max(1, min(4, most // len(some_classes))),
         start=0,
         end=num_classes - 1,
-        num_between=min(8, limits.max_images),
+        num_between=min(8, most),
         edit_classes=some_classes[-1:],
         strength=0.7,
         size="training",
         num_inference_steps=min(recipe["num_inference_steps"], limits.max_steps),
         scheduler=type(pipeline.scheduler).__name__,
-        guidance_scale=float(recipe["guidance_scale"]),
+        guidance_scale=max(1.0, recipe["guidance_scale"]),  # less than 1 is none, too
         guidance_start=float(start),
         guidance_end=float(end),
         guidance_channels=channels if recipe["guidance_channels"] is None else recipe["guidance_channels"],
@@ -134,6 +138,22 @@ def settings_of(tab: str, values: Sequence[Any], defaults: DrawingSettings) -> D
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def most_images(pipeline: DiffusionPipeline, limits: Limits) -> int:
+    """The largest number of images of one request.
+
+    Raises:
+        ValueError: If they are less than two, the ends of an interpolation.
+    """
+    height, width = image_size(pipeline.transformer, pipeline.vae, None, None)
+    possible = limits.max_pixels // (height * width)
+    if possible < 2:
+        raise ValueError(
+            f"`max_pixels` is {limits.max_pixels}; required: at least {2 * height * width}, two images of {width}x"
+            f"{height} pixels."
+        )
+    return min(limits.max_images, possible)
+
+
 def class_title(pipeline: DiffusionPipeline, class_id: int) -> str:
     """The first name of a class, or its id: "golden retriever", "class 207"."""
     return pipeline.id2label.get(class_id, "").partition(",")[0].strip() or f"class {class_id}"
@@ -148,17 +168,17 @@ def scheduler_names(pipeline: DiffusionPipeline) -> list[str]:
 
 def ranges(pipeline: DiffusionPipeline, limits: Limits) -> dict[str, tuple[float, float]]:
     """The least and the greatest value of each number."""
-    classes = (0, pipeline.transformer.config.num_classes - 1)
+    classes, most = (0, pipeline.transformer.config.num_classes - 1), most_images(pipeline, limits)
     return {
         "classes": classes,
-        "num_images": (1, limits.max_images),
+        "num_images": (1, most),
         "start": classes,
         "end": classes,
-        "num_between": (2, limits.max_images),
+        "num_between": (2, most),
         "edit_classes": classes,
         "strength": (0.05, 1),
         "num_inference_steps": (1, limits.max_steps),
-        "guidance_scale": (1, 20),  # the largest of the released figures is 10
+        "guidance_scale": (1, max(20, _recipe(pipeline)["guidance_scale"])),
         "guidance_start": (0, 1),
         "guidance_end": (0, 1),
         "guidance_channels": (1, pipeline.transformer.config.in_channels),
@@ -191,17 +211,10 @@ def check_drawing(settings: DrawingSettings, pipeline: DiffusionPipeline, limits
     }[settings.tab]
     if num_images == 0:
         raise ValueError("Choose at least one class.")
-    if num_images > limits.max_images:
+    if num_images > (most := most_images(pipeline, limits)):
         raise ValueError(
-            f"These are {num_images} images; this page draws at most {limits.max_images} at a time. "
-            "Choose fewer classes, or fewer images of each."
-        )
-    height, width = image_size(pipeline.transformer, pipeline.vae, None, None)
-    possible = limits.max_pixels // (height * width)
-    if num_images > possible:
-        raise ValueError(
-            f"These are {num_images} images of {width}×{height} pixels; this page draws at most {possible} of this "
-            "size at a time."
+            f"These are {num_images} images; this page draws at most {most} at a time. Choose fewer classes, or fewer "
+            "images of each."
         )
 
 

@@ -98,6 +98,7 @@ def test_errors_are_sentences(changes, message, client, defaults):
 
 
 def test_bad_uploads_are_refused(client, defaults, tmp_path, page):
+    import httpx
     from gradio_client import handle_file
     from gradio_client.exceptions import AppError
 
