@@ -29,7 +29,7 @@ def test_the_page_begins_with_the_recipe_and_within_its_limits(pipeline, default
     assert defaults.num_inference_steps == recipe["num_inference_steps"]
     assert defaults.guidance_scale == recipe["guidance_scale"]
     assert defaults.guidance_channels == pipeline.transformer.config.in_channels  # the recipe's null: all
-    for bounds in (limits, Limits(max_steps=5, max_images=2)):
+    for bounds in (limits, Limits(max_steps=5, max_images=2), Limits(max_pixels=3 * 32 * 32)):
         settings = recipe_settings(pipeline, bounds)
         for tab in ("draw", "interpolate", "edit", "reconstruct"):
             check_drawing(dataclasses.replace(settings, tab=tab), pipeline, bounds)
@@ -126,10 +126,10 @@ def test_what_cannot_be_drawn_is_said_in_a_sentence(changes, message, defaults, 
 
 def test_pixels_are_limited(defaults, pipeline):
     check_drawing(defaults, pipeline, Limits(max_pixels=16 * 32 * 32))
-    with pytest.raises(
-        ValueError, match="These are 16 images of 32×32 pixels; this page draws at most 15 of this size"
-    ):
+    with pytest.raises(ValueError, match="These are 16 images; this page draws at most 15 at a time"):
         check_drawing(defaults, pipeline, Limits(max_pixels=16 * 32 * 32 - 1))
+    with pytest.raises(ValueError, match="`max_pixels` is 2047; required: at least 2048, two images of 32x32 pixels"):
+        recipe_settings(pipeline, Limits(max_pixels=2047))
 
 
 def test_a_network_for_few_steps_keeps_its_scheduler(pipeline):
