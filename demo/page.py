@@ -3,6 +3,7 @@
 
 import contextlib
 import functools
+import inspect
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,6 +128,7 @@ def build_page(pipeline: DiffusionPipeline, limits: Limits) -> gr.Blocks:
 
         for name, (start, stop, uploads, outputs) in requests.items():
             draw = functools.partial(_draw, pipeline, limits, defaults, name)
+            draw.__signature__ = _signature(["image"] * len(uploads) + list(LABELS))
             request = start.click(draw, [*uploads, *components], outputs, api_name=name, **ONE_AT_A_TIME)
             stop.click(lambda: "Stopped.", None, outputs[1], cancels=[request], **AT_ONCE)
 
@@ -255,6 +257,11 @@ def _component(
     }.get(name)
     step = 1 if isinstance(value, int) else {"guidance_scale": 0.1, "strength": 0.05}.get(name, 0.005)
     return gr.Slider(low, high, value, step=step, label=label, info=info, buttons=[])
+
+
+def _signature(names: list[str]) -> inspect.Signature:
+    """The signature of a function with these arguments, by which programs call it through Gradio's clients."""
+    return inspect.Signature([inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names])
 
 
 def _upload(limits: Limits) -> gr.Image:
