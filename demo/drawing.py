@@ -59,6 +59,10 @@ class Frame:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class Stopped(Exception):
+    """Nobody wants the drawing any more."""
+
+
 def denoising(draw: Callable[[Callable], list[Image.Image]]) -> Generator[tuple[list[Image.Image], float]]:
     """Draw in a thread, and yield the images on their way: pairs of the images and the part of the steps that is done.
 
@@ -73,8 +77,7 @@ def denoising(draw: Callable[[Callable], list[Image.Image]]) -> Generator[tuple[
 
     def preview(pipeline: DiffusionPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> None:
         if stopped.is_set():
-            pipeline._interrupt = True  # of this call: callbacks get a copy of the pipeline
-            return
+            raise Stopped  # at once, where `pipeline._interrupt` would decode the images
         number, total = step + 1, pipeline.num_timesteps
         if number < total and number * NUM_PREVIEWS // total > step * NUM_PREVIEWS // total:
             pixels = decode(pipeline.vae, tensors["latents"]).nan_to_num()
@@ -86,8 +89,7 @@ def denoising(draw: Callable[[Callable], list[Image.Image]]) -> Generator[tuple[
         except BaseException as error:  # of the other thread
             updates.put(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
+    threading.Thread(target=run, daemon=True).start()
     try:
         done = 0.0
         while done < 1.0:
@@ -97,8 +99,8 @@ def denoising(draw: Callable[[Callable], list[Image.Image]]) -> Generator[tuple[
             yield update
             done = update[1]
     finally:
+        # The thread is not waited for: Gradio closes iterators in its event loop, where all visitors would wait.
         stopped.set()
-        thread.join()
 
 
 def own_pipeline(

@@ -121,7 +121,10 @@ def build_page(pipeline: DiffusionPipeline, limits: Limits) -> gr.Blocks:
                     of["guidance_scale"] = make("guidance_scale")
                     of["guidance_start"], of["guidance_end"] = make("guidance_start"), make("guidance_end")
                     of["guidance_channels"] = make("guidance_channels")
-                link = gr.Textbox(label="Link to these settings", interactive=False, buttons=["copy"], max_lines=1)
+                link = gr.Textbox(
+                    label="Link to these settings", interactive=False, buttons=["copy"], max_lines=1, elem_id="link"
+                )
+        # Tabs are no input of a function, so that a hidden text says which one is open.
         query = gr.Textbox(visible="hidden", container=False)
         tab = gr.Textbox("draw", visible="hidden", container=False)
         components = [of[name] for name in LABELS]
@@ -148,7 +151,8 @@ def build_page(pipeline: DiffusionPipeline, limits: Limits) -> gr.Blocks:
                 *values,
             ]
 
-        page.load(restore, None, [tabs, guidance, tab, *components], **AT_ONCE)
+        in_queue = AT_ONCE | {"queue": True, "concurrency_limit": None}  # which warnings need; it waits for nobody
+        page.load(restore, None, [tabs, guidance, tab, *components], **in_queue)
         gr.on(
             [component.change for component in [tab, *components]],
             lambda name, *values: to_query(settings_of(name, values, defaults)),
