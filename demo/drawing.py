@@ -33,6 +33,7 @@ from diffusers_lightningdit.pipelines import (
 from diffusers_lightningdit.pipelines.lightningdit_sampling import decode, image_size, postprocess, vae_geometry
 
 NUM_PREVIEWS = 15  # of a drawing: each decodes all images once more
+SECONDS_OF_SILENCE = 0.5  # the longest time that a visitor waits for a drawing to be stopped
 MAX_COLUMNS = 8
 MIN_SIDE = 128  # pixels of an image in a grid; smaller ones are enlarged by a whole factor
 MAX_SIDE = 1024  # pixels of an image that is enlarged
@@ -47,10 +48,11 @@ class Frame:
 
     Attributes:
         picture: The picture; the finished one has the query of its link in `info["settings"]`, which PNG files keep.
+            None: the one before still holds.
         text: How far it is, or how long it took.
     """
 
-    picture: Image.Image
+    picture: Image.Image | None
     text: str
 
 
@@ -63,8 +65,10 @@ class Stopped(Exception):
     """Nobody wants the drawing any more."""
 
 
-def denoising(draw: Callable[[Callable], list[Image.Image]]) -> Generator[tuple[list[Image.Image], float]]:
+def denoising(draw: Callable[[Callable], list[Image.Image]]) -> Generator[tuple[list[Image.Image] | None, float]]:
     """Draw in a thread, and yield the images on their way: pairs of the images and the part of the steps that is done.
+
+    The images are None where nothing has changed for a while: only between its values an iterator can be closed.
 
     Args:
         draw: Draws the images, with the callback that it is given as the pipeline's `callback_on_step_end`.
@@ -93,7 +97,10 @@ def denoising(draw: Callable[[Callable], list[Image.Image]]) -> Generator[tuple[
     try:
         done = 0.0
         while done < 1.0:
-            update = updates.get()
+            try:
+                update = updates.get(timeout=SECONDS_OF_SILENCE)
+            except queue.Empty:
+                update = None, done
             if isinstance(update, BaseException):
                 raise update
             yield update
@@ -156,7 +163,7 @@ def zoom_of(image: Image.Image) -> int:
 
 
 def frames(
-    updates: Generator[tuple[list[Image.Image], float]],
+    updates: Generator[tuple[list[Image.Image] | None, float]],
     rows_of: Callable[[list[Image.Image]], list[tuple[str, Sequence[Image.Image]]]],
     settings: DrawingSettings,
     caption: str,
@@ -165,7 +172,7 @@ def frames(
     start = time.perf_counter()
     with contextlib.closing(updates):
         for images, done in updates:
-            picture = labelled_grid(rows_of(images), zoom=zoom_of(images[0]), caption=caption)
+            picture = images and labelled_grid(rows_of(images), zoom=zoom_of(images[0]), caption=caption)
             if done < 1:
                 yield Frame(picture, f"Drawing: {done:.0%} of the steps")
             else:

@@ -53,6 +53,7 @@ CSS = """
 """
 # The address bar and the link follow the settings; the page is not loaded anew.
 SHOW_LINK = """(query) => {
+  if (!query) return '';
   const link = window.location.origin + window.location.pathname + '?' + query;
   window.history.replaceState(null, '', link);
   return link;
@@ -127,6 +128,7 @@ def build_page(pipeline: DiffusionPipeline, limits: Limits) -> gr.Blocks:
         # Tabs are no input of a function, so that a hidden text says which one is open.
         query = gr.Textbox(visible="hidden", container=False)
         tab = gr.Textbox("draw", visible="hidden", container=False)
+        restored = gr.Checkbox(False, visible="hidden", container=False)
         components = [of[name] for name in LABELS]
 
         for name, (start, stop, uploads, outputs) in requests.items():
@@ -147,16 +149,21 @@ def build_page(pipeline: DiffusionPipeline, limits: Limits) -> gr.Blocks:
             return [
                 gr.Tabs(selected=settings.tab),
                 gr.Accordion(open=settings.guidance_scale > 1),
+                True,
                 settings.tab,
                 *values,
             ]
 
+        def link_of(is_restored: bool, name: str, *values: Any) -> str:
+            # before, the components have the recipe's settings, and the link that is followed would be lost
+            return to_query(settings_of(name, values, defaults)) if is_restored else ""
+
         in_queue = AT_ONCE | {"queue": True, "concurrency_limit": None}  # which warnings need; it waits for nobody
-        page.load(restore, None, [tabs, guidance, tab, *components], **in_queue)
+        page.load(restore, None, [tabs, guidance, restored, tab, *components], **in_queue)
         gr.on(
-            [component.change for component in [tab, *components]],
-            lambda name, *values: to_query(settings_of(name, values, defaults)),
-            [tab, *components],
+            [component.change for component in [restored, tab, *components]],
+            link_of,
+            [restored, tab, *components],
             query,
             trigger_mode="always_last",
             **AT_ONCE,
@@ -207,7 +214,7 @@ def _draw(
         images = [open_upload(path, limits.max_upload_pixels) for path in uploads]
         with contextlib.closing(DRAWINGS[name](pipeline, settings, *images)) as frames:
             for frame in frames:
-                yield frame.picture, frame.text
+                yield frame.picture or gr.skip(), frame.text
 
 
 # ---------------------------------------------------------------------------------------------------------------------

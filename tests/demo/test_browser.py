@@ -37,7 +37,7 @@ def visit(browser, page):
         tab.on("pageerror", lambda error: tab.problems.append(str(error)))
         tab.on("console", lambda message: message.type == "error" and tab.problems.append(message.text))
         tab.goto(f"{page.address}?{query}")
-        tab.get_by_role("button", name="Stop").first.wait_for()
+        tab.wait_for_function("document.querySelector('#link input, #link textarea')?.value")  # all is restored
         return tab
 
     def is_local(url: str) -> bool:

@@ -36,12 +36,17 @@ def photo() -> Image.Image:
     return Image.fromarray(np.stack([np.add.outer(rows, rows[:60]) // 2] * 3, axis=-1).astype(np.uint8))
 
 
+def pictures_of(frames) -> list:
+    """The frames with pictures; those between them depend on how busy the machine is."""
+    return [frame for frame in frames if frame.picture is not None]
+
+
 def same(picture: Image.Image, other: Image.Image) -> bool:
     return picture.size == other.size and picture.tobytes() == other.tobytes()
 
 
 def test_classes_are_drawn_as_by_the_command(pipeline, settings):
-    frames = list(DRAWINGS["draw"](pipeline, settings))
+    frames = pictures_of(DRAWINGS["draw"](pipeline, settings))
     images = list(draw_class_images(pipeline, [7, 7, 3, 3], 5, 4, num_inference_steps=4))
     rows = [("seven", images[:2]), ("three", images[2:])]
     assert same(frames[-1].picture, labelled_grid(rows, zoom=4, caption=described(pipeline, settings)))
@@ -52,7 +57,7 @@ def test_classes_are_drawn_as_by_the_command(pipeline, settings):
 
 
 def test_long_rows_are_wrapped(pipeline, settings):
-    frames = list(DRAWINGS["draw"](pipeline, dataclasses.replace(settings, num_images=9, num_inference_steps=1)))
+    frames = pictures_of(DRAWINGS["draw"](pipeline, dataclasses.replace(settings, num_images=9, num_inference_steps=1)))
     assert frames[-1].picture.height > 4 * 128
 
 
@@ -91,7 +96,7 @@ def test_images_are_drawn_anew(pipeline, settings, photo):
     image = np.asarray(center_crop(photo, 32), dtype=float)
     distances, num_frames = [], []
     for strength in (0.05, 0.5, 1.0):
-        drawn = list(DRAWINGS["edit"](pipeline, dataclasses.replace(edited, strength=strength), photo))
+        drawn = pictures_of(DRAWINGS["edit"](pipeline, dataclasses.replace(edited, strength=strength), photo))
         last = drawn[-1].picture
         left, right = (
             np.asarray(last.crop((last.width - 130 * place, 0, last.width - 130 * place + 128, 128)))[::4, ::4]
@@ -139,7 +144,9 @@ def test_small_images_are_enlarged(size, zoom):
 
 
 def test_there_are_as_many_previews_as_promised(pipeline, settings):
-    frames = list(DRAWINGS["draw"](pipeline, dataclasses.replace(settings, classes=(1,), num_inference_steps=100)))
+    frames = pictures_of(
+        DRAWINGS["draw"](pipeline, dataclasses.replace(settings, classes=(1,), num_inference_steps=100))
+    )
     assert len(frames) == NUM_PREVIEWS  # the last of them is the picture
 
 
@@ -155,13 +162,26 @@ def test_a_drawing_that_is_closed_stops_after_its_step(pipeline):
 
     before = threading.active_count()
     updates = denoising(draw)
-    _, done = next(updates)
+    _, done = next(update for update in updates if update[0] is not None)
     updates.close()
     end = time.monotonic() + 60
     while threading.active_count() > before:
         assert time.monotonic() < end
         time.sleep(0.01)
     assert done < 0.1 and len(steps) < 100
+
+
+def test_slow_steps_can_be_stopped_in_between():
+    release = threading.Event()
+
+    def draw(callback):
+        release.wait(60)
+        return []
+
+    updates = denoising(draw)
+    assert next(updates) == (None, 0.0) == next(updates)
+    updates.close()
+    release.set()
 
 
 def test_errors_of_a_drawing_are_those_of_its_iterator():

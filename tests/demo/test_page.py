@@ -74,7 +74,7 @@ def test_previews_come_one_by_one(client, defaults):
     job = client.submit(*values(dataclasses.replace(defaults, num_inference_steps=30)), api_name="/draw")
     job.result(timeout=120)
     texts = [text for _, text in job.outputs()]
-    assert len(texts) == 15 and texts[0].startswith("Drawing: ") and texts[-1].startswith("Drawn in ")
+    assert len(set(texts)) >= 15 and texts[0].startswith("Drawing: ") and texts[-1].startswith("Drawn in ")
 
 
 @pytest.mark.parametrize(
