@@ -47,7 +47,9 @@ THEME = gr.themes.Soft(
 )
 CSS = """
 .gradio-container {width: 100% !important; max-width: 1200px !important; margin: 0 auto !important;}
-.picture {padding-top: 2.6em !important;} /* room for the buttons of the picture */
+/* the buttons of a picture stand above it, not on it */
+.picture {padding-top: 2.6em !important;}
+.picture .icon-button-wrapper {top: -2.2em !important;}
 .picture img {object-fit: contain; width: 100%; max-height: 75vh;}
 .status {min-height: 1.6em; font-size: 0.9em; opacity: 0.85;}
 """
