@@ -82,7 +82,7 @@ def page(serve) -> Iterator[SimpleNamespace]:
 
 
 @pytest.fixture(scope="session")
-def browser(page):
+def browser(serve):
     """A browser without a window."""
     sync_api = pytest.importorskip("playwright.sync_api")
     program = next(filter(None, map(shutil.which, BROWSERS)), None)

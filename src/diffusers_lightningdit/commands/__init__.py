@@ -160,9 +160,7 @@ COMMANDS = {
     "demo": Command(
         "draw every class of the embedded checkpoint", "demo.generate_grid", "demo.generate_grid:GridConfig"
     ),
-    "page": Command(
-        "serve a page to draw on, interpolate, and try the autoencoder", "demo.app", "demo.app:PageConfig"
-    ),
+    "page": Command("serve a page to draw on, interpolate, and try the autoencoder", "demo.app", "demo.app:PageConfig"),
     "push": Command(
         "a complete repository on the Hub of a checkpoint or pipeline",
         "commands.push",
