@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 4
 BIN = $(VENV)/bin
+# setuptools warns of every editable install whose folders bear the names of the package's
+INSTALL = PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install --quiet
 DIFFUSERS_REPOSITORY ?= https://github.com/huggingface/diffusers
 
 .PHONY: demo page test test-page test-lowest test-diffusers digits docs style quality clean
@@ -58,9 +60,9 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.demo: $(VENV)/bin/python setup.py pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable .
+	$(INSTALL) --editable .
 	@touch $@
 
 $(VENV)/.page $(VENV)/.test $(VENV)/.test-page $(VENV)/.quality $(VENV)/.docs: $(VENV)/.%: $(VENV)/bin/python setup.py pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	$(INSTALL) --editable ".[$*]"
 	@touch $@

@@ -3,11 +3,28 @@
 `pipelines/` also serves `custom_pipeline=`, `training_scripts/` also `accelerate launch`.
 """
 
+import os
+import re
 from pathlib import Path
 
 from setuptools import setup
 
 HERE = Path(__file__).parent
+
+# Where the repository is published, for a release: `PROJECT_URL=https://github.com/... python -m build`. PyPI shows
+# pictures and follows links of README by whole addresses only.
+URL = os.environ.get("PROJECT_URL", "").rstrip("/")
+PAPERS = {"Paper": "https://arxiv.org/abs/2501.01423", "Paper of Change3D": "https://arxiv.org/abs/2503.18803"}
+
+
+def long_description() -> str:
+    """README, in which pictures and links have whole addresses if `URL` is known."""
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    if URL:
+        text = re.sub(r"(!\[[^]]*\]\()(?!https?:|#)", rf"\g<1>{URL}/raw/main/", text)
+        text = re.sub(r"((?<!!)\[[^]]*\]\()(?!https?:|#)", rf"\g<1>{URL}/blob/main/", text)
+    return text
+
 
 # Every lower bound was tried: `make test-lowest` installs exactly these versions and runs the suite with them.
 INSTALL_REQUIRES = [
@@ -58,6 +75,9 @@ EXTRAS = {
         "optimum-quanto>=0.2.7",
         "torchao>=0.15.0",
         "gguf>=0.17.1",
+        # runs the notebooks
+        "nbclient>=0.10",
+        "ipykernel>=6.29",
         # builds the wheel that tests/test_packaging.py looks into
         "setuptools>=70.1",
     ],
@@ -72,8 +92,10 @@ setup(
     name="diffusers-lightningdit",
     version="0.1.0.dev0",
     description="LightningDiT and Change3D for the Hugging Face ecosystem: models, pipelines, training, conversion.",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description=long_description(),
     long_description_content_type="text/markdown",
+    url=URL or None,
+    project_urls=PAPERS | ({"Documentation": f"{URL}/tree/main/docs", "Issues": f"{URL}/issues"} if URL else {}),
     license="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.10",

@@ -7,6 +7,7 @@ tests/test_docs.py checks that the page is up to date.
 """
 
 import ast
+import json
 import re
 import subprocess
 from itertools import groupby
@@ -49,6 +50,8 @@ def description(file: Path) -> str:
     if file.suffix in KINDS:
         return KINDS[file.suffix]
     text = file.read_text(encoding="utf-8")
+    if file.suffix == ".ipynb":  # its first heading
+        return json.loads(text)["cells"][0]["source"][0].strip().removeprefix("# ")
     if file.suffix == ".py":
         text = ast.get_docstring(ast.parse(text)) or ""
     elif file.suffix == ".md":

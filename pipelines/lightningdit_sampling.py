@@ -48,7 +48,7 @@ from diffusers import (
 )
 from diffusers.guiders import BaseGuidance
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.loaders import SanaLoraLoaderMixin
+from diffusers.loaders.lora_pipeline import SanaLoraLoaderMixin  # in diffusers.loaders with transformers alone
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 

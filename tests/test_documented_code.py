@@ -25,12 +25,16 @@ from diffusers_lightningdit.training.vavae.config import VAVAETrainingConfig
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-ELSEWHERE = {"hub.md": "tests/hub/test_hub.py", "pipelines.md": "tests/pipelines/test_examples.py"}
+ELSEWHERE = {
+    "hub.md": "tests/hub/test_hub.py",
+    "pipelines.md": "tests/pipelines/test_examples.py",
+    "tutorial.md": "tests/hub/test_tutorial.py",
+}
 BLOCK = re.compile(r"^(?:<!-- not run: ([^\n]+) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LANGUAGES = {"python", "bash", "json", "yaml", "text"}
+LANGUAGES = {"bibtex", "python", "bash", "json", "yaml", "text"}
 # Beginnings of lines of a shell that tests/test_command_lines.py reads, and the others with what is known of them.
 COMMAND_LINE = re.compile(r"accelerate launch|diffusers-lightningdit|python")
-SHELL = re.compile(r"pip install|source <\(diffusers-lightningdit completion")
+SHELL = re.compile(r"pip install|git clone |source <\(diffusers-lightningdit completion")
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ox")
 
 

@@ -145,6 +145,7 @@ CHANGE3D = (
     ("pipelines", "pipeline_change3d"),
     ("scripts", "training_scripts", "train_change3d"),
     ("scripts", "conversion", "convert_change3d_to_diffusers"),
+    ("scripts", "conversion", "convert_change3d_checkpoint"),
     ("scripts", "benchmarks", "change3d"),
     ("scripts", "examples", "change3d_buildings"),
 )

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -54,6 +55,15 @@ def test_every_package_of_the_source_is_listed(setup_py, repository):
     assert set(setup_py["packages"]) == found | {f"diffusers_lightningdit.{folder}" for folder in TOP_LEVEL}
     for folder in TOP_LEVEL:
         assert setup_py["package_dir"][f"diffusers_lightningdit.{folder}"] == folder
+
+
+def test_pictures_and_links_of_the_description_are_whole_addresses_in_a_release(repository):
+    command = [sys.executable, "setup.py", "--long-description"]
+    environment = {**os.environ, "PROJECT_URL": "https://example.org/project/"}
+    text = subprocess.run(command, cwd=repository, env=environment, check=True, capture_output=True, text=True).stdout
+    assert "(https://example.org/project/raw/main/docs/images/digits.png)" in text
+    assert "(https://example.org/project/blob/main/docs/training.md)" in text
+    assert not re.findall(r"\]\((?!https?:|#)[^)]*\)", text)
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import make_image_grid
 from PIL import Image, ImageDraw, ImageFont
 
 from .keyed_random import image_generator
 
 GAP = 2  # pixels between two images
 MARGIN = 5  # pixels around a title
+CAPTION_WIDTH = 24  # pixels of an image that is wide enough for a caption
 FONT_SIZES = (10, 16)  # smallest and largest, in pixels; a quarter of the height of an image in between
 
 
@@ -161,10 +161,35 @@ def draw_labelled_grid(
     return labelled_grid(list(zip(titles, rows, strict=True)), zoom=zoom)
 
 
+def captioned_grid(images: Sequence[Image.Image], captions: Sequence[str], num_columns: int) -> Image.Image:
+    """Arrange images in rows, with a caption below each, which is cut where it is wider than the image.
+
+    Args:
+        images: The images, all of one size.
+        captions: The caption of each image. Images below `CAPTION_WIDTH` have none, nor where all are empty.
+        num_columns: The number of images in a row.
+    """
+    width, height = images[0].size
+    font_size = min(max(height // 8, FONT_SIZES[0]), FONT_SIZES[1])
+    font = ImageFont.load_default(font_size)
+    room = font_size + GAP if any(captions) and width >= CAPTION_WIDTH else 0
+    num_rows = -(-len(images) // num_columns)
+    grid = Image.new("RGB", (width * num_columns, (height + room) * num_rows), "white")
+    draw = ImageDraw.Draw(grid)
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        x, y = number % num_columns * width, number // num_columns * (height + room)
+        grid.paste(image.convert("RGB"), (x, y))
+        while room and caption and font.getlength(caption) > width:
+            caption = caption[:-1]
+        if room:
+            draw.text((x + width // 2, y + height + room // 2), caption, fill="black", anchor="mm", font=font)
+    return grid
+
+
 def draw_grid(
     pipeline: DiffusionPipeline, num_images: int, seed: int, batch_size: int, class_ids: Sequence[int] | None = None
 ) -> Image.Image:
-    """Draw images of evenly spread classes in a grid without titles that is nearly square.
+    """Draw images of evenly spread classes, with their names, in a grid that is nearly square.
 
     Args:
         pipeline: The pipeline, which samples by its own recipe.
@@ -181,4 +206,5 @@ def draw_grid(
         drawn = [class_ids[number % num_classes] for number in range(num_images)]
     images = list(draw_class_images(pipeline, drawn, seed, batch_size))
     num_columns = next(count for count in range(int(num_images**0.5), num_images + 1) if num_images % count == 0)
-    return make_image_grid(images, rows=num_images // num_columns, cols=num_columns)
+    names = getattr(pipeline, "id2label", {})
+    return captioned_grid(images, [names.get(class_id, "").partition(",")[0] for class_id in drawn], num_columns)

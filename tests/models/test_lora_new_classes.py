@@ -1,5 +1,7 @@
 """A LoRA that brings new classes: their rows come and go with it, and everything else stays as it was."""
 
+import copy
+
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -144,6 +146,11 @@ def test_hotswap(pipe, loras):
     pipe.transformer.load_lora_adapter(state_dict, metadata=metadata, adapter_name="b", hotswap=True)
     assert pipe.id2label == {0: "cat", 1: "dog", 2: "ant"}
     assert torch.equal(table(pipe)[2], torch.ones(WIDTH))
+    del state_dict["transformer.transformer_blocks.0.attn.to_q.lora_A.weight"]
+    metadata["transformer.lora_new_classes"] = ["bug"]
+    with pytest.raises(ValueError):
+        pipe.transformer.load_lora_adapter(state_dict, metadata=metadata, adapter_name="b", hotswap=True)
+    assert pipe.id2label == {0: "cat", 1: "dog", 2: "ant"}
 
 
 def test_pipelines_that_share_the_transformer_know_the_names(pipe, loras):
@@ -193,10 +200,43 @@ def test_a_failure_in_peft_takes_the_rows_back(pipe, loras):
     assert pipe.id2label == {0: "cat", 1: "dog", 2: "ox"}
 
 
-def test_saving_an_adapter_does_not_lose_its_rows_in_silence(pipe, loras, tmp_path):
-    load(pipe, loras, "a")
-    with pytest.raises(ValueError, match="`adapter_name` is 'a', a LoRA with new classes; required"):
-        pipe.transformer.save_lora_adapter(tmp_path, adapter_name="a")
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_peft_saves_the_rows(pipe, loras, order, tmp_path):
+    """The way of diffusers' LoRA scripts: names are no part of it, and the classes have ids."""
+    for name in order:
+        load(pipe, loras, name)
+    LightningDiTPipeline.save_lora_weights(tmp_path, get_peft_model_state_dict(pipe.transformer, adapter_name="b"))
+    pipe.set_adapters("b")
+    image = draw(pipe, "eel")
+    pipe.unload_lora_weights()
+    pipe.load_lora_weights(str(tmp_path))
+    assert torch.equal(table(pipe)[2:-1], loras["b"][1])
+    torch.testing.assert_close(draw(pipe, 3), image)
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_saved_adapter_has_its_rows_and_their_names(pipe, loras, order, tmp_path):
+    for name in order:
+        load(pipe, loras, name)
+    pipe.set_adapters("b")
+    image = draw(pipe, "eel")
+    pipe.transformer.save_lora_adapter(tmp_path, adapter_name="b")
+    with pytest.raises(ValueError, match="`safe_serialization` is False, and the LoRA 'b' has new classes"):
+        pipe.transformer.save_lora_adapter(tmp_path, adapter_name="b", safe_serialization=False)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    pipe.unload_lora_weights()
+    pipe.transformer.load_lora_adapter(tmp_path, prefix=None)
+    assert pipe.id2label == {0: "cat", 1: "dog", 2: "bee", 3: "eel"}
+    torch.testing.assert_close(draw(pipe, "eel"), image)
+
+
+def test_a_copy_of_the_transformer_has_rows_of_its_own(pipe, loras):
+    load(pipe, loras, "b")
+    copied = copy.deepcopy(pipe.transformer)
+    table(pipe).data.zero_()
+    rows = get_peft_model_state_dict(copied, adapter_name="b")["class_embedder.lora_new_classes.weight"]
+    assert torch.equal(rows, loras["b"][1])
+    assert not hasattr(copied.class_embedder.lora_new_classes, "_hf_hook")  # as Accelerate asks
 
 
 def test_a_pipeline_that_cannot_be_saved_touches_nothing(pipe, loras, tmp_path):

@@ -23,7 +23,7 @@ def test_the_peak_is_known_by_the_devices_name(monkeypatch):
         assert peak_flops(torch.device("cuda")) == peak
 
 
-def test_lines_of_metrics(tmp_path):
+def test_lines_of_metrics(tmp_path, capsys):
     config = TrainingConfig(
         data="x", output_dir=str(tmp_path / "run"), global_batch_size=4, max_train_steps=5, learning_rate=1.0,
         logging_steps=2,
@@ -39,3 +39,4 @@ def test_lines_of_metrics(tmp_path):
     assert lines[1]["mfu"] == pytest.approx(lines[1]["images_per_second"] * 1e6 / 1e9)
     assert lines[3] == {"step": 5, "validation_loss": 0.5}
     assert progress.bar.n == 5
+    assert "step 5: validation_loss 0.5\n" in capsys.readouterr().out

@@ -27,7 +27,7 @@ from PIL import Image
 from ..evaluation.drawn_images import checked_decoding, load_pipeline
 from ..files import check_output_dir, file_sha256, new_folder, read_checkpoint, resolve_file
 from ..grids import draw_labelled_grid
-from ..hub.cards import autoencoder_card, find_card, pipeline_card, with_section
+from ..hub.cards import autoencoder_card, conversion_section, find_card, pipeline_card, with_section
 from ..hub.modular import modular_card, write_modular_repository
 from ..hub.repository import CARD, VARIANTS, create_repository, upload_repository, write_repository
 from ..hub.verification import check_autoencoder, check_transformer
@@ -200,13 +200,11 @@ def compose_card(config: PushConfig, source: Source) -> str:
     else:
         card = autoencoder_card(model, config.repository, config.subfolder, **data)
     if source.files:
-        lines = [f"- `{name}`, SHA-256 `{digits}`" for name, digits in source.files.items()]
         compared = ", ".join(f"{name} {difference:.1g}" for name, difference in source.differences.items())
         card = with_section(
             card,
             "Conversion",
-            "Converted by diffusers-lightningdit from the files of the authors:\n\n"
-            + "\n".join(lines)
+            conversion_section(source.files)
             + "\n\nAfterwards compared with a second implementation of the equations on these files, in float32. "
             f"Largest difference as a part of the largest output: {compared}.",
         )

@@ -1,6 +1,8 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """Mean and standard deviation per channel of raw latents: measuring them, and checking those of an autoencoder.
 
+`normalize_latents` of the autoencoder applies them.
+
 Letters in the shape comments: B batch, C latent channels, M measured images.
 """
 

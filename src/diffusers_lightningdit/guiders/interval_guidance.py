@@ -1,6 +1,8 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """Classifier-free guidance within an interval of times and on some channels, as a guider of diffusers.
 
+The pipelines take a guider as an argument; their own guidance is `guide` in `pipelines/lightningdit_sampling.py`.
+
 Self-contained (torch and diffusers only), as the other files that diffusers takes.
 
 Time: t = 1 - timestep / `num_train_timesteps` for the timesteps of a flow-matching scheduler; 0 = noise, 1 = data.

@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """Folders of complete repositories, and their upload: what the command `push` and the training scripts share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -9,8 +9,8 @@ from diffusers import DiffusionPipeline, ModelMixin
 from huggingface_hub import HfApi
 from PIL import Image
 
-from ..files import first_line
-from .cards import check_card, with_section
+from ..files import file_sha256, first_line, resolve_file
+from .cards import check_card, conversion_section, with_section
 
 CARD, SAMPLES = "README.md", "samples.png"
 VARIANTS = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -75,6 +75,20 @@ def repository_patterns(model: DiffusionPipeline | ModelMixin) -> list[str]:
     """Patterns of the files of a repository in a folder that may hold checkpoints, logs and samples of training too."""
     patterns = ["model_index.json", "config.json", "diffusion_pytorch_model*", "*.py", CARD, SAMPLES]
     return patterns + [f"{name}/*" for name in getattr(model, "components", ())]
+
+
+def write_conversion_card(folder: str | Path, card: str, files: Iterable[str | None]) -> None:
+    """Write the card of a converted model, with the files that it was made of, into the folder that it is saved to.
+
+    Args:
+        folder: The folder.
+        card: The text of the card.
+        files: The files, as `resolve_file` takes them; None is left out.
+    """
+    paths = [resolve_file(file) for file in files if file is not None]
+    sums = {path.name: file_sha256(path) for path in paths if path.is_file()}
+    card = with_section(card, "Conversion", conversion_section(sums)) if sums else card
+    (Path(folder) / CARD).write_text(card, encoding="utf-8", newline="\n")
 
 
 def create_repository(repository: str, private: bool = True) -> None:

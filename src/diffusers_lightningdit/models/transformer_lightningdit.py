@@ -9,6 +9,7 @@ size. Time: t in [0, 1], 0 = noise, 1 = data; the network predicts the velocity 
 
 import dataclasses
 import math
+import importlib
 import os
 
 import torch
@@ -535,16 +536,15 @@ class LightningDiTTransformer2DModel(
 
         before = self.class_embedder.embedding_table.weight.data, self._new_classes
         try:
-            # The rows come first: with the LoRA, offloading registers the weights anew.
-            if hotswap:
+            if hotswap:  # PEFT exchanges matrices only, and would look for the rows in a module
                 self._remove_classes({adapter_name})
-            if rows is not None:  # before that of the null class, which stays the last
-                weight = self.class_embedder.embedding_table.weight.data
-                weight = torch.cat([weight[:-1], rows.to(weight), weight[-1:]])
-                self._set_class_table(weight, [*self._new_classes, (adapter_name, names or [None] * len(rows))])
+            elif rows is not None:  # first: with the LoRA, offloading registers the weights anew
+                self._append_classes(adapter_name, rows, names)
             super().load_lora_adapter(
                 state_dict, prefix=prefix, hotswap=hotswap, adapter_name=adapter_name, metadata=metadata, **kwargs
             )
+            if hotswap and rows is not None:
+                self._append_classes(adapter_name, rows, names)
         except Exception:
             self._set_class_table(*before)
             raise
@@ -562,17 +562,26 @@ class LightningDiTTransformer2DModel(
         self._remove_classes({adapter_names} if isinstance(adapter_names, str) else set(adapter_names))
 
     def save_lora_adapter(self, save_directory: str | os.PathLike, adapter_name: str = "default", **kwargs) -> None:
-        """Save a LoRA as diffusers does, which would leave out the rows of new classes.
+        """Save a LoRA as diffusers does, with the names of its new classes.
 
         Raises:
-            ValueError: For a LoRA with new classes.
+            ValueError: For a LoRA with new classes and `safe_serialization=False`: such a file holds no names.
         """
-        if adapter_name in [name for name, _ in self._new_classes]:
+        names = dict(self._new_classes).get(adapter_name)
+        if names is None or None in names:
+            return super().save_lora_adapter(save_directory, adapter_name=adapter_name, **kwargs)
+        if not kwargs.get("safe_serialization", True):
             raise ValueError(
-                f"`adapter_name` is {adapter_name!r}, a LoRA with new classes; required: one without, or a copy of its "
-                "file."
+                f"`safe_serialization` is False, and the LoRA {adapter_name!r} has new classes with names; required: "
+                "True."
             )
-        super().save_lora_adapter(save_directory, adapter_name=adapter_name, **kwargs)
+        config = self.peft_config[adapter_name]
+        metadata = {**config.to_dict(), NEW_CLASSES_NAMES: names}
+        config.to_dict = lambda: metadata  # what diffusers writes as the metadata
+        try:
+            super().save_lora_adapter(save_directory, adapter_name=adapter_name, **kwargs)
+        finally:
+            del config.to_dict
 
     def _check_new_classes(self, start: str, rows: torch.Tensor, names: list[str] | None) -> None:
         problem = None
@@ -590,6 +599,11 @@ class LightningDiTTransformer2DModel(
                 "trained for this architecture."
             )
 
+    def _append_classes(self, adapter_name: str, rows: torch.Tensor, names: list[str] | None) -> None:
+        weight = self.class_embedder.embedding_table.weight.data
+        weight = torch.cat([weight[:-1], rows.to(weight), weight[-1:]])  # the null class stays the last
+        self._set_class_table(weight, [*self._new_classes, (adapter_name, names or [None] * len(rows))])
+
     def _remove_classes(self, adapter_names: set[str]) -> None:
         weight = self.class_embedder.embedding_table.weight.data
         kept = [name not in adapter_names for name, names in self._new_classes for _ in names]
@@ -598,8 +612,17 @@ class LightningDiTTransformer2DModel(
             weight = weight[torch.tensor(mask, device=weight.device)]
             self._set_class_table(weight, [entry for entry in self._new_classes if entry[0] not in adapter_names])
 
+    def _new_rows(self, adapter_name: str) -> torch.Tensor | None:
+        start = self.config.num_classes - sum(len(names) for _, names in self._new_classes)
+        for name, names in self._new_classes:
+            if name == adapter_name:
+                return self.class_embedder.embedding_table.weight.data[start : start + len(names)].clone()
+            start += len(names)
+        return None
+
     def _set_class_table(self, weight: torch.Tensor, new_classes: list[tuple[str | None, list[str | None]]]) -> None:
         self._new_classes = new_classes
+        self.class_embedder.lora_new_classes = _make_peft_module(self) if new_classes else None
         num_classes = len(weight) - 1
         if num_classes != self.config.num_classes:
             self.class_embedder.num_classes = num_classes
@@ -723,3 +746,32 @@ class LightningDiTClassEmbedding(nn.Module):
 
 NEW_CLASSES_WEIGHT = "class_embedder.lora_new_classes.weight"
 NEW_CLASSES_NAMES = "lora_new_classes"
+
+
+def _make_peft_module(transformer: LightningDiTTransformer2DModel) -> nn.Module:
+    """A module without parameters that PEFT asks for the rows of new classes when it makes the weights of a LoRA."""
+    # not by a statement: diffusers would ask everybody who runs this file as remote code for PEFT
+    peft = importlib.import_module("peft.utils")
+
+    class NewClasses(peft.AuxiliaryTrainingWrapper):
+        __getattr__ = nn.Module.__getattr__  # this module wraps none
+
+        def __init__(self):
+            nn.Module.__init__(self)
+            self._adapters, self._disable_adapters = set(), False  # PEFT switches none of the rows
+            self.transformer = [transformer]  # in a list, which does not register it
+
+        def adapter_state_dict(self, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            rows = self.transformer[0]._new_rows(adapter_name)
+            return {"weight": rows} if rows is not None else {}
+
+        def adapter_state_dict_load_map(self, adapter_name: str) -> dict[str, str]:
+            return {}  # `load_lora_adapter` loads the rows
+
+        def check_set_adapter(self, adapter_name: str | list[str]) -> None:
+            return None  # the rows of all LoRAs are active
+
+        def _get_available_adapters(self) -> set[str]:
+            return set()
+
+    return NewClasses()

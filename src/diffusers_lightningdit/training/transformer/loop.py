@@ -3,7 +3,8 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -160,8 +161,16 @@ def averaged_transformer(config: FlowTrainingConfig, state: RunState) -> Lightni
     weights = state.average(NAME, config.ema_decay)
     if not state.accelerator.is_main_process:
         return None
+    return transformer_of(state.model(NAME).config, weights)
+
+
+def transformer_of(
+    architecture: Mapping[str, Any], weights: Mapping[str, torch.Tensor]
+) -> LightningDiTTransformer2DModel:
+    """A transformer for sampling, which takes the tensors of a state dict as they are."""
+    arguments = {key: value for key, value in architecture.items() if not key.startswith("_")}  # what diffusers adds
     with torch.device("meta"):
-        transformer = LightningDiTTransformer2DModel.from_config(state.model(NAME).config)
+        transformer = LightningDiTTransformer2DModel.from_config(arguments)
     transformer.load_state_dict(weights, assign=True)
     return transformer.eval()
 
