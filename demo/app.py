@@ -4,7 +4,7 @@
     python demo/app.py --pipeline FOLDER_OR_HUB_ID
 
 serves it on this machine; without settings it draws handwritten digits with the embedded checkpoint, on a CPU, too.
-This file is also the `app.py` of a Hub Space, whose `requirements.txt` has the package with its extra `page`.
+`diffusers-lightningdit push --space user/name` makes a Space of the Hub that calls it.
 """
 
 import os
@@ -22,7 +22,7 @@ from diffusers_lightningdit.files import one_line, read_model
 from diffusers_lightningdit.interruption import interruptible
 from diffusers_lightningdit.settings import check_settings, one_line_errors, parse_config, setting
 
-# Not beside this file, which in a Space stands alone.
+# Not beside this file, which may have been copied.
 MODEL_CARDS = Path(demo.__file__).resolve().parent.parent / "model_cards"
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 from diffusers import DiffusionPipeline
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, SpaceCard
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -135,6 +135,15 @@ def test_networks_of_other_projects(golden_frontier, repository, tmp_path, file,
     assert seen == times
 
 
+def test_a_dry_run_writes_the_space_beside_the_repository(digits_pipeline, tmp_path):
+    more = {"license": "mit", "variants": "[]", "num_samples_per_class": 0, "space_requirement": "a.whl"}
+    result = push(tmp_path / "out", pipeline=digits_pipeline, space="user/page", **more)
+    assert result["space_url"] is None
+    assert (tmp_path / "out-space" / "requirements.txt").read_text() == "a.whl\n"
+    card = SpaceCard.load(tmp_path / "out-space" / "README.md")
+    assert (card.data.sdk, card.data.models, card.data.license) == ("gradio", ["user/tiny"], "mit")
+
+
 def test_an_autoencoder_alone(original, tmp_path):
     result = push(tmp_path / "out", vae=original["vae"], latents_stats=original["latents_stats"], license="mit")
     assert result["url"] is None and result["differences"].keys() == {"vae"}
@@ -196,6 +205,8 @@ def test_a_variant_out_of_range_is_refused(digits_pipeline, tmp_path, capsys):
         ({"pipeline": "p", "vae": "v"}, "`pipeline` is given beside `checkpoint` or `vae`"),
         ({"checkpoint": "c"}, "`checkpoint` is given without `vae`"),
         ({"pipeline": "p", "repository": "tiny"}, "`repository` is 'tiny'; required: user/name."),
+        ({"pipeline": "p", "space": "page"}, "`space` is 'page'; required: user/name."),
+        ({"vae": "v", "space": "user/page"}, "`space` is 'user/page'; required: null, but for a pipeline"),
         ({"pipeline": "p", "license": "null"}, "neither `card` nor `license` is given"),
         ({"pipeline": "p", "variants": "[fp8]"}, "`variants` is 'fp8'; required: one of fp16, bf16."),
         ({"pipeline": "nothing"}, "`pipeline` is 'nothing'; required: a folder or Hub id"),
