@@ -157,7 +157,8 @@ def make_transformer_run(
     models, optimizers = {}, {}
     for name, (module, _) in modules.items():
         models[name], optimizers[name] = accelerator.prepare(module, make_optimizer(config, module))
-    averages = {NAME: MovingAverages(models[NAME].parameters(), config.ema_decays, config.ema_warmup)}
+    profile = (config.ema_decays, config.ema_warmup, config.ema_relative_width)
+    averages = {NAME: MovingAverages(models[NAME].parameters(), *profile)}
     architectures = {name: architecture for name, (_, architecture) in modules.items()}
     return make_run_state(config, accelerator, sampler, models, optimizers, averages, architectures, **arguments)
 
