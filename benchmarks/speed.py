@@ -37,6 +37,7 @@ from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, Light
 from diffusers_lightningdit.data.latent_dataset import LatentsDataset
 from diffusers_lightningdit.data.latent_shards import shard_name, write_shard, write_statistics
 from diffusers_lightningdit.files import read_json, write_json
+from diffusers_lightningdit.flow_matching import flow_matching_losses
 from diffusers_lightningdit.settings import one_line_errors, parse_config, required, setting
 from diffusers_lightningdit.training.moving_averages import MovingAverages
 from diffusers_lightningdit.training.optimizers import make_adamw
@@ -398,6 +399,33 @@ def train(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
             yield {"work": work, "variant": variant, "flops": flops} | found
 
 
+def internal_guidance(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
+    """A training step with and without the output layer of internal guidance: losses, gradients, clipping, AdamW."""
+    functions, batch = {}, size.train_batch
+    for name, layer in (("without the layer", None), ("with the layer", 1)):
+        model = make_transformer({**size.transformer, "internal_guidance_layer": layer}, device, torch.float32)
+        model.requires_grad_(True).train()
+        c = model.config
+        optimizer = make_adamw("adamw", list(model.parameters()), 1e-4, (0.9, 0.95), 0.0)
+        noise, latents = torch.randn(2, batch, c.in_channels, c.sample_size, c.sample_size, device=device)
+        draws = noise, latents, torch.rand(batch, device=device), torch.arange(batch, device=device) % c.num_classes
+
+        def step(model=model, optimizer=optimizer, draws=draws, has_layer=layer is not None):
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                losses = flow_matching_losses(model, *draws, with_internal=has_layer)
+                loss = losses.mse.mean() + losses.cosine.mean()
+                if has_layer:
+                    loss = loss + 0.5 * losses.internal_mse.mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        functions[name] = step
+    work = f"training step, internal guidance, batch {batch}, width {model.inner_dim}"
+    yield from rows_of(in_turns(functions, 4 * size.rounds, device), work, "without the layer", batch)
+
+
 def peak_memory(device: torch.device) -> dict:
     """The most memory of a GPU that was used since the last call."""
     if device.type != "cuda":
@@ -522,9 +550,8 @@ def importing(size: Size, device: torch.device, baseline: bool) -> Iterator[dict
     yield from rows_of({name: values[1:] for name, values in seconds.items()}, "import", "diffusers' own")
 
 
-PARTS = {
-    part.__name__: part for part in (machine, recipe, train, vae, forward, step_parts, overhead, reading, importing)
-}
+MEASURED = (machine, recipe, train, vae, forward, step_parts, overhead, reading, importing, internal_guidance)
+PARTS = {part.__name__: part for part in MEASURED}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ DESCRIPTIONS = {
     ".ci/run": "what continuous integration runs",
     ".gitignore": "what git leaves out",
     "LICENSE": "Apache-2.0",
-    "Makefile": "demo, test, digits, docs, style, quality",
+    "Makefile": "demo, page, test, digits, docs, style, quality",
     "NOTICE": "papers and data that this project rests on",
     "constraints-lowest.txt": "the lowest versions of all dependencies, tried together",
     "pyproject.toml": "build system, ruff, pytest",

@@ -57,6 +57,7 @@ SCRIPTS = [
     "benchmarks/evaluation_throughput.py",
     "benchmarks/samplers.py",
     "benchmarks/speed.py",
+    "demo/app.py",
     "demo/generate_grid.py",
     "docs/gallery.py",
 ]
@@ -81,7 +82,7 @@ PROGRAM = """
 import io, json, os, runpy, sys
 from contextlib import redirect_stdout
 for name in ("sklearn", "scipy", "matplotlib", "torchvision", "torch_fidelity", "torchdiffeq", "bitsandbytes", "h5py",
-             "rasterio"):
+             "rasterio", "gradio"):
     sys.modules[name] = None  # its import fails
 from diffusers_lightningdit import evaluate, settings
 
@@ -124,6 +125,7 @@ def test_no_script_is_left_out(repository):
     folders = ("training_scripts", "conversion", "examples", "benchmarks", "demo")
     found = {str(file.relative_to(repository)) for folder in folders for file in (repository / folder).rglob("*.py")}
     modules = ("__init__.py", "plain_lightningdit.py", "timing.py")  # of scripts, none themselves
+    modules += ("demo/drawing.py", "demo/drawing_settings.py", "demo/page.py")
     assert {name for name in found if not name.endswith(modules)} == set(SCRIPTS) - {"docs/gallery.py"}
 
 

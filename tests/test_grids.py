@@ -31,6 +31,21 @@ def test_words_are_beside_the_images():
         assert min(titled.crop(place).convert("L").getextrema()) < 128  # something is written there
 
 
+def test_a_caption_is_wrapped_below_the_images():
+    plain = labelled_grid([("", [image(RED, (60, 60))])])
+    heights = []
+    for caption in ("one", "one two three four five", "one two three four five " * 2):
+        grid = labelled_grid([("", [image(RED, (60, 60))])], caption=caption)
+        assert grid.width == plain.width
+        assert grid.crop((0, 0, *plain.size)).tobytes() == plain.tobytes()
+        below = grid.crop((0, plain.height, *grid.size)).convert("L")
+        assert min(below.getextrema()) < 128
+        right_edge = grid.crop((grid.width - 3, plain.height, *grid.size)).convert("L")
+        assert min(right_edge.getextrema()) == 255, "the text ends before the edge"
+        heights.append(grid.height)
+    assert plain.height < heights[0] < heights[1] < heights[2]
+
+
 @pytest.mark.parametrize(
     ("rows", "columns", "message"),
     [

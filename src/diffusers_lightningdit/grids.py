@@ -77,14 +77,15 @@ def draw_class_images(
 
 
 def labelled_grid(
-    rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[str] = (), zoom: int = 1
+    rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[str] = (), zoom: int = 1, caption: str = ""
 ) -> Image.Image:
-    """Arrange images in rows, with a title at the left of each row and a name above each column.
+    """Arrange images in rows, with a title at the left of each row, a name above each column and a caption below.
 
     Args:
         rows: The title and the images of each row; all images have the same size, rows may differ in length.
         columns: The names of the columns, one for each image of the longest row; or no names.
         zoom: The factor by which images are enlarged, a whole number; each pixel becomes a square.
+        caption: The text below the images, which is wrapped to their width.
 
     Raises:
         ValueError: If there are no images, their sizes differ, or the number of names is another one.
@@ -102,8 +103,14 @@ def labelled_grid(
     title_width = max(font.getlength(title) for title, _ in rows)
     left = round(title_width) + 2 * MARGIN if title_width else 0
     top = 2 * MARGIN + font_size if columns else 0
-    grid = Image.new("RGB", (left + (width + GAP) * length, top + (height + GAP) * len(rows)), "white")
+    total_width, bottom = left + (width + GAP) * length, top + (height + GAP) * len(rows)
+    lines = _wrapped(caption, font, total_width - 2 * MARGIN)
+    line_height = font_size + MARGIN
+    caption_height = line_height * len(lines) + MARGIN if lines else 0
+    grid = Image.new("RGB", (total_width, bottom + caption_height), "white")
     draw = ImageDraw.Draw(grid)
+    for number, line in enumerate(lines):
+        draw.text((MARGIN, bottom + MARGIN + number * line_height), line, fill="black", anchor="la", font=font)
     for column, name in enumerate(columns):
         draw.text((left + column * (width + GAP) + width // 2, top // 2), name, fill="black", anchor="mm", font=font)
     for row, (title, images) in enumerate(rows):
@@ -113,6 +120,17 @@ def labelled_grid(
             tile = image.convert("RGB").resize((width, height), resample=Image.Resampling.NEAREST)
             grid.paste(tile, (left + column * (width + GAP), y))
     return grid
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The lines of a text of at most `width` pixels, but for words that are longer."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 def draw_labelled_grid(

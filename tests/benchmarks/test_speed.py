@@ -30,6 +30,14 @@ def test_the_baseline_computes_the_same(plain):
     torch.testing.assert_close(network(*arguments), model(*arguments).sample, atol=1e-5, rtol=0)
 
 
+def test_the_layer_of_internal_guidance_is_measured_beside_none(plain):
+    import speed
+
+    rows = list(speed.internal_guidance(speed.SIZES["tiny"], torch.device("cpu"), False))
+    assert [row["variant"] for row in rows] == ["without the layer", "with the layer"]
+    assert rows[1]["times_faster"] == rows[0]["fastest_s"] / rows[1]["fastest_s"] > 0
+
+
 def test_parts_are_measured_and_written(repository, tmp_path):
     command = [sys.executable, str(repository / "benchmarks" / "speed.py"), "--size", "tiny", "--device", "cpu"]
     command += ["--output_dir", str(tmp_path), "--processor_time", "true"]  # which a busy machine does not change

@@ -9,6 +9,7 @@ import torch
 from diffusers import (
     FasterCacheConfig,
     FirstBlockCacheConfig,
+    FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     MagCacheConfig,
     PyramidAttentionBroadcastConfig,
@@ -178,6 +179,45 @@ def test_faster_cache(pipe, interval):
     assert batches == [4, 4, 4, 2, 4, 2, 4, 2, 4, 2]
     assert max(evaluations.of(r"attn\.to_q")) < NUM_STEPS
     assert evaluations.of(r"ff") == [NUM_STEPS] * NUM_LAYERS
+
+
+@pytest.mark.parametrize("jumps", [False, True])
+@pytest.mark.parametrize(
+    "make_config",
+    [
+        lambda pipe: FirstBlockCacheConfig(threshold=100.0),
+        lambda pipe: MagCacheConfig(threshold=10.0, num_inference_steps=4, mag_ratios=[1.0] * 4, retention_ratio=0.2),
+        lambda pipe: TaylorSeerCacheConfig(cache_interval=2, disable_cache_before_step=2),
+        lambda pipe: PyramidAttentionBroadcastConfig(
+            spatial_attention_timestep_skip_range=(-1, 1001), current_timestep_callback=lambda: pipe.current_timestep
+        ),
+        lambda pipe: FasterCacheConfig(
+            unconditional_batch_skip_range=2,
+            unconditional_batch_timestep_skip_range=(-1, 1001),
+            spatial_attention_timestep_skip_range=(-1, 1001),
+            current_timestep_callback=lambda: pipe.current_timestep,
+        ),
+    ],
+    ids=["FirstBlockCache", "MagCache", "TaylorSeer", "PyramidAttentionBroadcast", "FasterCache"],
+)
+def test_caches_of_a_network_with_a_second_time(make_pipeline, make_transformer, make_config, jumps):
+    """A part of it is left out, and what the cache is told of the times belongs to the half that is computed."""
+    pipe = make_pipeline(
+        transformer=make_transformer(num_layers=NUM_LAYERS, second_time_embedding=True),
+        scheduler=FlowMatchEulerDiscreteScheduler(stochastic_sampling=jumps),
+    )
+
+    def run() -> torch.Tensor:
+        return draw(pipe, num_inference_steps=4, guidance_scale=1.5, generator=torch.Generator().manual_seed(0))
+
+    expected = run()
+    pipe.transformer.enable_cache(make_config(pipe))
+    evaluations = Evaluations(pipe)
+    images = run()
+    assert min(evaluations.of(r"attn\.to_q")) < 4 or evaluations.batches["patch_embed"] != [4] * 4
+    assert images.isfinite().all() and not torch.equal(images, expected)
+    pipe.transformer.disable_cache()
+    close(run(), expected, 0)
 
 
 def test_caches_refuse_what_would_be_wrong(pipe):

@@ -2,6 +2,7 @@
 r"""VA-VAE and LightningDiT for diffusers: images of classes, from a checkpoint or one that you train yourself.
 
     diffusers-lightningdit demo
+    diffusers-lightningdit page
     diffusers-lightningdit sample --pipeline FOLDER_OR_HUB_ID --classes seven 3 --output_dir images
     diffusers-lightningdit convert pipeline --checkpoint original.pt --config lightningdit_xl_800ep --vae vavae.pt \
         --latents_stats latents_stats.pt --output_dir pipeline
@@ -170,6 +171,7 @@ COMMANDS = {
     "demo": Command(
         "draw every class of the embedded checkpoint", "demo.generate_grid", "demo.generate_grid:GridConfig"
     ),
+    "page": Command("serve a page to draw on, interpolate, and try the autoencoder", "demo.app", "demo.app:PageConfig"),
     "push": Command(
         "a complete repository on the Hub of a checkpoint or pipeline",
         "commands.push",

@@ -91,20 +91,30 @@ def write_conversion_card(folder: str | Path, card: str, files: Iterable[str | N
     (Path(folder) / CARD).write_text(card, encoding="utf-8", newline="\n")
 
 
-def create_repository(repository: str, private: bool = True) -> None:
+def create_repository(repository: str, private: bool = True, is_space: bool = False) -> None:
     """Make a repository on the Hub, before anything takes long; one that is there stays as it is.
+
+    Args:
+        repository: The repository: user/name.
+        private: Whether it is private if it is made.
+        is_space: Whether it is a Space, of Gradio, and not a model.
 
     Raises:
         HubError: If the Hub refuses it, or cannot be reached.
     """
     try:
-        HfApi().create_repo(repository, private=private, exist_ok=True)
+        kind = {"repo_type": "space", "space_sdk": "gradio"} if is_space else {}
+        HfApi().create_repo(repository, private=private, exist_ok=True, **kind)
     except Exception as error:  # a dozen classes: no network, no token, no permission, no such name
         raise HubError(f"{repository}: cannot be made on the Hub: {first_line(error)}") from error
 
 
 def upload_repository(
-    folder: str | Path, repository: str, patterns: Sequence[str] | None = None, keep_card: bool = False
+    folder: str | Path,
+    repository: str,
+    patterns: Sequence[str] | None = None,
+    keep_card: bool = False,
+    is_space: bool = False,
 ) -> str:
     """Upload a folder to a repository that exists, in one commit, and return its address.
 
@@ -113,15 +123,17 @@ def upload_repository(
         repository: The repository: user/name.
         patterns: The patterns of the files that are uploaded; None for all.
         keep_card: Leave out README.md where the repository has one already.
+        is_space: Whether it is a Space and not a model.
 
     Raises:
         HubError: If the Hub refuses it, or cannot be reached.
     """
-    api = HfApi()
+    api, kind = HfApi(), "space" if is_space else "model"
     try:
-        kept = [CARD] if keep_card and api.file_exists(repository, CARD) else None
+        kept = [CARD] if keep_card and api.file_exists(repository, CARD, repo_type=kind) else None
         api.upload_folder(
             repo_id=repository,
+            repo_type=kind,
             folder_path=folder,
             allow_patterns=patterns,
             ignore_patterns=kept,
@@ -129,4 +141,4 @@ def upload_repository(
         )
     except Exception as error:
         raise HubError(f"{repository}: cannot be uploaded to the Hub: {first_line(error)}") from error
-    return f"{api.endpoint}/{repository}"
+    return f"{api.endpoint}/{'spaces/' if is_space else ''}{repository}"

@@ -486,7 +486,8 @@ class LightningDiTTransformer2DModel(
         `internal_guidance_layer`, where diffusers would predict one.
         """
         if isinstance(config, FasterCacheConfig):
-            names = dict.fromkeys((*config._unconditional_conditional_input_kwargs_identifiers, "class_labels"))
+            ours = ("class_labels", "second_timestep")
+            names = dict.fromkeys((*config._unconditional_conditional_input_kwargs_identifiers, *ours))
             config = dataclasses.replace(
                 config, tensor_format="BCHW", _unconditional_conditional_input_kwargs_identifiers=tuple(names)
             )
