@@ -13,13 +13,11 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
-from ..data.images import UnusableImage, decoding, open_image, to_rgb
+from ..data.images import UnusableImage, decoding, open_image, to_rgb, upright_size
 from ..data.rows import UnusableData
 from ..data.streamed_rows import StreamedRows
-from ..files import one_line
 from ..keyed_random import python_random
 from .captions import MAX_LENGTH, build_vocabulary, encode_caption, tokenize, words_of
 from .sources import PairSource, open_pairs, read_vocabulary, row_name
@@ -46,6 +44,9 @@ class PairFormat:
         palette: The colour [red, green, blue] of each class in label maps that are pictures; None if they are numbers.
         resize: Whether images of another size are resized, as the original does; otherwise they are refused.
         vocabulary: The vocabulary of captions.
+
+    Raises:
+        ValueError: For a palette that is not a colour for each class.
     """
 
     task: str
@@ -54,6 +55,20 @@ class PairFormat:
     palette: tuple[tuple[int, int, int], ...] | None = None
     resize: bool = False
     vocabulary: dict[str, int] | None = None
+
+    def __post_init__(self):
+        if self.palette is None:
+            return
+        if len(self.palette) != self.num_classes:
+            raise ValueError(
+                f"`label_palette` has {len(self.palette)} colours; required: {self.num_classes or 'none'}, one for "
+                "each class."
+            )
+        for number, color in enumerate(self.palette):
+            if not all(0 <= part <= 255 for part in color) or color in self.palette[:number]:
+                raise ValueError(
+                    f"`label_palette` has {list(color)}; required: numbers from 0 to 255, no colour twice."
+                )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -291,7 +306,7 @@ class PairDataset(Dataset):
         return self.source.sha256
 
     def check(self) -> None:
-        """Read all captions; of folders the sizes of all images, and all label maps.
+        """Read all captions; of folders the sizes and modes of all images, and all label maps.
 
         Raises:
             UnusablePair: Naming the first file that cannot be used.
@@ -307,11 +322,7 @@ class PairDataset(Dataset):
         row, sizes = self.rows[number], {}
         for column in row:
             if column in IMAGES:
-                try:
-                    with decoding(), Image.open(row[column]) as image:
-                        sizes[column] = image.size[::-1]
-                except UnusableImage as error:
-                    raise UnusablePair(f"{row[column]}: {one_line(error)}") from error
+                sizes[column] = _named(row, column, number, lambda path: upright_size(path, ("RGB",)))[::-1]
             else:
                 found = _named(row, column, number, lambda value, name=column: read_label_map(value, name, self.form))
                 sizes[column] = found.shape

@@ -17,6 +17,7 @@ from ...change3d.pairs import PairDataset
 from ...change3d.scores import CaptionTotals, MapTotals, measure_batch, selection_score
 from ...files import atomic_write
 from ...models import Change3DModel
+from ...models.change3d import NotFiniteError
 from ...processes import on_main_process
 from .config import Change3DTrainingConfig
 
@@ -43,18 +44,26 @@ class Change3DValidation:
     def __call__(self, model: Change3DModel) -> tuple[float, dict[str, Any]]:
         """The score that checkpoints are chosen by, and all scores by name, on the main process; (0, {}) on others.
 
+        The score of a model that computes NaN or infinity is minus infinity, below that of any other.
+
         Every process has to call it.
         """
         config, model = self.config, model.to(self.accelerator.device).eval()
         measured = {}
         subset = Subset(self.dataset, [index for number in self.own for index in self.batches[number]])
         for number, batch in zip(self.own, DataLoader(subset, batch_size=BATCH_SIZE), strict=True):
-            counts = measure_batch(model, batch, num_beams=config.num_beams)
+            try:
+                counts = measure_batch(model, batch, num_beams=config.num_beams)
+            except NotFiniteError:  # on this process alone, which the others would wait for
+                counts = {}
             measured[number] = {name: values.cpu() for name, values in counts.items()}
         gathered = gather_object([measured])
         if not self.accelerator.is_main_process:
             return 0.0, {}
         counts_of = {number: counts for part in gathered for number, counts in part.items()}
+        num_bad = sum(not counts for counts in counts_of.values())
+        if num_bad:
+            return float("-inf"), {"validation_num_not_finite": num_bad}
         totals = CaptionTotals(self.dataset.form.vocabulary) if config.task == "captioning" else MapTotals(config.task)
         for number, indices in enumerate(self.batches):
             if config.task == "captioning":
