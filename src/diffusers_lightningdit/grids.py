@@ -13,6 +13,7 @@ from .keyed_random import image_generator
 
 GAP = 2  # pixels between two images
 MARGIN = 5  # pixels around a title
+MAX_PIXELS = 178_956_970  # of a grid, 0.5 GB: the largest picture that Pillow opens again
 FONT_SIZES = (10, 16)  # smallest and largest, in pixels; a quarter of the height of an image in between
 
 
@@ -87,7 +88,8 @@ def labelled_grid(
         zoom: The factor by which images are enlarged, a whole number; each pixel becomes a square.
 
     Raises:
-        ValueError: If there are no images, their sizes differ, or the number of names is another one.
+        ValueError: If there are no images, their sizes differ, the number of names is another one, or the grid would
+            have more than `MAX_PIXELS`.
     """
     sizes = {image.size for _, images in rows for image in images}
     length = max((len(images) for _, images in rows), default=0)
@@ -102,7 +104,10 @@ def labelled_grid(
     title_width = max(font.getlength(title) for title, _ in rows)
     left = round(title_width) + 2 * MARGIN if title_width else 0
     top = 2 * MARGIN + font_size if columns else 0
-    grid = Image.new("RGB", (left + (width + GAP) * length, top + (height + GAP) * len(rows)), "white")
+    size = (left + (width + GAP) * length, top + (height + GAP) * len(rows))
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"the grid would have {size[0]}x{size[1]} pixels; required: at most {MAX_PIXELS}.")
+    grid = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(grid)
     for column, name in enumerate(columns):
         draw.text((left + column * (width + GAP) + width // 2, top // 2), name, fill="black", anchor="mm", font=font)

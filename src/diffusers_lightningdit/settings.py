@@ -38,6 +38,7 @@ from typing import Any, TypeVar
 import torch
 import yaml
 from accelerate import PartialState
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from .files import one_line
 from .interruption import Interrupted, exit_status
@@ -529,6 +530,17 @@ def check_above(name: str, value: float, bound: float) -> None:
     if not value > bound:
         required = "a positive number" if bound == 0 else f"above {bound}"
         raise ValueError(f"`{name}` is {value}; required: {required}.")
+
+
+def check_repository(name: str, value: str) -> None:
+    """Raise ValueError unless `value` can be the name of a repository on the Hub, user/name."""
+    try:
+        validate_repo_id(value)
+        is_name = value.count("/") == 1
+    except HFValidationError:
+        is_name = False
+    if not is_name:
+        raise ValueError(f"`{name}` is {value!r}; required: user/name.")
 
 
 def call_all(*functions: Callable[[], Any]) -> list[Any]:

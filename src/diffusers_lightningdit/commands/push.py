@@ -14,6 +14,7 @@ that of a pipeline that was trained or converted before. `--dry_run` writes the 
 
 import contextlib
 import dataclasses
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from ..evaluation.drawn_images import checked_decoding, load_pipeline
+from ..evaluation.drawn_images import check_sampling, checked_decoding, load_pipeline
 from ..files import check_output_dir, file_sha256, new_folder, read_checkpoint, resolve_file
 from ..grids import draw_labelled_grid
 from ..hub.cards import autoencoder_card, find_card, pipeline_card, with_section
@@ -42,7 +43,7 @@ from ..original import (
     select_transformer_weights,
 )
 from ..original.autoencoder import select_autoencoder_weights
-from ..settings import check_settings, one_line_errors, parse_config, required, setting
+from ..settings import check_repository, check_settings, one_line_errors, parse_config, required, setting
 from . import installed_folder
 
 SOURCES = ("checkpoint", "pipeline", "vae")
@@ -76,7 +77,7 @@ class PushConfig:
     classes: tuple[int | str, ...] | None = setting(
         None, "Ids or names of the classes of the samples; null: eight, evenly spread."
     )
-    num_samples_per_class: int = setting(4, "Samples of each class; 0: no picture.", minimum=0)
+    num_samples_per_class: int = setting(4, "Samples of each class; 0: no picture.", minimum=0, below=1000)
     sampling: dict = setting(
         {}, "Arguments of the pipeline's call for the samples, as sampling.num_inference_steps=50."
     )
@@ -112,8 +113,14 @@ class PushConfig:
             raise ValueError("`pipeline` is given beside `checkpoint` or `vae`; required: one source of the weights.")
         if self.checkpoint is not None and self.vae is None:
             raise ValueError("`checkpoint` is given without `vae`; required: both, for a pipeline.")
-        if self.repository.count("/") != 1 or not all(self.repository.split("/")):
-            raise ValueError(f"`repository` is {self.repository!r}; required: user/name.")
+        check_repository("repository", self.repository)
+        for name, form, wanted in (
+            ("license", r"[a-z0-9][a-z0-9.+-]*", "its name on the Hub, as apache-2.0"),
+            ("max_shard_size", r"[1-9]\d*[KMGT]B", "a size, as 10GB"),
+        ):
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch(form, value, re.IGNORECASE):
+                raise ValueError(f"`{name}` is {value!r}; required: {wanted}.")
         if self.card is None and self.license is None:
             raise ValueError(
                 "neither `card` nor `license` is given; required: one of them, since a card names a licence."
@@ -179,6 +186,7 @@ def draw_samples(config: PushConfig, pipeline: DiffusionPipeline) -> Image.Image
     num_classes = pipeline.transformer.config.num_classes
     spread = [number * num_classes // min(8, num_classes) for number in range(min(8, num_classes))]
     class_ids = spread if config.classes is None else pipeline.get_label_ids(list(config.classes))
+    check_sampling(pipeline, config.sampling)
     pipeline.to(Accelerator().device)
     with checked_decoding(pipeline):
         grid = draw_labelled_grid(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from ...models import LightningDiTTransformer2DModel
-from ...settings import argument_list, make_config, make_model_arguments, required, setting
+from ...settings import argument_list, check_repository, make_config, make_model_arguments, required, setting
 from ..config import ImageTrainingConfig
 from .alignment import AlignmentSettings
 
@@ -155,6 +155,8 @@ class FlowTrainingConfig(ImageTrainingConfig):
             raise ValueError("`latents_in_memory` is true; required: false with `streaming`, which has no end.")
         if self.push_to_hub and self.hub_model_id is None:
             raise ValueError("`push_to_hub` is true, but `hub_model_id` is not given; required: user/name.")
+        if self.hub_model_id is not None:
+            check_repository("hub_model_id", self.hub_model_id)
         for decay in self.ema_decays:
             if not 0 <= decay < 1:
                 raise ValueError(f"`ema_decay` is {decay}; required: at least 0 and below 1.")
