@@ -12,6 +12,7 @@ import torch
 from PIL import ExifTags, Image
 from tiny_change3d import SIZE, draw_pair, write_columns, write_folders, write_raw_captions
 
+from diffusers_lightningdit.change3d.captions import build_vocabulary
 from diffusers_lightningdit.change3d.pairs import (
     PairDataset,
     PairFormat,
@@ -253,6 +254,18 @@ def test_captions_that_are_too_long(tmp_path):
     form = form_of("captioning", vocabulary=known_vocabulary(source, None, 1))
     with pytest.raises(UnusablePair, match=r"A/train_1.png: a caption has 51 words; required: 1 to 50"):
         PairDataset(source, form, file).check()
+
+
+@pytest.mark.parametrize(
+    ("captions", "message"),
+    [(None, "has no caption; required: at least one"), ([None], "a caption has 0 words; required: 1 to 50")],
+)
+def test_a_row_without_captions(tmp_path, captions, message):
+    source = open_pairs("captioning", write_raw_captions(tmp_path, number=2), "train")
+    vocabulary = build_vocabulary([SAME], 0)
+    source.rows[1]["captions"] = captions
+    with pytest.raises(UnusablePair, match=message):
+        PairDataset(source, form_of("captioning", vocabulary=vocabulary), "here", seed=0).check()
 
 
 # -- columns and streams --

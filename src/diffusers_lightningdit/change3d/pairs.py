@@ -201,14 +201,16 @@ def make_sample(
 
 
 def listed_captions(row: dict) -> list:
-    """The captions of a row: texts, lists of words, or lists of ids."""
+    """The captions of a row: texts, lists of words, or lists of ids; none of a row without."""
     captions = row[CAPTIONS]
+    if captions is None:
+        return []
     return [captions] if isinstance(captions, str) else list(captions)
 
 
-def words_of_caption(caption: str | list) -> list[str]:
-    """The words of a caption, which may be text or a list of words."""
-    return tokenize(caption) if isinstance(caption, str) else caption
+def words_of_caption(caption: str | list | None) -> list[str]:
+    """The words of a caption, which may be text or a list of words; none of a null."""
+    return tokenize(caption) if isinstance(caption, str) else caption or []
 
 
 def encoded_captions(row: dict, number: int | str, form: PairFormat) -> list[list[int]]:
