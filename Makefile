@@ -1,18 +1,28 @@
-# `make demo` and `make test` do all of their own set-up, in .venv; PYTHON names the interpreter that makes it.
+# `make demo`, `make page` and `make test` do all of their own set-up, in .venv; PYTHON names the interpreter that makes it.
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 4
 BIN = $(VENV)/bin
+# setuptools warns of every editable install whose folders bear the names of the package's
+INSTALL = PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install --quiet
 DIFFUSERS_REPOSITORY ?= https://github.com/huggingface/diffusers
 
-.PHONY: demo test test-lowest test-diffusers digits docs style quality clean
+.PHONY: demo page test test-page test-lowest test-diffusers digits docs style quality clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/generate_grid.py
 
+# a page to draw on, at the address that it prints, until Ctrl-C
+page: $(VENV)/.page
+	$(BIN)/python demo/app.py
+
 # by a process for each core, at most WORKERS; each takes up to 2.5 GB of memory
 test: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses $(WORKERS) --dist loadfile
+
+# the page, as its visitors meet it; without a browser on this machine it says so, and tests the rest
+test-page: $(VENV)/.test-page
+	TEST_PAGE=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/demo
 
 # the lowest versions that setup.py declares; needs a Python 3.10
 test-lowest:
@@ -50,9 +60,9 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.demo: $(VENV)/bin/python setup.py pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable .
+	$(INSTALL) --editable .
 	@touch $@
 
-$(VENV)/.test $(VENV)/.quality $(VENV)/.docs: $(VENV)/.%: $(VENV)/bin/python setup.py pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+$(VENV)/.page $(VENV)/.test $(VENV)/.test-page $(VENV)/.quality $(VENV)/.docs: $(VENV)/.%: $(VENV)/bin/python setup.py pyproject.toml
+	$(INSTALL) --editable ".[$*]"
 	@touch $@

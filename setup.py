@@ -53,6 +53,8 @@ EXTRAS = {
     "completion": ["shtab>=1.11.0"],
     # FID, sFID and Inception Score by the published network; brings torchvision along
     "inception": ["torch-fidelity>=0.4.0"],
+    # the page: diffusers-lightningdit page
+    "page": ["gradio>=6.31"],
     # RSICCformer's files of images for captions
     "captions": ["h5py>=3.11"],
     # GeoTIFF files of Change3DPipeline
@@ -73,9 +75,14 @@ EXTRAS = {
         "optimum-quanto>=0.2.7",
         "torchao>=0.15.0",
         "gguf>=0.17.1",
+        # runs the notebooks
+        "nbclient>=0.10",
+        "ipykernel>=6.29",
         # builds the wheel that tests/test_packaging.py looks into
         "setuptools>=70.1",
     ],
+    # make test-page: the page, in a browser, too
+    "test-page": ["pytest>=8.2", "gradio>=6.31", "playwright>=1.65"],
     "quality": ["ruff==0.14.5"],
     # the documentation as a site
     "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"],

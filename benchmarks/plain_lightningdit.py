@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 EPS = 1e-6
 
@@ -67,7 +68,7 @@ class PlainTransformer(nn.Module):
 
     def __init__(self, side: int, channels: int, num_layers: int, num_heads: int, head_dim: int, num_classes: int):
         super().__init__()
-        dim, self.side = num_heads * head_dim, side
+        dim, self.side, self.checkpointing = num_heads * head_dim, side, False
         self.embed = nn.Linear(channels, dim)
         self.register_buffer("positions", torch.zeros(side * side, dim))
         rows, columns = (torch.arange(side * side) // side).float(), (torch.arange(side * side) % side).float()
@@ -90,7 +91,10 @@ class PlainTransformer(nn.Module):
         features = torch.cat([angles.cos(), angles.sin()], dim=1).to(latents.dtype)
         condition = self.time(features) + self.classes(labels)  # [B, D]
         for block in self.blocks:
-            x = block(x, condition, self.cos, self.sin)
+            if self.checkpointing:
+                x = checkpoint(block, x, condition, self.cos, self.sin, use_reentrant=False)
+            else:
+                x = block(x, condition, self.cos, self.sin)
         scale, shift = self.adaln_out(F.silu(condition)).unsqueeze(1).chunk(2, dim=-1)
         x = self.out(self.norm_out(x) * (1 + scale) + shift)
         return x.transpose(1, 2).unflatten(2, (self.side, self.side))

@@ -8,7 +8,8 @@ Draws digits from the same noise with each sampler and each number of network ev
 examples/digits/judge.py and by the evaluator: the part of the images that a support-vector classifier takes for the
 digit asked for; the variance within a class over that of the real digits, mean and worst of the classes (1 is best:
 fewer evaluations lose variety before they lose legibility); and the Fréchet distance from the real digits in the
-features of `--features` (lower is better). A network for a few steps, `--students FOLDER ...`, is drawn with its own
+features of `--features` (lower is better). `heun` has diffusers' grid, whose last step is a tiny one, and `heun-equal`
+steps that are equal before the shift. A network for a few steps, `--students FOLDER ...`, is drawn with its own
 scheduler, and has the name of its folder. Writes `samplers.json` and `samplers.png`, and goes on where it was.
 """
 
@@ -31,6 +32,7 @@ sys.path.insert(0, str(REPOSITORY / "examples" / "digits"))
 SAMPLERS = {
     "euler": "FlowMatchEulerDiscreteScheduler",
     "heun": "FlowMatchHeunDiscreteScheduler",
+    "heun-equal": "FlowMatchHeunDiscreteScheduler",
     "dpm-solver": "DPMSolverMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
     "ucgm": "FlowMatchUCGMScheduler",
@@ -129,12 +131,20 @@ class Judge:
         }
 
 
-def draw(pipeline: "DiffusionPipeline", labels: torch.Tensor, num_evaluations: int, config: SamplersConfig):
+def draw(
+    pipeline: "DiffusionPipeline",
+    labels: torch.Tensor,
+    num_evaluations: int,
+    config: SamplersConfig,
+    equal_steps: bool = False,
+):
     """Draw one image [3, height, width] in [0, 1] for each label: (images, evaluations that it took)."""
     from diffusers_lightningdit.grids import draw_images
 
     is_heun = "Heun" in type(pipeline.scheduler).__name__  # N steps take 2 N - 1 evaluations
     num_steps = (num_evaluations + 1) // 2 if is_heun else num_evaluations
+    if equal_steps:
+        pipeline.scheduler.sigma_min = 1 / num_steps
     generators = [torch.Generator().manual_seed(config.seed + index) for index in range(len(labels))]
     images = draw_images(pipeline, labels.tolist(), generators, config.batch_size, "pt", num_inference_steps=num_steps)
     return torch.stack([image.float().cpu() for image in images]), pipeline.num_timesteps
@@ -216,7 +226,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
             if name in SAMPLERS:
                 pipeline.scheduler = own_scheduler
                 set_scheduler(pipeline, SAMPLERS[name])
-            pixels, num_evaluations = draw(pipeline, labels, wanted, config)
+            pixels, num_evaluations = draw(pipeline, labels, wanted, config, name == "heun-equal")
             result = {"sampler": sampler, "asked_for": wanted, "num_evaluations": num_evaluations}
             result |= {measure: round(value, 6) for measure, value in judge(pixels, labels).items()}
             results.append(result)

@@ -11,8 +11,10 @@ CPU, or with `size=reduced`, smaller networks at the published depth; `size=tiny
 use.
 """
 
+import copy
 import dataclasses
 import json
+import math
 import os
 import platform
 import statistics
@@ -26,6 +28,7 @@ from pathlib import Path
 
 import diffusers
 import plain_lightningdit as plain
+import timing
 import torch
 from timing import seconds_of
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,13 +37,14 @@ from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, Light
 from diffusers_lightningdit.data.latent_dataset import LatentsDataset
 from diffusers_lightningdit.data.latent_shards import shard_name, write_shard, write_statistics
 from diffusers_lightningdit.files import read_json, write_json
+from diffusers_lightningdit.flow_matching import flow_matching_losses
 from diffusers_lightningdit.settings import one_line_errors, parse_config, required, setting
 from diffusers_lightningdit.training.moving_averages import MovingAverages
 from diffusers_lightningdit.training.optimizers import make_adamw
 from diffusers_lightningdit.training.progress import forward_flops
 
 REPOSITORY = Path(__file__).parents[1]
-SECONDS = 1e3, "ms"  # factor and unit of times in the table
+ENOUGH = 25  # seconds of measuring one thing
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -54,8 +58,17 @@ class SpeedConfig:
         "The sizes that are measured; null: full on a GPU, reduced on a CPU.",
         choices=("full", "reduced", "tiny"),
     )
+    compiled: bool | None = setting(None, "Whether to measure what is compiled, too; null: in the full size.")
     baseline: str | None = setting("plain", "The baseline beside the package, or null.", choices=("plain",))
     parts: tuple[str, ...] = setting((), "The parts to run, by name; none: all.")
+    time_limit: float | None = setting(
+        None,
+        "Seconds that all parts may take together, where a machine is lent for a time; null: each has its own.",
+        above=0,
+    )
+    processor_time: bool = setting(
+        False, "Measure the processor time of one thread: on a CPU that others use, too, the clock tells little."
+    )
     part_of: str | None = setting(None, "Run the one part in `parts` in this process and write to this file.")
 
 
@@ -66,21 +79,21 @@ class Size:
     Attributes:
         transformer: Arguments of the transformer in training and sampling.
         overhead: Arguments of a transformer of the published depth whose arithmetic costs nothing.
-        num_steps: Steps of the published recipe, whose grid has this number of equal parts.
-        batches: The numbers of images drawn at a time.
+        batches: The numbers of images drawn at a time, and the steps of each by the published recipe, whose grid has
+            this number of equal parts. A step costs as much where there are fewer of them.
         train_batch, train_steps: The images of a training step, and the steps.
         vae: Arguments of the autoencoder.
         vae_batch, resolutions: The images that it takes at a time, and their sides in pixels.
         num_latents: Latents in the files to be read.
         rounds: Turns of each measurement.
         matrix: The side of the matrices whose product measures the machine.
-        limit: Seconds that a part may take.
+        limit: The seconds that a part may take.
+        compiled: Whether what is compiled is measured, too.
     """
 
     transformer: dict
     overhead: dict
-    num_steps: int
-    batches: tuple[int, ...]
+    batches: dict[int, int]
     train_batch: int
     train_steps: int
     vae: dict
@@ -90,19 +103,20 @@ class Size:
     rounds: int
     matrix: int
     limit: float
+    compiled: bool = False
 
 
 NARROW = {"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "sample_size": 4}
 SMALL_VAE = {"block_out_channels": (32, 32, 64, 64, 128), "layers_per_block": 1}
 TINY_VAE = {"block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": 4, "layers_per_block": 1}
 SIZES = {
-    "full": Size({}, NARROW, 249, (1, 32), 128, 40, {}, 32, (256, 512), 16384, 5, 8192, 150),
+    "full": Size({}, NARROW, {1: 249, 32: 62}, 128, 20, {}, 32, (256, 512), 16384, 5, 8192, 240, True),
     "reduced": Size(
         {"num_attention_heads": 4, "attention_head_dim": 24, "num_layers": 28},
-        *(NARROW, 20, (1,), 8, 6, SMALL_VAE, 2, (256,), 4096, 3, 1024, 300),
+        *(NARROW, {1: 20}, 8, 6, SMALL_VAE, 2, (256,), 4096, 3, 1024, 300),
     ),
     "tiny": Size(
-        {**NARROW, "num_layers": 2}, {**NARROW, "num_layers": 2}, 8, (1,), 4, 3, TINY_VAE, 2, (8,), 32, 1, 64, 120
+        {**NARROW, "num_layers": 2}, {**NARROW, "num_layers": 2}, {1: 8, 3: 4}, 4, 3, TINY_VAE, 2, (8,), 32, 1, 64, 240
     ),
 }
 # The published sampling of LightningDiT-XL/1 after 800 epochs
@@ -117,12 +131,15 @@ SHIFT, SCALE, INTERVAL, NUM_CHANNELS = 0.3, 6.7, (0.125, 1.0), 3
 def in_turns(
     functions: dict[str, Callable[[], object]], rounds: int, device: torch.device, warm_ups: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each call of each function, one after the other in every round."""
+    """Seconds of each call of each function, one after the other in every round; no round begins after ENOUGH."""
     for function in functions.values():
         for _ in range(warm_ups):
             function()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
+    start = timing.clock()
+    for number in range(rounds):
+        if number > 0 and timing.clock() - start > ENOUGH:
+            break
         for name, function in functions.items():
             seconds[name].append(seconds_of(function, device))
     return seconds
@@ -139,6 +156,28 @@ def rows_of(
         if name != baseline and baseline in seconds:
             row["times_faster"] = min(seconds[baseline]) / min(values)
         yield row | more
+
+
+def measured(
+    functions: dict[str, Callable[[], object]], seconds: dict[str, list[float]], work: str, size: Size,
+    device: torch.device, warm_ups: int = 1, baseline: str = "plain", **more,
+) -> Iterator[dict]:  # fmt: skip
+    """Measure functions and give their rows, also against a baseline that was measured before them.
+
+    What takes long to compile can so come last, when the rows of the others are written.
+
+    Args:
+        seconds: What was measured of this work before, to which the functions' times are added.
+    """
+    start = time.perf_counter()
+    times = in_turns(functions, size.rounds, device, warm_ups)
+    needed = time.perf_counter() - start - sum(map(sum, times.values()))
+    seconds |= times
+    known = {name: seconds[name] for name in (*functions, baseline) if name in seconds}
+    for row in rows_of(known, work, baseline, **more):
+        if row["variant"] in functions:
+            has_compiled = "compiled" in row["variant"] and "note" not in row
+            yield row | ({"note": f"{needed:.0f} s to compile and warm up"} if has_compiled else {})
 
 
 class CountOps(TorchDispatchMode):
@@ -216,7 +255,8 @@ def overhead(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]
     torch.set_num_threads(1)
     model = make_transformer(size.overhead, device, dtype_of(device))
     work = f"overhead of a forward, batch 2, width {model.inner_dim}"
-    yield from compare_forward(model, work, dataclasses.replace(size, rounds=8 * size.rounds), device, baseline)
+    size = dataclasses.replace(size, rounds=8 * size.rounds, compiled=False)
+    yield from compare_forward(model, work, size, device, baseline)
 
 
 @torch.no_grad()
@@ -235,53 +275,61 @@ def compare_forward(
     if baseline:
         network = make_plain(model)
         functions["plain"] = lambda: network(latents, t, labels)
-    if device.type == "cuda":
-        blocks, whole = (make_transformer({**c}, device, model.dtype) for _ in range(2))
-        blocks.fuse_qkv_projections()
-        blocks.compile_repeated_blocks(fullgraph=True)
-        whole = torch.compile(whole, mode="reduce-overhead", fullgraph=True)
-        functions["compiled blocks, fused projections"] = lambda: blocks(latents, t, labels, return_dict=False)
-        functions["compiled whole, CUDA graph"] = lambda: whole(latents, t, labels, return_dict=False)
-    ops = {name: count_ops(function) for name, function in functions.items() if "compiled" not in name}
-    for row in rows_of(in_turns(functions, size.rounds, device, 3), work, flops=2 * flops_of(model)):
-        yield row | ({"operations": ops[row["variant"]]} if row["variant"] in ops else {})
+    ops, seconds = {name: count_ops(function) for name, function in functions.items()}, {}
+    for row in measured(functions, seconds, work, size, device, 3, flops=2 * flops_of(model)):
+        yield row | {"operations": ops[row["variant"]]}
+    if size.compiled:
+        for network, name in ((model, "eager"), (fused, "eager, fused projections")):  # the recipe has it as a whole
+            network.compile_repeated_blocks(fullgraph=True)
+            function = {name.replace("eager", "compiled blocks"): functions[name]}
+            yield from measured(function, seconds, work, size, device, 3, flops=2 * flops_of(model))
 
 
 def recipe(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
     """The published recipe: Euler on the shifted grid, guidance of three channels from t = 0.125."""
     model = make_transformer(size.transformer, device, dtype_of(device))
+    network = make_plain(model) if baseline else None
     c = model.config
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=1 / SHIFT)
     vae = AutoencoderVAVAE(**{**TINY_VAE, "latent_channels": c.in_channels})  # latents are asked for
     pipe = LightningDiTPipeline(model, vae, scheduler)
     pipe.set_progress_bar_config(disable=True)
     side = c.sample_size * 2 ** (len(TINY_VAE["block_out_channels"]) - 1)
-    for batch in size.batches:
-        noise = torch.randn(batch, c.in_channels, c.sample_size, c.sample_size, device=device)
-        labels = list(range(batch))
-        arguments = {"num_inference_steps": size.num_steps, "guidance_scale": SCALE, "guidance_interval": INTERVAL}
 
-        def ours(noise=noise, labels=labels, arguments=arguments):
-            return pipe(
-                labels, latents=noise, guidance_channels=NUM_CHANNELS, height=side, width=side,
-                output_type="latent", **arguments,
-            ).images  # fmt: skip
+    def ours(noise: torch.Tensor, num_steps: int) -> torch.Tensor:
+        return pipe(
+            list(range(len(noise))), latents=noise, num_inference_steps=num_steps, guidance_scale=SCALE,
+            guidance_interval=INTERVAL, guidance_channels=NUM_CHANNELS, height=side, width=side, output_type="latent",
+        ).images  # fmt: skip
 
-        functions, more = {"pipeline": ours}, {}
-        if baseline:
-            network, ids = make_plain(model), torch.tensor(labels, device=device)
-            numbers = size.num_steps, SHIFT, SCALE, INTERVAL, NUM_CHANNELS
+    def original(noise: torch.Tensor, num_steps: int) -> torch.Tensor:
+        ids = torch.arange(len(noise), device=device)
+        return plain.sample(network, noise, ids, c.num_classes, num_steps, SHIFT, SCALE, INTERVAL, NUM_CHANNELS)
 
-            def original(network=network, noise=noise, ids=ids, numbers=numbers):
-                return plain.sample(network, noise, ids, c.num_classes, *numbers)
+    def rows(variant: str, *others: str) -> Iterator[dict]:
+        for batch, num_steps in size.batches.items():
+            noise = torch.randn(batch, c.in_channels, c.sample_size, c.sample_size, device=device)
+            functions = {variant: partial(ours, noise, num_steps)}
+            functions |= {name: partial(original, noise, num_steps) for name in others}
+            grid = torch.linspace(0, 1, num_steps + 1)[:-1]
+            num_guided = int((SHIFT * grid / (1 + (SHIFT - 1) * grid) >= INTERVAL[0]).sum())
+            more = {
+                "images": batch,
+                "flops": batch * (num_steps + num_guided) * flops_of(model),
+            }  # what is needed of it
+            start, results = time.perf_counter(), [function() for function in functions.values()]
+            if others:
+                more["largest_difference"] = float((results[0] - results[1]).abs().max())
+            elif "compiled" in variant:
+                more["note"] = f"{time.perf_counter() - start:.0f} s for the first run"
+            work = f"recipe, {num_steps} steps, {batch} images, width {model.inner_dim}"
+            yield from measured(functions, seconds.setdefault(batch, {}), work, size, device, 0, **more)
 
-            functions["plain"] = original
-            more["largest_difference"] = float((ours() - original()).abs().max())
-        grid = torch.linspace(0, 1, size.num_steps + 1)[:-1]
-        num_guided = int((SHIFT * grid / (1 + (SHIFT - 1) * grid) >= INTERVAL[0]).sum())
-        more["flops"] = batch * (size.num_steps + num_guided) * flops_of(model)  # what is needed of it
-        work = f"recipe, {size.num_steps} steps, {batch} images, width {model.inner_dim}"
-        yield from rows_of(in_turns(functions, size.rounds, device, 0), work, images=batch, **more)
+    seconds: dict[int, dict[str, list[float]]] = {}
+    yield from rows("pipeline", *(["plain"] if baseline else []))
+    if size.compiled:
+        pipe.compile(fullgraph=True)
+        yield from rows("pipeline, compiled")
 
 
 def step_parts(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
@@ -317,56 +365,112 @@ def train(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
     model = make_transformer(size.transformer, device, torch.float32)
     c, batch = model.config, size.train_batch
     flops = 3 * batch * flops_of(model)
-    work = f"training, batch {batch}, width {model.inner_dim}"
+    work, fastest = f"training, batch {batch}, width {model.inner_dim}", {}
     if baseline:
         network = make_plain(model).requires_grad_(True).train()
         average = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0)
         latents = torch.randn(batch, c.in_channels, c.sample_size, c.sample_size, device=device)
         labels = torch.arange(batch, device=device) % c.num_classes
-        if device.type == "cuda":
-            network.compile()
-        step = (network, average, optimizer, latents, labels, c.num_classes, torch.bfloat16 if
-                device.type == "cuda" else torch.float32)  # fmt: skip
-        seconds = in_turns({"plain": lambda: plain.training_step(*step)}, size.train_steps, device, 2)
-        yield from rows_of(seconds, work, images=batch, flops=flops)
+        if size.compiled:  # in pieces, as the original is
+            for block in network.blocks:
+                block.compile()
+        step = (network, average, optimizer, latents, labels, c.num_classes, dtype_of(device))
+        for network.checkpointing in (False, True):
+            name = "plain, checkpointing" if network.checkpointing else "plain"
+            seconds = in_turns({name: lambda: plain.training_step(*step)}, size.train_steps, device, 2)
+            for row in rows_of(seconds, work, images=batch, flops=flops):
+                yield row | peak_memory(device)
+            fastest[network.checkpointing] = min(seconds[name])
         del network, average, optimizer, step
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # the memory that the script's own process needs
     with tempfile.TemporaryDirectory() as folder:
         write_latents(Path(folder, "latents"), 4 * batch, model)
         vae = AutoencoderVAVAE(**{**TINY_VAE, "latent_channels": c.in_channels})
         vae.register_to_config(latents_mean=[0.0] * c.in_channels, latents_std=[1.0] * c.in_channels)
         vae.save_pretrained(Path(folder, "vae"))
-        optimizers = ("adamw", "adamw_fused")
-        for kind in optimizers if device.type == "cuda" else optimizers[:1]:
-            yield {"work": work, "variant": f"script, {kind}", "flops": flops} | run_script(
-                Path(folder), kind, size, device
-            )
+        del model
+        for variant, checkpointing in (("script, adamw_fused", False), ("script, adamw_fused, checkpointing", True)):
+            more = {"optimizer": "adamw_fused", "gradient_checkpointing": str(checkpointing).lower()}
+            found = run_script(Path(folder), Path(folder, variant), size, device, **more)
+            if checkpointing in fastest and "fastest_s" in found:
+                found["times_faster"] = fastest[checkpointing] / found["fastest_s"]
+            yield {"work": work, "variant": variant, "flops": flops} | found
 
 
-def run_script(folder: Path, optimizer: str, size: Size, device: torch.device) -> dict:
+def internal_guidance(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
+    """A training step with and without the output layer of internal guidance: losses, gradients, clipping, AdamW."""
+    functions, batch = {}, size.train_batch
+    for name, layer in (("without the layer", None), ("with the layer", 1)):
+        model = make_transformer({**size.transformer, "internal_guidance_layer": layer}, device, torch.float32)
+        model.requires_grad_(True).train()
+        c = model.config
+        optimizer = make_adamw("adamw", list(model.parameters()), 1e-4, (0.9, 0.95), 0.0)
+        noise, latents = torch.randn(2, batch, c.in_channels, c.sample_size, c.sample_size, device=device)
+        draws = noise, latents, torch.rand(batch, device=device), torch.arange(batch, device=device) % c.num_classes
+
+        def step(model=model, optimizer=optimizer, draws=draws, has_layer=layer is not None):
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                losses = flow_matching_losses(model, *draws, with_internal=has_layer)
+                loss = losses.mse.mean() + losses.cosine.mean()
+                if has_layer:
+                    loss = loss + 0.5 * losses.internal_mse.mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        functions[name] = step
+    work = f"training step, internal guidance, batch {batch}, width {model.inner_dim}"
+    yield from rows_of(in_turns(functions, 4 * size.rounds, device), work, "without the layer", batch)
+
+
+def peak_memory(device: torch.device) -> dict:
+    """The most memory of a GPU that was used since the last call."""
+    if device.type != "cuda":
+        return {}
+    found = torch.cuda.max_memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    return {"memory": found}
+
+
+# runs a script, as it is, with the arguments that follow, and prints the most memory of a GPU that it used
+RUN_SCRIPT = """
+import runpy, sys, torch
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+print(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
+"""
+
+
+def run_script(folder: Path, output_dir: Path, size: Size, device: torch.device, **more: str) -> dict:
     settings = {
-        "data": folder / "latents", "vae": folder / "vae", "output_dir": folder / optimizer, "optimizer": optimizer,
+        "data": folder / "latents", "vae": folder / "vae", "output_dir": output_dir,
         "data_kind": "latents", "num_classes": 1000, "global_batch_size": size.train_batch, "check_statistics": "false",
         "max_train_steps": size.train_steps + 2, "logging_steps": 1, "learning_rate": 1e-4,
-        "compile_blocks": str(device.type == "cuda").lower(), "num_workers": 2 if device.type == "cuda" else 0,
+        "compile_blocks": str(size.compiled).lower(), "num_workers": 2 if device.type == "cuda" else 0,
         "mixed_precision": "bf16" if device.type == "cuda" else "no", "guidance_channels": 3,
+        **more,
     }  # fmt: skip
     unset = ("sample_size", "in_channels")  # the data and the autoencoder tell
     settings |= {f"transformer.{name}": value for name, value in size.transformer.items() if name not in unset}
-    command = [sys.executable, REPOSITORY / "training_scripts" / "train_lightningdit.py"]
+    command = [sys.executable, "-c", RUN_SCRIPT, REPOSITORY / "training_scripts" / "train_lightningdit.py"]
     environment = {**os.environ, **({"ACCELERATE_USE_CPU": "true"} if device.type == "cpu" else {})}
     arguments = [f"{name}={value}" for name, value in settings.items()]
     done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         return {"error": done.stderr.strip().splitlines()[-1]}
-    lines = (folder / optimizer / "metrics.jsonl").read_text().splitlines()
+    memory = int(done.stdout.split()[-1])
+    lines = (output_dir / "metrics.jsonl").read_text().splitlines()
     rates = [rate for line in lines if (rate := json.loads(line).get("images_per_second")) is not None][2:]
-    return {"per_second": statistics.median(rates), "fastest_s": size.train_batch / max(rates),
-            "median_s": size.train_batch / statistics.median(rates)}  # fmt: skip
+    found = {"per_second": statistics.median(rates), "fastest_s": size.train_batch / max(rates)}
+    found["median_s"] = size.train_batch / found["per_second"]
+    return found | ({"memory": memory} if memory else {})
 
 
 def vae(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
-    """Encoding and decoding by the autoencoder, as it is and in `channels_last`."""
+    """Encoding and decoding by the autoencoder: as it is, in `channels_last`, and as `pipe.compile()` does."""
     torch.manual_seed(0)
     dtype = dtype_of(device)
     models = {name: AutoencoderVAVAE(**size.vae).to(device, dtype).eval() for name in ("eager", "channels_last")}
@@ -384,8 +488,14 @@ def vae(size: Size, device: torch.device, baseline: bool) -> Iterator[dict]:
         }
         for work, function in works.items():
             functions = {name: partial(function, model) for name, model in models.items()}
-            seconds = in_turns(functions, size.rounds, device)
-            yield from rows_of(seconds, f"{work}, {resolution} pixels", "eager", size.vae_batch)
+            seconds, arguments = {}, (f"{work}, {resolution} pixels", size, device, 1, "eager")
+            yield from measured(functions, seconds, *arguments, images=size.vae_batch)
+            if size.compiled:
+                compiled = copy.deepcopy(models["channels_last"])
+                compiled.encoder.compile()
+                compiled.decoder.compile()
+                functions = {"channels_last, compiled": partial(function, compiled)}
+                yield from measured(functions, seconds, *arguments, images=size.vae_batch)
 
 
 def write_latents(folder: Path, num_images: int, model: LightningDiTTransformer2DModel) -> list[Path]:
@@ -440,9 +550,8 @@ def importing(size: Size, device: torch.device, baseline: bool) -> Iterator[dict
     yield from rows_of({name: values[1:] for name, values in seconds.items()}, "import", "diffusers' own")
 
 
-PARTS = {
-    part.__name__: part for part in (machine, overhead, forward, recipe, step_parts, train, vae, reading, importing)
-}
+MEASURED = (machine, recipe, train, vae, forward, step_parts, overhead, reading, importing, internal_guidance)
+PARTS = {part.__name__: part for part in MEASURED}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -453,6 +562,9 @@ PARTS = {
 def run_part(config: SpeedConfig, size: Size, device: torch.device) -> None:
     """Run one part in this process; the file has every row as soon as it is measured."""
     (name,), rows = config.parts, []
+    if config.processor_time:
+        torch.set_num_threads(1)
+        timing.clock = time.thread_time
     for row in PARTS[name](size, device, config.baseline is not None):
         rows.append(row)
         write_json(Path(config.part_of), {"rows": rows})
@@ -497,6 +609,7 @@ def table(results: dict) -> str:
             more += [f"{row['operations']} operations"] if "operations" in row else []
             more += [f"largest difference {row['largest_difference']:.1e}"] if "largest_difference" in row else []
             more += [f"{row['share_of_limit']:.1%} of the limit"] if "share_of_limit" in row else []
+            more += [f"{row['memory'] / 1e9:.1f} GB"] if "memory" in row else []
             more += [row["note"]] if "note" in row else []
             rate = f"{row['per_second']:,.2f}" if "per_second" in row else ""
             faster = f"{row['times_faster']:.2f}" if "times_faster" in row else ""
@@ -509,6 +622,17 @@ def table(results: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def problem_of(command: list[str], limit: float) -> str | None:
+    """Run a command for at most `limit` seconds, and say why it did not end well."""
+    if limit <= 0:
+        return "not begun, since `time_limit` was over"
+    try:
+        done = subprocess.run(command, timeout=limit, stderr=subprocess.PIPE, text=True)
+    except subprocess.TimeoutExpired:
+        return f"not finished in {limit:.0f} s"
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
+
+
 def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         config = parse_config(SpeedConfig, argv, __doc__)
@@ -517,24 +641,28 @@ def main(argv: list[str] | None = None) -> None:
         for name in config.parts:
             if name not in PARTS:
                 raise ValueError(f"`parts` has {name!r}; required: some of {', '.join(PARTS)}.")
+        if config.processor_time and device.type != "cpu":
+            raise ValueError(f"`processor_time` is true on {device}; required: false, or `device=cpu`.")
     size = SIZES[size_name]
+    if config.compiled is not None:
+        size = dataclasses.replace(size, compiled=config.compiled)
     if config.part_of is not None:
         run_part(config, size, device)
         return
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     results = {"machine": describe_machine(device), "size": size_name, "parts": {}, "unfinished": {}}
+    if config.processor_time:
+        results["machine"] |= {"threads": 1, "times": "of the processor"}
+    begin = time.perf_counter()
     for name in config.parts or PARTS:
         file = folder / f"{name}.part.json"
         file.unlink(missing_ok=True)
         command = [sys.executable, __file__, "--parts", name, "--output_dir", str(folder), "--part_of", str(file)]
-        command += ["--device", str(device), "--size", size_name, "--baseline", config.baseline or "null"]
+        command += ["--device", str(device), "--size", size_name, "--compiled", str(size.compiled).lower()]
+        command += ["--baseline", config.baseline or "null", "--processor_time", str(config.processor_time).lower()]
         start = time.perf_counter()
-        try:
-            done = subprocess.run(command, timeout=size.limit, stderr=subprocess.PIPE, text=True)
-            problem = None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
-        except subprocess.TimeoutExpired:
-            problem = f"not finished in {size.limit:.0f} s"
+        problem = problem_of(command, min(size.limit, (config.time_limit or math.inf) - (start - begin)))
         results["parts"][name] = read_json(file)["rows"] if file.exists() else []
         file.unlink(missing_ok=True)
         if problem is not None:

@@ -86,7 +86,7 @@ def convert(config: ConversionConfig) -> None:
     if vocabulary is not None and parts.config["task"] != "captioning":
         raise ValueError(f"`wordmap` is given for the task {parts.config['task']!r}; required: null, or captioning.")
     with new_folder(config.output_dir) as folder:
-        save_change3d(parts, folder, vocabulary)
+        save_change3d(parts, folder, vocabulary, Path(config.output_dir).name)
     settings = ", ".join(f"{name} {value}" for name, value in parts.config.items())
     number = sum(value.numel() for value in parts.unused.values())
     print(f"{config.output_dir}: {settings}")

@@ -9,9 +9,12 @@ multiplier and, for sizes that were never published, the number of heads. Contra
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from diffusers_lightningdit.files import check_output_dir, new_folder, read_checkpoint
+from diffusers_lightningdit.hub.cards import pipeline_card
+from diffusers_lightningdit.hub.repository import write_conversion_card
 from diffusers_lightningdit.original import (
     OriginalConfig,
     build_autoencoder,
@@ -86,6 +89,9 @@ def convert(config: ConversionConfig) -> dict[str, Any]:
         notes.append(f"VAE scaling_factor {saved.vae.config.scaling_factor:.6g}")
     with new_folder(config.output_dir) as folder:
         saved.save_pretrained(folder)
+        if config.vae is not None:
+            files = {"checkpoint": config.checkpoint, "vae": config.vae, "latents_stats": config.latents_stats}
+            write_conversion_card(folder, pipeline_card(saved, f"user/{Path(config.output_dir).name}"), files.values())
 
     shape = transformer.config
     print(

@@ -9,11 +9,14 @@ foundation model's features and `discriminator`, as model folders, and under its
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
 from diffusers_lightningdit.files import check_output_dir, new_folder
+from diffusers_lightningdit.hub.cards import autoencoder_card
+from diffusers_lightningdit.hub.repository import write_conversion_card
 from diffusers_lightningdit.original import build_autoencoder, read_autoencoder, training_models
 from diffusers_lightningdit.original.vae_training import TRAINING_FOLDER
 from diffusers_lightningdit.settings import one_line_errors, parse_config, required, setting
@@ -44,6 +47,8 @@ def convert(config: ConversionConfig) -> dict[str, Any]:
         files.setdefault(key.split(".")[0], {})[key] = value
     with new_folder(config.output_dir) as folder:
         vae.save_pretrained(folder)
+        card = autoencoder_card(vae, f"user/{Path(config.output_dir).name}")
+        write_conversion_card(folder, card, (config.checkpoint, config.latents_stats))
         for name, model in models.items():
             model.save_pretrained(folder / TRAINING_FOLDER / name)
         for name, tensors in files.items():

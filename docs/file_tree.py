@@ -7,6 +7,7 @@ tests/test_docs.py checks that the page is up to date.
 """
 
 import ast
+import json
 import re
 import subprocess
 from itertools import groupby
@@ -27,7 +28,7 @@ DESCRIPTIONS = {
     ".ci/run": "what continuous integration runs",
     ".gitignore": "what git leaves out",
     "LICENSE": "Apache-2.0",
-    "Makefile": "demo, test, digits, docs, style, quality",
+    "Makefile": "demo, page, test, digits, docs, style, quality",
     "NOTICE": "papers and data that this project rests on",
     "constraints-lowest.txt": "the lowest versions of all dependencies, tried together",
     "pyproject.toml": "build system, ruff, pytest",
@@ -49,6 +50,8 @@ def description(file: Path) -> str:
     if file.suffix in KINDS:
         return KINDS[file.suffix]
     text = file.read_text(encoding="utf-8")
+    if file.suffix == ".ipynb":  # its first heading
+        return json.loads(text)["cells"][0]["source"][0].strip().removeprefix("# ")
     if file.suffix == ".py":
         text = ast.get_docstring(ast.parse(text)) or ""
     elif file.suffix == ".md":

@@ -48,7 +48,7 @@ from diffusers import (
 )
 from diffusers.guiders import BaseGuidance
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.loaders import SanaLoraLoaderMixin
+from diffusers.loaders.lora_pipeline import SanaLoraLoaderMixin  # in diffusers.loaders with transformers alone
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -123,12 +123,38 @@ def set_timesteps(scheduler, num_inference_steps: int, device: torch.device) -> 
     return times
 
 
+def described_scheduler(scheduler) -> str:
+    """Return the call that makes a scheduler, with the arguments that are not its defaults."""
+    defaults = {name: given.default for name, given in inspect.signature(type(scheduler).__init__).parameters.items()}
+    given = {name: scheduler.config[name] for name in defaults if name in scheduler.config}
+    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}  # as a file has them
+    arguments = [f"{name}={value!r}" for name, value in given.items() if value != defaults[name]]
+    return f"{type(scheduler).__name__}({', '.join(arguments)})"
+
+
 def jumps_to_data(scheduler) -> bool:
     """Whether each step goes on from the estimated data with new noise, as networks for a few steps are sampled.
 
     Such a network predicts the average velocity from t to 1 (FACM, arXiv 2507.03738).
     """
     return bool(scheduler.config.get("stochastic_sampling")) or scheduler.config.get("stochastic_ratio") == 1
+
+
+def noise_arguments(scheduler, generator: torch.Generator | list[torch.Generator] | None) -> dict:
+    """Return the arguments of `step` by which a scheduler draws noise, none for one that draws none."""
+    return {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+
+
+def warn_of_too_many_steps(scheduler, recipe: dict, num_inference_steps: int | None) -> None:
+    """Say that a network for a few steps was distilled for fewer than these, which its recipe has."""
+    distilled_for = recipe.get("num_inference_steps")
+    if num_inference_steps is None or distilled_for is None or not jumps_to_data(scheduler):
+        return
+    if num_inference_steps > distilled_for:
+        logger.warning(
+            f"`num_inference_steps` is {num_inference_steps}, and the transformer was distilled for "
+            f"{distilled_for}: more steps cost more, and may make images worse."
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -171,6 +197,9 @@ def predict_velocity(
     """
     repeats = len(class_ids) // len(latents)
     cache_context = cache_context or ("cond" if repeats == 1 else "cond_uncond")
+    # For `transformer.dtype`, diffusers looks through all modules. The first weights keep the type of the computation
+    # under layerwise casting, too (`_skip_layerwise_casting_patterns`).
+    dtype = next(transformer.parameters()).dtype
     more = {}
     if jumps and transformer.config.get("second_time_embedding"):
         more["second_timestep"] = torch.ones(len(class_ids), device=latents.device)
@@ -178,14 +207,14 @@ def predict_velocity(
         more["return_internal"] = True
     with exclusive(transformer), transformer.cache_context(cache_context):
         velocity, *internal = transformer(
-            hidden_states=latents.repeat(repeats, 1, 1, 1).to(transformer.dtype),
+            hidden_states=latents.repeat(repeats, 1, 1, 1).to(dtype),
             timestep=torch.full((len(class_ids),), t, dtype=torch.float32, device=latents.device),
             class_labels=class_ids,
             attention_kwargs=attention_kwargs,
             return_dict=False,
             **more,
         )
-    velocity = velocity.float()
+    velocity = velocity.to(torch.float32, copy=True)  # the next run of a CUDA graph writes over its output
     if internal_guidance_scale is None:
         return velocity
     return velocity + (internal_guidance_scale - 1) * (velocity - internal[0].float())
@@ -228,6 +257,31 @@ def solve_ode(derivative: Callable, state, times: torch.Tensor, method: str, ato
 def in_interval(t: float, interval: tuple[float, float] | None) -> bool:
     """Return whether guidance is applied at time t (arXiv 2404.07724); None stands for all times."""
     return interval is None or interval[0] - TIME_TOLERANCE <= t <= interval[1] + TIME_TOLERANCE
+
+
+def internal_scale(transformer, t: float, scale: float, interval: tuple[float, float] | None) -> float | None:
+    """Return the scale of internal guidance at t, and None where the velocity of the earlier block is not computed.
+
+    A cache that predicts it needs it at every t.
+    """
+    if scale != 1 and in_interval(t, interval):
+        return scale
+    return 1.0 if scale != 1 and transformer.is_cache_enabled else None
+
+
+def check_internal_guidance(transformer, scale: float) -> None:
+    """Raise ValueError for internal guidance of a transformer that has no velocity of an earlier block."""
+    if scale == 1:
+        return
+    has_layer = transformer.config.get("internal_guidance_layer") is not None
+    require(has_layer, "internal_guidance_scale", scale, "1 for a transformer without `internal_guidance_layer`")
+    cache = transformer._cache_config
+    require(
+        not isinstance(cache, CACHES_OF_ONE_OUTPUT),
+        "internal_guidance_scale",
+        scale,
+        f"1 with {type(cache).__name__}, which has no velocity of an earlier block where it skips computing",
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -678,7 +732,7 @@ Images of {size} pixels of {num_classes} classes, drawn by a flow-matching trans
 [arXiv 2501.01423](https://arxiv.org/abs/2501.01423), {transformer_parameters:,} parameters) in the latents of an
 autoencoder (`{vae}`, {vae_parameters:,} parameters). The argument is a class id{or_name}, or a list of them{names}.
 
-Unless given to the call, sampling takes: {recipe}.
+Unless given to the call, sampling takes: {recipe}. The scheduler is `{scheduler}`.
 """
 
 
@@ -974,6 +1028,30 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
         """Whether the remaining steps are skipped; a callback sets `pipe._interrupt = True`, or another thread does."""
         return self._interrupt or getattr(self, "_pipeline", self)._interrupt
 
+    # -- compilation -------------------------------------------------------------------------------------------------
+
+    def compile(self, mode: str = "reduce-overhead", **kwargs) -> None:
+        """Compile the transformer and the autoencoder, each as a whole, when they are first called.
+
+        Two graphs serve all batch sizes, guidance intervals and steps. A LoRA, another strength of one and a fused one
+        take two more each; after eight, torch goes on without compiling (`torch._dynamo.config.recompile_limit`).
+
+        Args:
+            mode: "reduce-overhead" runs the transformer on a GPU as one CUDA graph for each batch size, which takes
+                memory and has to be called by one thread; "default" does not; others are those of `torch.compile`. The
+                autoencoder has the default, since it is called once for an image, and its channels last in memory.
+            kwargs: Further arguments of `torch.compile`, such as `fullgraph`.
+
+        Raises:
+            ValueError: For a transformer with a cache, which is made of hooks.
+        """
+        cache = type(self.transformer._cache_config).__name__
+        require(not self.transformer.is_cache_enabled, "transformer", cache, "one without a cache to be compiled")
+        self.transformer.compile(mode=mode, **kwargs)
+        self.vae.to(memory_format=torch.channels_last)
+        for module in (self.vae.encoder, self.vae.decoder):
+            module.compile(**kwargs)
+
     # -- LoRA --------------------------------------------------------------------------------------------------------
 
     @classmethod
@@ -1028,35 +1106,12 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
             ode_methods=ODE_METHODS,
             tensor_inputs=self._callback_tensor_inputs,
         )
-        self._check_internal_guidance(arguments.get("internal_guidance_scale", 1))
-        self._warn_of_too_many_steps(arguments.get("num_inference_steps"))
+        check_internal_guidance(self.transformer, arguments.get("internal_guidance_scale", 1))
+        recipe = self.config.sampling_recipe or {}
+        warn_of_too_many_steps(self.scheduler, recipe, arguments.get("num_inference_steps"))
         batch_size = num_labels * num_images_per_prompt
         shape = (batch_size, in_channels, height // factor, width // factor)
         check_arguments({"latents": latents, "generator": generator}, number=batch_size, shape=shape)
-
-    def _check_internal_guidance(self, scale: float) -> None:
-        """Raise ValueError for internal guidance of a transformer that has no velocity of an earlier block."""
-        if scale == 1:
-            return
-        has_layer = self.transformer.config.get("internal_guidance_layer") is not None
-        require(has_layer, "internal_guidance_scale", scale, "1 for a transformer without `internal_guidance_layer`")
-        cache = self.transformer._cache_config
-        require(
-            not isinstance(cache, CACHES_OF_ONE_OUTPUT),
-            "internal_guidance_scale",
-            scale,
-            f"1 with {type(cache).__name__}, which has no velocity of an earlier block where it skips computing",
-        )
-
-    def _warn_of_too_many_steps(self, num_inference_steps: int | None) -> None:
-        distilled_for = (self.config.sampling_recipe or {}).get("num_inference_steps")
-        if num_inference_steps is None or distilled_for is None or not jumps_to_data(self.scheduler):
-            return
-        if num_inference_steps > distilled_for:
-            logger.warning(
-                f"`num_inference_steps` is {num_inference_steps}, and the transformer was distilled for "
-                f"{distilled_for}: more steps cost more, and may make images worse."
-            )
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
@@ -1083,7 +1138,7 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
         jumps = jumps_to_data(self.scheduler)
 
         def predict(latents: torch.Tensor, t: float, ids: torch.Tensor) -> torch.Tensor:
-            scale = self._internal_scale(t, internal_guidance_scale, internal_guidance_interval)
+            scale = internal_scale(self.transformer, t, internal_guidance_scale, internal_guidance_interval)
             return predict_velocity(
                 self.transformer, latents, t, ids, attention_kwargs, jumps=jumps, internal_guidance_scale=scale
             )
@@ -1099,15 +1154,6 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
             return guide(conditional, unconditional, self.guidance_scale, guidance_channels)
 
         return velocity
-
-    def _internal_scale(self, t: float, scale: float, interval: tuple[float, float] | None) -> float | None:
-        """The scale of internal guidance at t, and None where the velocity of the earlier block is not computed.
-
-        A cache that predicts it needs it at every t.
-        """
-        if scale != 1 and in_interval(t, interval):
-            return scale
-        return 1.0 if scale != 1 and self.transformer.is_cache_enabled else None
 
     def _denoise(
         self,
@@ -1133,8 +1179,7 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
             The state at t = 1.
         """
         timesteps = self.scheduler.timesteps[-len(times) :]
-        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
-        step_kwargs = {"generator": generator} if takes_generator else {}
+        drawing = noise_arguments(self.scheduler, generator)
         times = [*times.tolist(), 1.0]
         self._num_timesteps = len(timesteps)
 
@@ -1144,7 +1189,7 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
                     continue
                 self._current_timestep = self._pipeline._current_timestep = timestep
                 derivative = -velocity(latents, times[i], i)
-                latents = self.scheduler.step(derivative, timestep, latents, **step_kwargs, return_dict=False)[0]
+                latents = self.scheduler.step(derivative, timestep, latents, **drawing, return_dict=False)[0]
                 if after_step is not None:
                     latents = after_step(latents, times[i + 1])
                 if callback_on_step_end is not None:
@@ -1205,4 +1250,5 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
             or_name=" or name" if names else "",
             names=f"; the names are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}" if names else "",
             recipe=", ".join(f"`{key}={value!r}`" for key, value in recipe.items() if value is not None),
+            scheduler=described_scheduler(self.scheduler),
         )

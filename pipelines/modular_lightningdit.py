@@ -13,7 +13,6 @@ Letters in the shape comments: B images, C latent channels.
 """
 
 import copy
-import inspect
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +38,7 @@ from .lightningdit_sampling import (
     ClassLabelsMixin,
     check_arguments,
     check_components,
+    check_internal_guidance,
     check_scheduler,
     decode,
     encode,
@@ -46,8 +46,10 @@ from .lightningdit_sampling import (
     image_size,
     in_interval,
     initial_noise,
+    internal_scale,
     jumps_to_data,
     list_images,
+    noise_arguments,
     one_run_of_a_cache,
     postprocess,
     predict_velocity,
@@ -56,6 +58,7 @@ from .lightningdit_sampling import (
     require_finite,
     set_timesteps,
     vae_geometry,
+    warn_of_too_many_steps,
 )
 
 MODEL_NAME = "lightningdit"
@@ -63,6 +66,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # Models are found by the repository's own code, and their classes are not known to this file.
 TRANSFORMER, VAE, SCHEDULER = ComponentSpec("transformer"), ComponentSpec("vae"), ComponentSpec("scheduler")
 RECIPE = ConfigSpec("sampling_recipe", default=None, description="The sampling that belongs to the checkpoint.")
+GENERATOR = InputParam("generator", description="A torch.Generator, or a list with one for each image.")
 ID2LABEL = ConfigSpec("id2label", default=None, description="The names of the classes, {id: name}.")
 
 
@@ -71,8 +75,19 @@ ID2LABEL = ConfigSpec("id2label", default=None, description="The names of the cl
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+GUIDANCE_ARGUMENTS = (
+    "guidance_scale",
+    "guidance_interval",
+    "guidance_channels",
+    "internal_guidance_scale",
+    "internal_guidance_interval",
+)
+
+
 class LightningDiTGuidance(ClassifierFreeGuidance):
     """Classifier-free guidance (arXiv 2207.12598) in an interval of t (arXiv 2404.07724), on the first channels.
+
+    Before it, internal guidance (arXiv 2512.24176) of a transformer with `internal_guidance_layer`.
 
     An argument that is None has the value of the checkpoint's recipe (`sampling_recipe` of the pipeline's config).
 
@@ -80,6 +95,8 @@ class LightningDiTGuidance(ClassifierFreeGuidance):
         guidance_scale: The strength; 1 or less: no guidance.
         guidance_interval: (start, end) in t, 0 = noise and 1 = image; guidance acts at start <= t <= end.
         guidance_channels: The number of leading latent channels that are guided; 0: all.
+        internal_guidance_scale: The strength of internal guidance, on all channels; 1: none.
+        internal_guidance_interval: (start, end) in t for internal guidance.
     """
 
     @register_to_config
@@ -88,14 +105,18 @@ class LightningDiTGuidance(ClassifierFreeGuidance):
         guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         guidance_channels: int | None = None,
+        internal_guidance_scale: float | None = None,
+        internal_guidance_interval: tuple[float, float] | None = None,
     ):
         super().__init__(guidance_scale=guidance_scale)
         self.guidance_interval, self.guidance_channels = guidance_interval, guidance_channels
+        self.internal_guidance_scale = 1.0 if internal_guidance_scale is None else internal_guidance_scale
+        self.internal_guidance_interval = internal_guidance_interval
         self.time = 0.0
 
     def follow(self, recipe: dict) -> None:
         """Take the values of a recipe for the arguments that are None."""
-        for name in ("guidance_scale", "guidance_interval", "guidance_channels"):
+        for name in GUIDANCE_ARGUMENTS:
             given = self.config[name]
             setattr(self, name, recipe[name] if given is None else given)
 
@@ -169,7 +190,7 @@ class LightningDiTInputStep(ModularPipelineBlocks):
             InputParam("width", type_hint=int, description="The width in pixels; by default that of the training."),
             # of the blocks that follow, and checked before anything is computed
             InputParam("num_inference_steps", type_hint=int, description="Steps; by default the recipe's."),
-            InputParam("generator", description="A torch.Generator, or a list with one for each image."),
+            GENERATOR,
             InputParam("latents", type_hint=torch.Tensor, description="The noise, instead of drawing it."),
             InputParam("attention_kwargs", description='{"scale": s} scales the active LoRA adapters.'),
             InputParam("output_type", default="pil", type_hint=str, description='"pil", "np", "pt" or "latent".'),
@@ -249,6 +270,9 @@ class LightningDiTSetTimestepsStep(ModularPipelineBlocks):
         if block.num_inference_steps is None:
             block.num_inference_steps = recipe_of(components)["num_inference_steps"]
         check_arguments({"num_inference_steps": block.num_inference_steps})
+        warn_of_too_many_steps(
+            components.scheduler, components.config.get("sampling_recipe") or {}, block.num_inference_steps
+        )
         times = set_timesteps(components.scheduler, block.num_inference_steps, components._execution_device).tolist()
         begin = self.first_step(components, block, times)
         block.times = [*times[begin:], 1.0]
@@ -302,7 +326,7 @@ class LightningDiTPrepareLatentsStep(ModularPipelineBlocks):
             InputParam("class_ids", required=True, type_hint=torch.Tensor, description="Ids of classes, [B]."),
             InputParam("height", required=True, type_hint=int, description="The height in pixels."),
             InputParam("width", required=True, type_hint=int, description="The width in pixels."),
-            InputParam("generator", description="A torch.Generator, or a list with one for each image."),
+            GENERATOR,
             InputParam("latents", type_hint=torch.Tensor, description="The noise, instead of drawing it."),
         ]
 
@@ -453,6 +477,11 @@ class LightningDiTLoopDenoiser(ModularPipelineBlocks):
     def __call__(self, components, block: BlockState, i: int, t: torch.Tensor) -> tuple:
         guider = components.guider
         guider.time = block.times[i]
+        scale = None
+        if isinstance(guider, LightningDiTGuidance):
+            scale = internal_scale(
+                components.transformer, guider.time, guider.internal_guidance_scale, guider.internal_guidance_interval
+            )
         guider.set_state(step=i, num_inference_steps=len(block.timesteps), timestep=t)
         calls = guider.prepare_inputs({"class_ids": (block.class_ids, block.null_ids)})
         for call in calls:
@@ -467,6 +496,7 @@ class LightningDiTLoopDenoiser(ModularPipelineBlocks):
                         block.attention_kwargs,
                         getattr(call, guider._identifier_key),
                         jumps_to_data(components.scheduler),
+                        scale,
                     )
                 finally:
                     guider.cleanup_models(components.transformer)
@@ -489,13 +519,12 @@ class LightningDiTLoopStep(ModularPipelineBlocks):
 
     @property
     def inputs(self) -> list[InputParam]:
-        return [InputParam("generator", description="Of the noise of schedulers that draw some at each step.")]
+        return [GENERATOR]
 
     @torch.no_grad()
     def __call__(self, components, block: BlockState, i: int, t: torch.Tensor) -> tuple:
-        step = components.scheduler.step
-        noise = {"generator": block.generator} if "generator" in inspect.signature(step).parameters else {}
-        block.latents = step(-block.velocity, t, block.latents, **noise, return_dict=False)[0]
+        drawing = noise_arguments(components.scheduler, block.generator)
+        block.latents = components.scheduler.step(-block.velocity, t, block.latents, **drawing, return_dict=False)[0]
         return components, block
 
 
@@ -560,6 +589,7 @@ class LightningDiTDenoiseStep(LoopSequentialPipelineBlocks):
         block = self.get_block_state(state)
         if isinstance(components.guider, LightningDiTGuidance):
             components.guider.follow(recipe_of(components))
+            check_internal_guidance(components.transformer, components.guider.internal_guidance_scale)
         num_steps = len(block.timesteps)
         with one_run_of_a_cache(components.transformer), self.progress_bar(total=num_steps) as progress_bar:
             for i, timestep in enumerate(block.timesteps):

@@ -28,6 +28,7 @@ from .lightningdit_sampling import (
     image_size,
     in_interval,
     initial_noise,
+    internal_scale,
     jumps_to_data,
     predict_velocity,
     require,
@@ -235,6 +236,12 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
             f"FlowMatchEulerDiscreteScheduler (its shift places the grid of `ode_method={ode_method!r}`)",
         )
         require(
+            self.transformer.config.get("second_time_embedding") or not jumps_to_data(self.scheduler),
+            "ode_method",
+            ode_method,
+            "None for a network for a few steps without `second_time_embedding`, which predicts jumps and no velocity",
+        )
+        require(
             callback_on_step_end is None,
             "callback_on_step_end",
             callback_on_step_end,
@@ -297,7 +304,7 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
         def derivative(t: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
             t = float(t)
             within = min(t, 1.0)  # an adaptive step may evaluate the velocity beyond t = 1 and interpolate back
-            scale = self._internal_scale(within, internal_guidance_scale, internal_guidance_interval)
+            scale = internal_scale(self.transformer, within, internal_guidance_scale, internal_guidance_interval)
             ids = both_ids if is_guided else class_ids
             both = predict_velocity(
                 self.transformer, state[:batch_size], t, ids, attention_kwargs, internal_guidance_scale=scale

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from diffusers_lightningdit.original.transformer import MODEL_TYPES
 from diffusers_lightningdit.settings import settings_of
 
 REPOSITORY = Path(__file__).parents[1]
@@ -53,6 +54,16 @@ def test_docs_name_every_setting_of_training_and_evaluation():
         module, _, config_class = name.rpartition(".")
         settings = settings_of(getattr(import_module(f"diffusers_lightningdit.{module}"), config_class))
         assert [name for name in settings if f"| `{name}` |" not in text] == []
+
+
+def test_the_sizes_of_the_page_are_those_of_the_published_models(repository):
+    page = (repository / "docs" / "training.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+)(?: \(default\))? \| (\d+) \| (\d+) \| (\d+) \|$", page, re.MULTILINE)
+    listed = {name: (int(layers), int(heads), int(size)) for name, layers, heads, size in rows}
+    published = {}
+    for name, (depth, width, heads, _) in MODEL_TYPES.items():
+        published[name.removeprefix("LightningDiT-").partition("/")[0]] = (depth, heads, width // heads)
+    assert listed == published
 
 
 def test_every_test_named_in_the_features_exists(repository):

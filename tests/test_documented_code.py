@@ -25,7 +25,11 @@ from diffusers_lightningdit.training.vavae.config import VAVAETrainingConfig
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-ELSEWHERE = {"hub.md": "tests/hub/test_hub.py", "pipelines.md": "tests/pipelines/test_examples.py"}
+ELSEWHERE = {
+    "hub.md": "tests/hub/test_hub.py",
+    "pipelines.md": "tests/pipelines/test_examples.py",
+    "tutorial.md": "tests/hub/test_tutorial.py",
+}
 BLOCK = re.compile(r"^(?:<!-- not run: ([^\n]+) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"bibtex", "python", "bash", "json", "yaml", "text"}
 # Beginnings of lines of a shell that tests/test_command_lines.py reads, and the others with what is known of them.

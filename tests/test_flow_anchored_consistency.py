@@ -21,6 +21,7 @@ from diffusers_lightningdit.flow_matching import (
     arctan_times,
     flow_matching_losses,
     interpolate,
+    logit_normal_times,
     velocity_cosine_loss,
     velocity_mse_loss,
 )
@@ -28,6 +29,7 @@ from diffusers_lightningdit.original import load_transformer
 from diffusers_lightningdit.original.transformer import transformer_rows
 
 TOLERANCE = 1e-4  # of the recorded numbers, in float32
+NETWORKS = ("ema_only", "stage1_teacher")  # student and teacher
 CASES = ("released", "cfgw1", "no_teacher", "log_time_interval")
 
 
@@ -64,7 +66,9 @@ def test_the_teacher_learns_expanded_times_as_in_the_original(golden_frontier, c
     mse, cosine, _ = flow_matching_losses(model, noise, latents, times, labels, seen_times=seen)
     assert_close(mse, recorded[f"{case}.loss"])
     assert_close(cosine, recorded[f"{case}.cos_loss"])
-    (mse.mean() + cosine.mean()).backward()
+    total = mse.mean() + cosine.mean()
+    assert_close(total, recorded[f"{case}.total"])
+    total.backward()
     check_gradients(model, recorded, case, facts)
 
 
@@ -110,13 +114,23 @@ def test_the_loss_is_the_originals(recorded_loss, case):
         exponent=settings["p"],
     )
     teacher = teacher if settings["distill"] else None
+    sample = {"default": arctan_times, "log": logit_normal_times}[settings["t_type"]]
+    drawn = sample(torch.special.ndtr(-numbers["n"].double()), settings["mean"], settings["std"])
+    assert_close(drawn, times, tolerance=1e-6)
     velocity = objective.target_velocity(student, teacher, noise, latents, times, labels)
     assert_close(velocity, numbers["v"])
     noisy = interpolate(noise, latents, times)
+    assert_close(noisy, numbers["x_t"])
     derivative = objective.along_flow(student, noisy, times, velocity, labels)
     assert_close(derivative, numbers["D"])
+    ends = {"second_timestep": torch.ones_like(times)} if times_kind == "second" else {}
+    with torch.no_grad():
+        assert_close(student(noisy, times, labels, **ends).sample, numbers["u"])
+        anchor_times = times if times_kind == "second" else 2 - times
+        assert_close(student(noisy, anchor_times, labels).sample, numbers["F_anchor"])
     target = consistency_target(numbers["u"], derivative, velocity, times, settings["p"])
     assert_close(target, numbers["target"])
+    assert_close(velocity_mse_loss(numbers["u"], target), numbers["e"])
     assert_close(consistency_loss(numbers["u"], target, times), numbers["cm_loss"])
     assert_close(velocity_mse_loss(numbers["F_anchor"], velocity), numbers["fm_mse"])
     assert_close(velocity_cosine_loss(numbers["F_anchor"], velocity), numbers["fm_cos"])
@@ -129,6 +143,27 @@ def test_the_loss_is_the_originals(recorded_loss, case):
     assert_close(total, numbers["total"])
     total.backward()
     check_gradients(student, recorded, case, facts)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "settings"),
+    [
+        ("base_minus_recorded", {}),
+        ("p_is_1", {"exponent": 1.0}),
+        ("no_guidance", {"guidance_scale": 1.0}),
+        ("guidance_at_every_t", {"guidance_interval": (0.0, 1.0)}),
+    ],
+)
+def test_mistakes_would_show(golden_frontier, mistake, settings):
+    """Another setting moves the loss by as much as was recorded, which is more than the tolerance."""
+    recorded = load_file(golden_frontier("facm/loss_stage2.safetensors"))
+    moved = json.loads(golden_frontier("facm/sensitivity_of_total_released.json").read_text())[mistake]
+    student, teacher = (load_transformer(golden_frontier(f"facm/ckpt_{name}.pt")) for name in NETWORKS)
+    objective = FlowAnchoredConsistency(10, times="expanded", derivative="forward_mode", **settings)
+    draws = (recorded[f"released.{name}"] for name in ("noise", "x", "t", "y"))
+    with torch.no_grad():
+        total = sum(loss.mean() for loss in objective.losses(student, student, teacher, *draws))
+    assert (total - recorded["released.total"]).item() == pytest.approx(moved, rel=5e-3, abs=2e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_lightningdit.grids import draw_class_images, draw_grid, labelled_grid
+from diffusers_lightningdit.grids import captioned_grid, draw_class_images, draw_grid, labelled_grid
 from diffusers_lightningdit.keyed_random import image_generator
 
 WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (255, 0, 0)
@@ -29,6 +29,21 @@ def test_words_are_beside_the_images():
     assert titled.crop((left, top, *titled.size)).tobytes() == plain.tobytes()
     for place in ((0, top, left, titled.height), (left, 0, titled.width, top)):
         assert min(titled.crop(place).convert("L").getextrema()) < 128  # something is written there
+
+
+def test_a_caption_is_wrapped_below_the_images():
+    plain = labelled_grid([("", [image(RED, (60, 60))])])
+    heights = []
+    for caption in ("one", "one two three four five", "one two three four five " * 2):
+        grid = labelled_grid([("", [image(RED, (60, 60))])], caption=caption)
+        assert grid.width == plain.width
+        assert grid.crop((0, 0, *plain.size)).tobytes() == plain.tobytes()
+        below = grid.crop((0, plain.height, *grid.size)).convert("L")
+        assert min(below.getextrema()) < 128
+        right_edge = grid.crop((grid.width - 3, plain.height, *grid.size)).convert("L")
+        assert min(right_edge.getextrema()) == 255, "the text ends before the edge"
+        heights.append(grid.height)
+    assert plain.height < heights[0] < heights[1] < heights[2]
 
 
 @pytest.mark.parametrize(
@@ -85,3 +100,19 @@ def test_a_grid_without_titles_has_evenly_spread_classes(num_images, class_ids, 
     assert grid.size == (8 * len(expected[0]), 6 * len(expected))
     found = [[grid.getpixel((8 * x, 6 * y))[0] for x in range(len(row))] for y, row in enumerate(expected)]
     assert found == expected
+
+
+def test_captions_are_below_their_images():
+    images = [image(color, (32, 20)) for color in (RED, BLACK, RED)]
+    grid = captioned_grid(images, ["seven", "", "a name that is much too long for it"], 2)
+    assert grid.size == (64, 2 * (20 + 12))
+    assert [grid.getpixel((32 * x, 32 * y)) for x, y in ((0, 0), (1, 0), (0, 1))] == [RED, BLACK, RED]
+
+    def darkest(x: int, y: int) -> int:
+        return min(sum(grid.getpixel((x + i, y + 20 + j))) for i in range(32) for j in range(12))
+
+    assert darkest(0, 0) < 300 and darkest(0, 32) < 300  # words
+    assert darkest(32, 0) == darkest(32, 32) == 3 * 255  # none, and no fourth image
+    small = [image(RED)] * 2
+    assert captioned_grid(small, ["seven", "two"], 2).size == (16, 6)
+    assert captioned_grid(images, [""] * 3, 3).size == (96, 20)

@@ -24,6 +24,13 @@ def test_a_sample_has_the_same_numbers_in_any_share_of_the_batch():
     assert torch.equal(whole.uniform("times"), torch.cat([part.uniform("times") for part in parts]))
 
 
+@pytest.mark.gpu
+def test_numbers_for_a_gpu_that_are_drawn_on_the_cpu():
+    draws = KeyedRandom(3, 17, range(100), "cuda")
+    for purpose in ("times", "labels"):  # the memory of the first is pinned, and free for the second
+        assert torch.equal(draws.uniform(purpose).cpu(), KeyedRandom(3, 17, range(100)).uniform(purpose))
+
+
 def test_every_part_of_the_key_counts():
     draws = [
         KeyedRandom(seed, position, range(place, place + 1)).normal(purpose, (4,))

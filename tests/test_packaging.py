@@ -92,6 +92,7 @@ def test_the_wheel_holds_pipelines_scripts_and_data(wheel, repository):
         "models/autoencoder_vavae.py",
         "original/imagenet_labels.json",
         "demo/generate_grid.py",
+        "demo/page.py",
         "model_cards/lightningdit-digits/transformer/diffusion_pytorch_model.safetensors",
     ]
     for folder, pattern in (("training_scripts", "*.py"), ("training_scripts", "*/*.yaml"), ("conversion", "*.py")):

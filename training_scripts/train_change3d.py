@@ -13,6 +13,7 @@ steps changes what is learnt.
 
 import contextlib
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +25,6 @@ from diffusers_lightningdit.files import write_result
 from diffusers_lightningdit.interruption import Interruption
 from diffusers_lightningdit.locks import locked_by_run
 from diffusers_lightningdit.models import Change3DModel
-from diffusers_lightningdit.pipelines import Change3DPipeline
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
 from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_sampler, train_steps
@@ -35,6 +35,7 @@ from diffusers_lightningdit.training.change3d.data import (
     initial_model_config,
     load_pairs,
 )
+from diffusers_lightningdit.training.change3d.result import model_of, save_pipeline, trained_pipeline
 from diffusers_lightningdit.training.change3d.schedules import make_adam, make_schedule
 from diffusers_lightningdit.training.change3d.validation import BestWeights, Change3DValidation
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
@@ -74,8 +75,8 @@ def make_run(
     if config.ema_decay is not None:
         averages[MODEL] = MovingAverages(model.parameters(), (config.ema_decay,), config.ema_warmup)
     must_match = {}
-    if pairs.form.vocabulary is not None:
-        must_match["vocabulary"] = list(pairs.form.vocabulary)
+    if pairs.form.vocabulary is not None:  # the words in the order of their ids
+        must_match["vocabulary"] = sorted(pairs.form.vocabulary, key=pairs.form.vocabulary.get)
     state = make_run_state(
         config,
         accelerator,
@@ -207,9 +208,7 @@ def trained_model(config: Change3DTrainingConfig, state: RunState) -> Change3DMo
     """A copy of the model as it is to be saved, with averaged weights where there are any."""
     trained = state.model(MODEL)
     weights = trained.state_dict() if config.ema_decay is None else state.averaged_state(MODEL, config.ema_decay)
-    model = Change3DModel.from_config(dict(trained.config))
-    model.load_state_dict({name: tensor.detach().cpu() for name, tensor in weights.items()})
-    return model.requires_grad_(False).eval()
+    return model_of(trained.config, weights)
 
 
 def save(
@@ -225,14 +224,8 @@ def save(
         if config.keep_best and best.step is not None:
             model.load_state_dict(best.load())
             print(f"the weights of step {best.step} are the best ones: validation score {best.score:.4g}")
-        vocabulary = pairs.form.vocabulary
-        pipeline = Change3DPipeline(
-            model,
-            id2label=None if config.class_names is None else dict(enumerate(config.class_names)),
-            palette=None if config.label_palette is None else [list(color) for color in config.label_palette],
-            vocabulary=None if vocabulary is None else sorted(vocabulary, key=vocabulary.get),
-        )
-        write_result(config.output_dir, pipeline.save_pretrained)
+        pipeline, name = trained_pipeline(config, model, pairs.form.vocabulary), Path(config.output_dir).name
+        write_result(config.output_dir, lambda folder: save_pipeline(folder, pipeline, name))
         print(f"wrote {config.output_dir}")
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -16,7 +16,6 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
-from diffusers import FlowMatchEulerDiscreteScheduler
 
 from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, LightningDiTTransformer2DModel
 from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
@@ -46,6 +45,7 @@ from diffusers_lightningdit.training.transformer.loop import (
     make_transformer_run,
     train,
 )
+from diffusers_lightningdit.training.transformer.results import flow_pipeline
 from diffusers_lightningdit.training.transformer.weight_init import (
     SWITCHES,
     check_switches,
@@ -198,17 +198,7 @@ def make_pipeline(
 ) -> LightningDiTPipeline | None:
     """The pipeline with averaged weights, on the CPU of the main process, None on others; every process calls it."""
     transformer = averaged_transformer(config, state)
-    if transformer is None:
-        return None
-    # the original's shift s is diffusers' 1 / s
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=1 / config.timestep_shift)
-    recipe = {
-        "num_inference_steps": config.num_inference_steps,
-        "guidance_scale": config.guidance_scale,
-        "guidance_interval": list(config.guidance_interval),
-        "guidance_channels": config.guidance_channels,
-    }
-    return LightningDiTPipeline(transformer, vae, scheduler, id2label=id2label, sampling_recipe=recipe)
+    return None if transformer is None else flow_pipeline(config, transformer, vae, id2label)
 
 
 def save(

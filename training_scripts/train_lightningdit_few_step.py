@@ -14,8 +14,6 @@ import contextlib
 from collections.abc import Callable
 from functools import partial
 
-from diffusers import FlowMatchEulerDiscreteScheduler
-
 from diffusers_lightningdit import LightningDiTPipeline
 from diffusers_lightningdit.files import weights_sha256
 from diffusers_lightningdit.hub.repository import HubError, create_repository
@@ -43,6 +41,7 @@ from diffusers_lightningdit.training.transformer.loop import (
     train,
 )
 from diffusers_lightningdit.training.transformer.pipeline_data import load_pipeline_data
+from diffusers_lightningdit.training.transformer.results import few_step_pipeline
 
 SCRIPT = "train_lightningdit_few_step.py"
 ADVICE = "a lower `learning_rate` or `max_grad_norm`"  # against divergence
@@ -104,12 +103,7 @@ def make_pipeline(
 ) -> LightningDiTPipeline | None:
     """The pipeline with averaged weights, on the CPU of the main process, None on others; every process calls it."""
     student = averaged_transformer(config, state)
-    if student is None:
-        return None
-    scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
-    recipe = {"num_inference_steps": config.num_inference_steps, "guidance_scale": 1.0}
-    id2label = teacher.config.id2label
-    return LightningDiTPipeline(student, teacher.vae, scheduler, id2label=id2label, sampling_recipe=recipe)
+    return None if student is None else few_step_pipeline(config, student, teacher)
 
 
 def save(config: FewStepTrainingConfig, state: RunState, make: Callable[[], LightningDiTPipeline | None]) -> None:

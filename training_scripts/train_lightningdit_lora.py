@@ -12,7 +12,6 @@ more.
 
 import contextlib
 from functools import partial
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -30,36 +29,16 @@ from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 from diffusers_lightningdit.training.transformer.data import TransformerData
 from diffusers_lightningdit.training.transformer.loop import NAME, load_validation_data, make_transformer_run, train
 from diffusers_lightningdit.training.transformer.lora import (
+    LORA_FILE,
     LoraTrainingConfig,
     add_lora,
     load_lora_data,
     lora_file_content,
+    save_lora,
 )
 from diffusers_lightningdit.training.transformer.pipeline_data import Classes, load_pipeline
 
-FILE = "pytorch_lora_weights.safetensors"
 NUM_PASSES = 2  # a forward pass, and back for the activations alone
-MODEL_CARD = """---
-library_name: diffusers
-pipeline_tag: unconditional-image-generation
-tags:
-- lightningdit
-- lora
-{base_model}---
-
-# {title}
-
-A LoRA of rank {rank} for the pipeline `{pipeline}`, trained for {steps} steps on images of {classes}.{new}
-
-```python
-import diffusers_lightningdit  # makes its classes known to diffusers
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("{pipeline}")
-pipe.load_lora_weights("{repository}", weight_name="{file}")
-image = pipe({example!r}).images[0]
-```
-"""
 
 
 def main(argv: list[str] | None = None) -> dict[str, str]:
@@ -132,39 +111,13 @@ def save(
 ) -> None:
     weights = state.average(NAME, config.ema_decay)
     if accelerator.is_main_process:
-        tensors, metadata = lora_file_content(state.model(NAME), weights, classes.new_names)
-        tensors = {name: tensor.to(getattr(torch, config.save_dtype)) for name, tensor in tensors.items()}
-
-        def write(folder: Path) -> None:
-            LightningDiTPipeline.save_lora_weights(folder, tensors, transformer_lora_adapter_metadata=metadata)
-            (folder / CARD).write_text(model_card(config, classes, pipeline.id2label), encoding="utf-8")
-
-        write_result(config.output_dir, write)
+        arguments = (config, state.model(NAME), weights, classes, pipeline.id2label)
+        write_result(config.output_dir, lambda folder: save_lora(folder, *arguments))
         print(f"wrote {config.output_dir}")
         if config.push_to_hub:
-            upload_repository(config.output_dir, config.hub_model_id, [FILE, CARD], keep_card=True)
+            upload_repository(config.output_dir, config.hub_model_id, [LORA_FILE, CARD], keep_card=True)
     accelerator.wait_for_everyone()
     accelerator.end_training()
-
-
-def model_card(config: LoraTrainingConfig, classes: Classes, id2label: dict[int, str]) -> str:
-    first_new = max(classes.ids) + 1 - len(classes.new_names)
-    names = {**id2label, **{first_new + number: name for number, name in enumerate(classes.new_names)}}
-    labels = [names.get(class_id, class_id) for class_id in classes.ids]
-    new = ", ".join(map(repr, classes.new_names))
-    repository = config.hub_model_id or config.output_dir
-    return MODEL_CARD.format(
-        base_model="" if Path(config.pipeline).is_dir() else f"base_model: {config.pipeline}\n",
-        title=Path(repository).name,
-        rank=config.rank,
-        pipeline=config.pipeline,
-        steps=config.max_train_steps,
-        classes=", ".join(map(repr, labels[:20])) + (", ..." if len(labels) > 20 else ""),
-        new=new and f" New classes, while it is loaded: {new}.",
-        repository=repository,
-        file=FILE,
-        example=(classes.new_names or labels)[0],
-    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ data; `training/` in it has projection and discriminator, for training on. docs/
 
 import contextlib
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +22,7 @@ from diffusers_lightningdit.data.latent_encoding import latents_size
 from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.data.streamed_rows import FirstRows, StreamedImages
 from diffusers_lightningdit.files import write_result
+from diffusers_lightningdit.hub.trained_pipeline import write_autoencoder_card
 from diffusers_lightningdit.interruption import Interruption
 from diffusers_lightningdit.locks import locked_by_run
 from diffusers_lightningdit.losses import VAELossSettings, autoencoder_losses, discriminator_losses
@@ -47,6 +49,7 @@ from diffusers_lightningdit.training.vavae.networks import (
 )
 from diffusers_lightningdit.training.vavae.validation import AutoencoderValidation, reconstructions_grid
 
+SCRIPT = "train_vavae.py"
 Sampler = GlobalBatchSampler | RowStream
 VAE, DISCRIMINATOR = "vae", "discriminator"  # the models of the run, in checkpoints
 SHOWN = ("rec_loss", "kl_loss", "vf_loss", "g_loss", "disc_loss", "skipped")  # beside the progress bar
@@ -259,7 +262,12 @@ def save(
     statistics = measure_latents(config, networks.vae.to(accelerator.device), dataset, sampler, accelerator)
     if accelerator.is_main_process:
         networks.vae.set_latents_statistics(statistics.mean, statistics.std)
-        write_result(config.output_dir, lambda folder: save_networks(networks, folder))
+
+        def write(folder: Path) -> None:
+            save_networks(networks, folder)
+            write_autoencoder_card(folder, networks.vae, config, SCRIPT)
+
+        write_result(config.output_dir, write)
         print(f"wrote {config.output_dir}")
     accelerator.wait_for_everyone()
     accelerator.end_training()

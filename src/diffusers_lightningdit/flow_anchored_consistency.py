@@ -50,8 +50,8 @@ def expand_times(times: torch.Tensor, samples: range, batch_size: int) -> torch.
     Returns:
         [B], in [0, 2]. The noisy latents and the target remain those of t.
     """
-    second_half = torch.tensor([sample >= batch_size // 2 for sample in samples], device=times.device)
-    return torch.where(second_half, 2 - times, times)
+    numbers = torch.arange(samples.start, samples.stop, device=times.device)
+    return torch.where(numbers >= batch_size // 2, 2 - times, times)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def logit_normal_times(
     Raises:
         ValueError: if `std` is not positive.
     """
-    range_ends = torch.tensor(time_range, dtype=torch.float64, device=uniform.device)
+    range_ends = torch.tensor(time_range, dtype=torch.float64)
     return torch.sigmoid(_normal_between(uniform, mean, std, range_ends.logit())).float()
 
 
@@ -68,14 +68,17 @@ def arctan_times(
     Raises:
         ValueError: if `std` is not positive.
     """
-    range_ends = torch.tensor(time_range, dtype=torch.float64, device=uniform.device)
+    range_ends = torch.tensor(time_range, dtype=torch.float64)
     odds = torch.tan(math.pi / 2 * range_ends)  # exp(s)
     odds[range_ends == 1] = math.inf  # which rounding makes a large number
     return (2 / math.pi * torch.atan(torch.exp(_normal_between(uniform, mean, std, odds.log())))).float()
 
 
 def _normal_between(uniform: torch.Tensor, mean: float, std: float, range_ends: torch.Tensor) -> torch.Tensor:
-    """s ~ N(mean, std^2) under the condition that it lies between two ends, of numbers u ~ U[0, 1): float64 [B]."""
+    """s ~ N(mean, std^2) under the condition that it lies between two ends, of numbers u ~ U[0, 1): float64 [B].
+
+    The two ends are on the CPU whatever the device of the numbers is: copied to a GPU, they would wait for it.
+    """
     if not std > 0:
         raise ValueError(f"`std` is {std}; required: a positive number.")
     first, last = torch.special.ndtr((range_ends - mean) / std)  # F(start), F(end)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import make_image_grid
 from PIL import Image, ImageDraw, ImageFont
 
 from .keyed_random import image_generator
@@ -14,6 +13,7 @@ from .keyed_random import image_generator
 GAP = 2  # pixels between two images
 MARGIN = 5  # pixels around a title
 MAX_PIXELS = 178_956_970  # of a grid, 0.5 GB: the largest picture that Pillow opens again
+CAPTION_WIDTH = 24  # pixels of an image that is wide enough for a caption
 FONT_SIZES = (10, 16)  # smallest and largest, in pixels; a quarter of the height of an image in between
 
 
@@ -78,14 +78,15 @@ def draw_class_images(
 
 
 def labelled_grid(
-    rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[str] = (), zoom: int = 1
+    rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[str] = (), zoom: int = 1, caption: str = ""
 ) -> Image.Image:
-    """Arrange images in rows, with a title at the left of each row and a name above each column.
+    """Arrange images in rows, with a title at the left of each row, a name above each column and a caption below.
 
     Args:
         rows: The title and the images of each row; all images have the same size, rows may differ in length.
         columns: The names of the columns, one for each image of the longest row; or no names.
         zoom: The factor by which images are enlarged, a whole number; each pixel becomes a square.
+        caption: The text below the images, which is wrapped to their width.
 
     Raises:
         ValueError: If there are no images, their sizes differ, the number of names is another one, or the grid would
@@ -104,11 +105,17 @@ def labelled_grid(
     title_width = max(font.getlength(title) for title, _ in rows)
     left = round(title_width) + 2 * MARGIN if title_width else 0
     top = 2 * MARGIN + font_size if columns else 0
-    size = (left + (width + GAP) * length, top + (height + GAP) * len(rows))
+    total_width, bottom = left + (width + GAP) * length, top + (height + GAP) * len(rows)
+    lines = _wrapped(caption, font, total_width - 2 * MARGIN)
+    line_height = font_size + MARGIN
+    caption_height = line_height * len(lines) + MARGIN if lines else 0
+    size = (total_width, bottom + caption_height)
     if size[0] * size[1] > MAX_PIXELS:
         raise ValueError(f"the grid would have {size[0]}x{size[1]} pixels; required: at most {MAX_PIXELS}.")
     grid = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(grid)
+    for number, line in enumerate(lines):
+        draw.text((MARGIN, bottom + MARGIN + number * line_height), line, fill="black", anchor="la", font=font)
     for column, name in enumerate(columns):
         draw.text((left + column * (width + GAP) + width // 2, top // 2), name, fill="black", anchor="mm", font=font)
     for row, (title, images) in enumerate(rows):
@@ -118,6 +125,17 @@ def labelled_grid(
             tile = image.convert("RGB").resize((width, height), resample=Image.Resampling.NEAREST)
             grid.paste(tile, (left + column * (width + GAP), y))
     return grid
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The lines of a text of at most `width` pixels, but for words that are longer."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 def draw_labelled_grid(
@@ -148,10 +166,35 @@ def draw_labelled_grid(
     return labelled_grid(list(zip(titles, rows, strict=True)), zoom=zoom)
 
 
+def captioned_grid(images: Sequence[Image.Image], captions: Sequence[str], num_columns: int) -> Image.Image:
+    """Arrange images in rows, with a caption below each, which is cut where it is wider than the image.
+
+    Args:
+        images: The images, all of one size.
+        captions: The caption of each image. Images below `CAPTION_WIDTH` have none, nor where all are empty.
+        num_columns: The number of images in a row.
+    """
+    width, height = images[0].size
+    font_size = min(max(height // 8, FONT_SIZES[0]), FONT_SIZES[1])
+    font = ImageFont.load_default(font_size)
+    room = font_size + GAP if any(captions) and width >= CAPTION_WIDTH else 0
+    num_rows = -(-len(images) // num_columns)
+    grid = Image.new("RGB", (width * num_columns, (height + room) * num_rows), "white")
+    draw = ImageDraw.Draw(grid)
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        x, y = number % num_columns * width, number // num_columns * (height + room)
+        grid.paste(image.convert("RGB"), (x, y))
+        while room and caption and font.getlength(caption) > width:
+            caption = caption[:-1]
+        if room:
+            draw.text((x + width // 2, y + height + room // 2), caption, fill="black", anchor="mm", font=font)
+    return grid
+
+
 def draw_grid(
     pipeline: DiffusionPipeline, num_images: int, seed: int, batch_size: int, class_ids: Sequence[int] | None = None
 ) -> Image.Image:
-    """Draw images of evenly spread classes in a grid without titles that is nearly square.
+    """Draw images of evenly spread classes, with their names, in a grid that is nearly square.
 
     Args:
         pipeline: The pipeline, which samples by its own recipe.
@@ -168,4 +211,5 @@ def draw_grid(
         drawn = [class_ids[number % num_classes] for number in range(num_images)]
     images = list(draw_class_images(pipeline, drawn, seed, batch_size))
     num_columns = next(count for count in range(int(num_images**0.5), num_images + 1) if num_images % count == 0)
-    return make_image_grid(images, rows=num_images // num_columns, cols=num_columns)
+    names = getattr(pipeline, "id2label", {})
+    return captioned_grid(images, [names.get(class_id, "").partition(",")[0] for class_id in drawn], num_columns)

@@ -67,6 +67,8 @@ class KeyedRandom:
         values = torch.empty(len(self.samples))
         for value, generator in zip(values, self._generators(purpose, "cpu"), strict=True):
             value.uniform_(generator=generator)
+        if self.device.type == "cuda":  # from other memory, the copy would wait until the GPU has done all before it
+            return values.pin_memory().to(self.device, non_blocking=True)
         return values.to(self.device)
 
     def _generators(self, purpose: str, device: torch.device | str) -> Iterator[torch.Generator]:

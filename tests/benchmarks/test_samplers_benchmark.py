@@ -26,7 +26,7 @@ def run(samplers, tmp_path_factory):
     pipeline.scheduler = type(pipeline.scheduler)(stochastic_sampling=True)
     pipeline.save_pretrained(student)
     arguments = ["--data", str(folder / "data"), "--output_dir", str(folder / "out"), "--students", f'["{student}"]']
-    arguments += ["--samplers", '["heun", "ucgm"]', *SMALL]
+    arguments += ["--samplers", '["heun", "heun-equal", "ucgm"]', *SMALL]
     return folder, arguments, samplers.main(arguments)
 
 
@@ -35,7 +35,8 @@ def test_every_point_is_measured(samplers, run):
     assert json.loads((folder / "out" / "samplers.json").read_text())["results"] == results
     points = {(result["sampler"], result["asked_for"]): result["num_evaluations"] for result in results}
     assert points == {
-        ("heun", 2): 1, ("heun", 3): 3, ("ucgm", 2): 2, ("ucgm", 3): 3, ("in-few-steps", 1): 1, ("in-few-steps", 2): 2,
+        ("heun", 2): 1, ("heun", 3): 3, ("heun-equal", 2): 1, ("heun-equal", 3): 3, ("ucgm", 2): 2, ("ucgm", 3): 3,
+        ("in-few-steps", 1): 1, ("in-few-steps", 2): 2,
     }  # fmt: skip
     for result in results:
         assert 0 <= result["accuracy"] <= 1
@@ -43,6 +44,8 @@ def test_every_point_is_measured(samplers, run):
         assert 0 < result["worst_variance_ratio"] <= result["variance_ratio"]
     by_point = {(result["sampler"], result["asked_for"]): result for result in results}
     assert by_point["heun", 3]["frechet_distance"] < by_point["heun", 2]["frechet_distance"]
+    assert by_point["heun-equal", 2] == by_point["heun", 2] | {"sampler": "heun-equal"}  # one step of either grid
+    assert by_point["heun-equal", 3]["frechet_distance"] < by_point["heun", 3]["frechet_distance"]
 
 
 def test_the_real_digits_are_the_measure(samplers, run):

@@ -30,19 +30,38 @@ def test_the_baseline_computes_the_same(plain):
     torch.testing.assert_close(network(*arguments), model(*arguments).sample, atol=1e-5, rtol=0)
 
 
+def test_the_layer_of_internal_guidance_is_measured_beside_none(plain):
+    import speed
+
+    rows = list(speed.internal_guidance(speed.SIZES["tiny"], torch.device("cpu"), False))
+    assert [row["variant"] for row in rows] == ["without the layer", "with the layer"]
+    assert rows[1]["times_faster"] == rows[0]["fastest_s"] / rows[1]["fastest_s"] > 0
+
+
 def test_parts_are_measured_and_written(repository, tmp_path):
     command = [sys.executable, str(repository / "benchmarks" / "speed.py"), "--size", "tiny", "--device", "cpu"]
-    subprocess.run([*command, "--output_dir", str(tmp_path), "--parts", "machine", "recipe"], check=True)
+    command += ["--output_dir", str(tmp_path), "--processor_time", "true"]  # which a busy machine does not change
+    subprocess.run([*command, "--parts", "machine", "recipe"], check=True)
     results = json.loads((tmp_path / "speed.json").read_text())
     assert results["unfinished"] == {} and list(results["parts"]) == ["machine", "recipe"]
     assert {row["variant"]: row["rate"] > 0 for row in results["parts"]["machine"]} == {
         "matrix product": True,
         "copy": True,
     }
-    ours, baseline = results["parts"]["recipe"]
+    ours, baseline, *_ = results["parts"]["recipe"]
     assert ours["largest_difference"] < 1e-5 and ours["times_faster"] > 0 and 0 < ours["share_of_limit"] < 1
     table = (tmp_path / "speed.md").read_text()
     assert f"| {ours['work']} | pipeline |" in table and f"| {baseline['work']} | plain |" in table
+
+
+def test_the_parts_end_with_the_time(repository, tmp_path):
+    command = [sys.executable, str(repository / "benchmarks" / "speed.py"), "--size", "tiny", "--device", "cpu"]
+    command += ["--output_dir", str(tmp_path), "--parts", "machine", "reading", "--time_limit", "0.4"]
+    subprocess.run(command, check=True)
+    assert json.loads((tmp_path / "speed.json").read_text())["unfinished"] == {
+        "machine": "not finished in 0 s",
+        "reading": "not begun, since `time_limit` was over",
+    }
 
 
 def test_unknown_parts_are_named(repository, tmp_path):

@@ -4,14 +4,16 @@ import re
 
 import pytest
 import torch
+import yaml
 from diffusers import DiffusionPipeline
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, SpaceCard
 from PIL import Image
 from safetensors.torch import load_file
 
 from diffusers_lightningdit import AutoencoderVAVAE
 from diffusers_lightningdit.commands import push as push_command
 from diffusers_lightningdit.hub.cards import check_card
+from diffusers_lightningdit.original import OriginalConfig
 
 TRANSFORMER = "transformer/diffusion_pytorch_model"
 
@@ -95,6 +97,53 @@ def test_the_samples_are_rows_of_the_classes(repository_folder):
     assert height == 2 * (128 + 2) and width > 2 * 128
 
 
+@pytest.mark.parametrize(
+    ("file", "recipe", "settings", "times"),
+    [
+        ("facm/ckpt_train_emas.pt", "facm_xl_2_steps", {}, [0.0, 0.5]),
+        ("facm/r_embedder/ckpt_ema_only.pt", "facm_xl_1_step", {}, [0.0]),
+        ("internal_guidance/ckpt_ema_only.pt", "internal_guidance_xl", {"internal_guidance_layer": 1}, None),
+    ],
+)
+def test_networks_of_other_projects(golden_frontier, repository, tmp_path, file, recipe, settings, times):
+    """Tiny ones, which are sampled as the recipe of the full size says."""
+    torch.manual_seed(0)
+    vae = {"block_out_channels": (32, 32), "layers_per_block": 1, "latent_channels": 8}
+    AutoencoderVAVAE(**vae).save_pretrained(tmp_path / "vae")
+    sample = OriginalConfig.read(repository / f"conversion/configs/{recipe}.yaml").values["sample"]
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"sample": sample | {"cfg_scale": 1.0}}))
+    sources = {"checkpoint": golden_frontier(file), "config": tmp_path / "tiny.yaml", "vae": tmp_path / "vae"}
+    more = {"license": "mit", "variants": "[]", "num_samples_per_class": 0}
+    result = push(tmp_path / "out", **sources, **settings, **more)
+    assert result["differences"]["transformer"] < 1e-5
+
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
+    pipe.set_progress_bar_config(disable=True)
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    check_card(text)
+    if times is None:
+        assert "`internal_guidance_scale=1.4`" in text and "`ode_method='heun2'`" in text
+        assert pipe.transformer.config.internal_guidance_layer == 1
+        return
+    assert f"`num_inference_steps={len(times)}`" in text
+    assert "The scheduler is `FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)`." in text
+    seen = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["timestep"][0].item()), with_kwargs=True
+    )
+    pipe(3, output_type="latent")
+    assert seen == times
+
+
+def test_a_dry_run_writes_the_space_beside_the_repository(digits_pipeline, tmp_path):
+    more = {"license": "mit", "variants": "[]", "num_samples_per_class": 0, "space_requirement": "a.whl"}
+    result = push(tmp_path / "out", pipeline=digits_pipeline, space="user/page", **more)
+    assert result["space_url"] is None
+    assert (tmp_path / "out-space" / "requirements.txt").read_text() == "a.whl\n"
+    card = SpaceCard.load(tmp_path / "out-space" / "README.md")
+    assert (card.data.sdk, card.data.models, card.data.license) == ("gradio", ["user/tiny"], "mit")
+
+
 def test_an_autoencoder_alone(original, tmp_path):
     result = push(tmp_path / "out", vae=original["vae"], latents_stats=original["latents_stats"], license="mit")
     assert result["url"] is None and result["differences"].keys() == {"vae"}
@@ -161,6 +210,8 @@ def test_a_variant_out_of_range_is_refused(digits_pipeline, tmp_path, capsys):
         ({"pipeline": "p", "license": "mit\nevil: x"}, r"`license` is 'mit\nevil: x'; required: its name on the Hub"),
         ({"pipeline": "p", "max_shard_size": "-5GB"}, "`max_shard_size` is '-5GB'; required: a size, as 10GB."),
         ({"pipeline": "p", "num_samples_per_class": "9999999"}, "`num_samples_per_class` is 9999999; required: below"),
+        ({"pipeline": "p", "space": "page"}, "`space` is 'page'; required: user/name."),
+        ({"vae": "v", "space": "user/page"}, "`space` is 'user/page'; required: null, but for a pipeline"),
         ({"pipeline": "p", "license": "null"}, "neither `card` nor `license` is given"),
         ({"pipeline": "p", "variants": "[fp8]"}, "`variants` is 'fp8'; required: one of fp16, bf16."),
         ({"pipeline": "nothing"}, "`pipeline` is 'nothing'; required: a folder or Hub id"),

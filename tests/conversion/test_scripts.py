@@ -16,7 +16,8 @@ from golden.small_set import recorded_part
 from safetensors.torch import load_file
 
 from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, LightningDiTTransformer2DModel
-from diffusers_lightningdit.files import read_checkpoint
+from diffusers_lightningdit.files import file_sha256, read_checkpoint
+from diffusers_lightningdit.hub.cards import check_card
 from diffusers_lightningdit.original import load_autoencoder, read_autoencoder
 
 SCRIPTS = Path(__file__).parents[2] / "conversion"
@@ -244,7 +245,11 @@ def test_pipeline_there_and_back(sampling, small_vae, tmp_path, capsys):
         latents_stats=original / "latents_stats.pt",
         output_dir=tmp_path / "again",
     )
-    files = [path for path in (tmp_path / "diffusers").rglob("*") if path.is_file()]
+    card = (tmp_path / "again" / "README.md").read_text()
+    check_card(card)
+    assert 'from_pretrained("user/again")' in card
+    assert f"- `lightningdit.pt`, SHA-256 `{file_sha256(original / 'lightningdit.pt')}`" in card
+    files = [path for path in (tmp_path / "diffusers").rglob("*") if path.is_file() and path.name != "README.md"]
     assert files
     for file in files:
         assert (tmp_path / "again" / file.relative_to(tmp_path / "diffusers")).read_bytes() == file.read_bytes()

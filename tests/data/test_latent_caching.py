@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Array3D, ClassLabel, Dataset, Features, load_dataset
 from datasets import Image as ImageFeature
+from diffusers.models.autoencoders.vae import Encoder
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -120,6 +121,24 @@ def test_statistics_are_written_for_the_original_and_into_a_copy_of_the_vae(cach
 def test_half_precision(cache, dtype):
     stored = tensors_of(cache(dtype=dtype))
     assert torch.equal(stored["latents"], tensors_of(cache("full"))["latents"].to(getattr(torch, dtype)))
+
+
+def test_the_encoder_is_compiled(cache, monkeypatch):
+    modules = []  # not compiled: it takes a minute, and is torch's
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: modules.append(self))
+    plain = tensors_of(cache())
+    assert not modules
+    compiled = tensors_of(cache("compiled", compile_vae=True))
+    assert [type(module) for module in modules] == [Encoder]
+    assert modules[0].conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_files_know_whether_the_encoder_was_compiled():
+    """Those that were begun before there was the setting do not name it, and are continued."""
+    paths = {"data": "data", "vae": "vae", "output_dir": "out"}
+    assert "compile_vae" not in CachingConfig(**paths).identity()
+    assert CachingConfig(**paths, compile_vae=True).identity()["compile_vae"] is True
 
 
 def test_streaming_writes_the_same_shards(cache):

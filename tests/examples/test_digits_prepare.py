@@ -1,6 +1,8 @@
 import numpy as np
 import prepare
 import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from diffusers_lightningdit.data.images import ImageDataset
 
@@ -38,3 +40,15 @@ def test_moved_digits(tmp_path):
     assert (right[:, :, 1:] == dataset[4 * 1797]["pixel_values"][:, :, :-1]).all()
     with pytest.raises(SystemExit):
         prepare.main(["--output_dir", str(tmp_path / "other"), "--max_shift", "32"])
+
+
+def test_digits_of_one_class_are_turned(tmp_path):
+    prepare.main(["--turned", "seven", "--output_dir", str(tmp_path / "sevens")])
+    files = sorted((tmp_path / "sevens").iterdir())
+    assert len(files) == 179  # as docs/training.md says
+    digits = load_digits()
+    first = prepare.digit_to_image(digits.images[digits.target == 7][0])
+    assert np.array_equal(np.array(Image.open(files[0])), np.array(first)[::-1, ::-1])
+    with pytest.raises(SystemExit):
+        prepare.main(["--turned", "ten", "--output_dir", str(tmp_path / "tens")])
+    assert not (tmp_path / "tens").exists()

@@ -95,6 +95,8 @@ class Handler(BaseHTTPRequestHandler):
     def handle_request(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path = unquote(urlsplit(self.path).path)
+        # a Space is kept as the repository "space.user/name"
+        path = path.replace("/api/spaces/", "/api/models/space.").replace("/spaces/", "/space.")
         with self.hub.lock:
             self.hub.requests.append(f"{self.command} {path}")
             for pattern, method in ROUTES:
@@ -117,6 +119,9 @@ class Handler(BaseHTTPRequestHandler):
     def create(self, body: bytes) -> None:
         asked = json.loads(body)
         name = f"{asked.get('organization') or 'user'}/{asked['name']}"
+        if asked.get("type") == "space":
+            assert asked["sdk"] == "gradio"
+            name = f"space.{name}"
         if name in self.hub.repositories:
             return self.answer(409, json.dumps({"url": f"{self.hub.url}/{name}"}).encode())
         self.hub.repositories[name] = Repository()

@@ -9,6 +9,9 @@ import re
 import pytest
 import torch
 
+from diffusers_lightningdit import demo
+from diffusers_lightningdit.demo import app  # noqa: F401
+
 PUSH = """
 import diffusers_lightningdit
 from diffusers_lightningdit import commands
@@ -68,7 +71,7 @@ def outcomes(hub, run_blocks, golden) -> dict[str, dict]:
     checkpoint, recipe = golden("sampling/ckpt_published_ema_only.pt"), golden("sampling/euler10_shift0.3_cfg6.7.yaml")
     transformer = [f"checkpoint={checkpoint}", f"config={recipe}", "classes=[207]", "num_samples_per_class=1"]
     calls = {
-        "pipeline": [*vae, *transformer, "repository=user/tiny", "license=mit"],
+        "pipeline": [*vae, *transformer, "repository=user/tiny", "license=mit", "space=user/page"],
         "autoencoder": [*vae, "repository=user/tiny-vae", "license=mit", "variants=[]"],
         "again": [*vae, "repository=user/tiny-vae", "license=apache-2.0", "variants=[fp16]"],
         "own card": [*vae, "repository=user/own-push", "license=mit", "variants=[]"],
@@ -103,6 +106,21 @@ def test_a_complete_repository_is_uploaded(outcomes, hub):
     assert {"samples.png", "pipeline.py", "README.md", "transformer/diffusion_pytorch_model.bf16.safetensors"} <= set(
         result["files"]
     )
+
+
+def test_its_space_calls_the_page(outcomes, hub):
+    assert outcomes["pipeline"]["result"]["space_url"] == f"{hub.url}/spaces/user/page"
+    files = hub.repositories["space.user/page"].files
+    assert files.keys() == {"README.md", "app.py", "requirements.txt"}
+    assert b"models:\n- user/tiny\n" in files["README.md"] and b"sdk: gradio\n" in files["README.md"]
+    called, main = [], demo.app.main
+    demo.app.main = called.append
+    try:
+        exec(files["app.py"].decode(), {})
+    finally:
+        demo.app.main = main
+    assert called == [["--pipeline", "user/tiny"]]
+    assert files["requirements.txt"] == b"diffusers-lightningdit[page]\n"
 
 
 def test_it_loads_with_the_package_and_without_it(outcomes):

@@ -61,6 +61,57 @@ def test_the_autoencoder_is_the_original(file, golden):
             torch.testing.assert_close(recorded_part(found, expected), expected, rtol=0, atol=1e-4)
 
 
+SECOND_TIME, INTERNAL = "facm/r_embedder", "internal_guidance"
+
+
+def of_another_project(golden_frontier, folder):
+    """(model, weights) of a network with a second time, or with the output layer of internal guidance."""
+    checkpoint = golden_frontier(f"{folder}/ckpt_ema_only.pt")
+    settings = {"config": checkpoint.parent / "config.yaml"} if folder == INTERNAL else {}
+    return load_transformer(checkpoint, **settings), select_transformer_weights(read_checkpoint(checkpoint))
+
+
+@torch.no_grad()
+def test_a_second_time_is_the_originals(golden_frontier):
+    model, weights = of_another_project(golden_frontier, SECOND_TIME)
+    recorded = load_file(golden_frontier(f"{SECOND_TIME}/io.safetensors"))
+    x, t, y, r = (recorded[name] for name in "xtyr")
+    for end, name in ((r, "out"), (t, "out_r_equals_t")):
+        velocity = original_velocity(weights, model.config.num_attention_heads, x, t, y, second_timestep=end)
+        torch.testing.assert_close(velocity, recorded[name], rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_layer_of_internal_guidance_is_the_originals(golden_frontier):
+    model, weights = of_another_project(golden_frontier, INTERNAL)
+    recorded = load_file(golden_frontier(f"{INTERNAL}/io.safetensors"))
+    for layer, name in ((None, "v"), (model.config.internal_guidance_layer, "z")):
+        velocity = original_velocity(
+            weights,
+            model.config.num_attention_heads,
+            *(recorded[name] for name in "xty"),
+            internal_guidance_layer=layer,
+        )
+        torch.testing.assert_close(velocity, recorded[name], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("folder", "key", "part"),
+    [
+        (SECOND_TIME, "second_timestep_embedder.linear_1.weight", "transformer"),
+        (INTERNAL, "internal_norm_out.linear.weight", "output layer of internal guidance"),
+        (INTERNAL, "transformer_blocks.2.adaln.weight", "transformer"),
+    ],
+)
+def test_networks_of_other_projects_are_compared(folder, key, part, golden_frontier):
+    model, weights = of_another_project(golden_frontier, folder)
+    assert check_transformer(model, weights) < 1e-5
+    with torch.no_grad():
+        model.get_parameter(key).copy_(model.get_parameter(key).flip(0))
+    with pytest.raises(ValueError, match=f"the converted {part} differs from the original's equations by"):
+        check_transformer(model, weights)
+
+
 def test_a_good_conversion_passes(released, vavae):
     assert check_transformer(*released) < 1e-5
     assert check_autoencoder(*vavae) < 1e-4

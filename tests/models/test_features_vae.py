@@ -155,6 +155,21 @@ def test_compilation_of_the_whole_model():
 
 
 @torch.no_grad()
+def test_channels_last(tmp_path):
+    """The memory of the weights alone changes: neither the numbers, beyond rounding, nor the files."""
+    model, other = tiny(), tiny().to(memory_format=torch.channels_last)
+    assert other.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    latents = model.encode(images()).latent_dist.mode()
+    close(other.encode(images()).latent_dist.mode(), latents)
+    close(other.decode(latents).sample, model.decode(latents).sample)
+    files = []
+    for name, vae in (("first", model), ("second", other)):
+        vae.save_pretrained(tmp_path / name)
+        files.append((tmp_path / name / "diffusion_pytorch_model.safetensors").read_bytes())
+    assert files[0] == files[1]
+
+
+@torch.no_grad()
 def test_fused_qkv():
     model = tiny()
     expected, keys = model(images()).sample, set(model.state_dict())

@@ -9,6 +9,7 @@ import torch
 from diffusers import (
     FasterCacheConfig,
     FirstBlockCacheConfig,
+    FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     MagCacheConfig,
     PyramidAttentionBroadcastConfig,
@@ -178,6 +179,45 @@ def test_faster_cache(pipe, interval):
     assert batches == [4, 4, 4, 2, 4, 2, 4, 2, 4, 2]
     assert max(evaluations.of(r"attn\.to_q")) < NUM_STEPS
     assert evaluations.of(r"ff") == [NUM_STEPS] * NUM_LAYERS
+
+
+@pytest.mark.parametrize("jumps", [False, True])
+@pytest.mark.parametrize(
+    "make_config",
+    [
+        lambda pipe: FirstBlockCacheConfig(threshold=100.0),
+        lambda pipe: MagCacheConfig(threshold=10.0, num_inference_steps=4, mag_ratios=[1.0] * 4, retention_ratio=0.2),
+        lambda pipe: TaylorSeerCacheConfig(cache_interval=2, disable_cache_before_step=2),
+        lambda pipe: PyramidAttentionBroadcastConfig(
+            spatial_attention_timestep_skip_range=(-1, 1001), current_timestep_callback=lambda: pipe.current_timestep
+        ),
+        lambda pipe: FasterCacheConfig(
+            unconditional_batch_skip_range=2,
+            unconditional_batch_timestep_skip_range=(-1, 1001),
+            spatial_attention_timestep_skip_range=(-1, 1001),
+            current_timestep_callback=lambda: pipe.current_timestep,
+        ),
+    ],
+    ids=["FirstBlockCache", "MagCache", "TaylorSeer", "PyramidAttentionBroadcast", "FasterCache"],
+)
+def test_caches_of_a_network_with_a_second_time(make_pipeline, make_transformer, make_config, jumps):
+    """A part of it is left out, and what the cache is told of the times belongs to the half that is computed."""
+    pipe = make_pipeline(
+        transformer=make_transformer(num_layers=NUM_LAYERS, second_time_embedding=True),
+        scheduler=FlowMatchEulerDiscreteScheduler(stochastic_sampling=jumps),
+    )
+
+    def run() -> torch.Tensor:
+        return draw(pipe, num_inference_steps=4, guidance_scale=1.5, generator=torch.Generator().manual_seed(0))
+
+    expected = run()
+    pipe.transformer.enable_cache(make_config(pipe))
+    evaluations = Evaluations(pipe)
+    images = run()
+    assert min(evaluations.of(r"attn\.to_q")) < 4 or evaluations.batches["patch_embed"] != [4] * 4
+    assert images.isfinite().all() and not torch.equal(images, expected)
+    pipe.transformer.disable_cache()
+    close(run(), expected, 0)
 
 
 def test_caches_refuse_what_would_be_wrong(pipe):
@@ -669,3 +709,68 @@ def test_compiled_blocks_in_the_pipeline(pipe, regional_compilation):
     close(draw(pipe, guidance_interval=(0.5, 1.0)), expected, 1e-5)
     assert len(graphs) == 2
     torch._dynamo.reset()
+
+
+def test_the_compiled_pipeline(make_pipeline, make_transformer, regional_compilation):
+    """Two graphs without a break for all batch sizes and intervals, two more for a LoRA, none when it is gone."""
+    import torch._dynamo
+
+    pipe = make_pipeline(transformer=make_transformer(num_layers=1, attention_head_dim=16))
+
+    def images() -> list[torch.Tensor]:
+        few = {"num_inference_steps": 4}
+        first = [draw(pipe, labels, guidance_interval=(0.3, 1.0), **few) for labels in ([3], [0, 3], [1, 2, 3])]
+        return [*first, draw(pipe, [0], guidance_interval=(0.0, 0.5), **few), draw(pipe, [1] * 5, **few)]
+
+    def adapted() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        pipe.transformer.add_adapter(lora_config(), adapter_name="a")
+        result = images()
+        pipe.unload_lora_weights()
+        return result
+
+    expected, expected_adapted, graphs, numbers = images(), adapted(), [], []
+    assert different(expected[0], expected_adapted[0])
+    expected_images = draw(pipe, output_type="pt")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    pipe.compile(mode="default", backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    for call, wanted in ((images, expected), (adapted, expected_adapted), (images, expected)):
+        close(torch.cat(call()), torch.cat(wanted), 1e-5)
+        numbers.append(len(graphs))
+    assert numbers == [2, 4, 4]
+    close(draw(pipe, output_type="pt"), expected_images, 1e-5)
+    assert len(graphs) == 5  # the decoder's
+    assert pipe.vae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not torch._dynamo.utils.counters["graph_break"]
+    torch._dynamo.reset()
+
+
+def test_compilation_comes_before_a_cache(pipe):
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(ValueError, match="`transformer` is 'FirstBlockCacheConfig'; required: one without a cache"):
+        pipe.compile()
+
+
+@pytest.mark.gpu
+def test_cuda_graphs(pipe, lora_files):
+    """Each call of the compiled transformer launches one graph; the numbers are those of the CPU."""
+    from torch.profiler import ProfilerActivity, profile
+
+    sizes = ([3], [0, 3], [1, 2, 3])
+    expected = [draw(pipe, labels) for labels in sizes]
+    guided = draw(pipe, guider=ClassifierFreeGuidance(guidance_scale=3.0))
+    load(pipe, lora_files[0][0], adapter_name="a")
+    adapted = draw(pipe)
+    pipe.unload_lora_weights()
+    pipe.to("cuda").compile(fullgraph=True)
+    for _ in range(3):  # the second call of a size records its graph
+        for labels, image in zip(sizes, expected, strict=True):
+            close(draw(pipe, labels).cpu(), image, 1e-4)
+    close(draw(pipe, guider=ClassifierFreeGuidance(guidance_scale=3.0)).cpu(), guided, 1e-4)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        draw(pipe)
+    launches = sum(event.count for event in profiler.key_averages() if "cudaGraphLaunch" in event.key)
+    assert launches == NUM_STEPS
+    load(pipe, lora_files[0][0], adapter_name="a")
+    close(draw(pipe).cpu(), adapted, 1e-4)

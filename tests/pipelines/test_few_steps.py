@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from diffusers.schedulers import scheduling_flow_match_euler_discrete
 from safetensors.torch import load_file
 
 from diffusers_lightningdit import FlowMatchUCGMScheduler, LightningDiTPipeline
 from diffusers_lightningdit.original import OriginalConfig, build_pipeline, load_transformer, transformer_to_original
 from diffusers_lightningdit.pipelines import LightningDiTImg2ImgPipeline
+from diffusers_lightningdit.pipelines.modular_lightningdit import LightningDiTBlocks
 
 CONFIGS = Path(__file__).parents[2] / "conversion/configs"
 
@@ -79,12 +80,16 @@ def test_few_steps_are_facms(facm, name):
     assert seen == [(pytest.approx(t), *others) for t, *others in expected]
 
 
-@pytest.mark.parametrize("name", ["euler4", "euler5_cfg_shift"])
+@pytest.mark.parametrize("name", ["euler4", "euler5_cfg_shift", "heun4_cfg_shift"])
 def test_the_flow_of_the_same_network(facm, name):
     """With another scheduler it is evaluated as a flow: the second time is the first."""
     pipe, tensors, facts, _ = facm
     facts = facts[name]
-    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1 / facts.get("timestep_shift", 1.0))
+    scheduler = FlowMatchHeunDiscreteScheduler if facts.get("heun") else FlowMatchEulerDiscreteScheduler
+    pipe.scheduler = scheduler(shift=1 / facts.get("timestep_shift", 1.0))
+    if facts.get("heun"):  # whose grid has N equal steps from 1 to 0 with this end; its own has a tiny last step
+        pipe.scheduler.sigma_min = 1 / facts["num_steps"]
+    seen = times_of(pipe)
     drawn = pipe(
         tensors["y"].tolist(),
         num_inference_steps=facts["num_steps"],
@@ -94,6 +99,26 @@ def test_the_flow_of_the_same_network(facm, name):
         output_type="latent",
     ).images
     close(drawn, tensors[f"{name}.out"])
+    assert len(seen) == pipe.scheduler.order * (facts["num_steps"] - 1) + 1 and {second for *_, second in seen} == {
+        None
+    }
+
+
+@pytest.mark.parametrize("name", ["n1", "n2", "n4"])
+def test_the_scheduler_is_called_as_it_was_recorded(facm, name):
+    """The grid is that of exact sigmas, with which the scheduler gives FACM's numbers."""
+    pipe, tensors, facts, let_draw = facm
+    facts = facts[name]
+    let_draw(tensors.get(f"{name}.eps", torch.zeros(0, *tensors["z"].shape)))
+    settings = {"num_inference_steps": facts["steps"], "guidance_scale": 1.0, "output_type": "latent"}
+    grids = []
+
+    def keep(pipe, step, timestep, tensors):
+        grids.append((pipe.scheduler.sigmas.tolist(), pipe.scheduler.timesteps.tolist()))
+
+    drawn = pipe(tensors["y"].tolist(), latents=tensors["z"], callback_on_step_end=keep, **settings).images
+    close(drawn, tensors[f"{name}.out_diffusers"], 1e-5)
+    assert grids[0] == (facts["diffusers_sigmas"], facts["diffusers_timesteps"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -167,6 +192,12 @@ def test_more_steps_than_distilled_for_are_said(make_pipeline, warnings_of_diffu
     assert "`num_inference_steps` is 4, and the transformer was distilled for 2" in warnings_of_diffusers.text
     assert len(seen) == 4
     warnings_of_diffusers.clear()
+    blocks = LightningDiTBlocks().init_pipeline()
+    blocks.update_components(transformer=pipe.transformer, vae=pipe.vae, scheduler=pipe.scheduler)
+    blocks.register_to_config(id2label=pipe.id2label, sampling_recipe=recipe)
+    blocks(class_labels=0, num_inference_steps=3, output_type="latent")
+    assert "`num_inference_steps` is 3, and the transformer was distilled for 2" in warnings_of_diffusers.text
+    warnings_of_diffusers.clear()
     pipe.scheduler = FlowMatchEulerDiscreteScheduler()  # as a flow there is no such number
     pipe(0, num_inference_steps=4, output_type="latent")
     assert not warnings_of_diffusers.records
@@ -181,6 +212,18 @@ def test_image_to_image_in_few_steps(make_pipeline, make_transformer):
     image = torch.full((3, 8, 8), 0.5)
     edit(1, image=image, strength=0.5, num_inference_steps=2, guidance_scale=1.0, output_type="latent")
     assert seen == [(0.5, 1, 1.0)]
+
+
+def test_a_solver_needs_velocities(make_pipeline, make_transformer):
+    """A network with a second time has them; of one without, jumps would be taken for them."""
+    settings = {"ode_method": "heun2", "num_inference_steps": 4, "guidance_scale": 1.0, "output_type": "latent"}
+    settings["latents"] = torch.randn(1, 4, 4, 4)
+    with pytest.raises(ValueError, match="`ode_method` is 'heun2'; required: None for a network for a few steps"):
+        make_pipeline(scheduler=few_steps())(0, **settings)
+    transformer = make_transformer(second_time_embedding=True)
+    student = make_pipeline(transformer=transformer, scheduler=few_steps())
+    flow = make_pipeline(transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler())
+    close(student(0, **settings).images, flow(0, **settings).images, 0)
 
 
 @pytest.mark.parametrize("solver_order", [1, 2])

@@ -4,13 +4,15 @@ import inspect
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
 import diffusers_lightningdit.pipelines as pipelines
+from diffusers_lightningdit import FlowMatchUCGMScheduler
 from diffusers_lightningdit.pipelines.lightningdit_sampling import (
     REQUIREMENTS,
     check_arguments,
     denormalize_latents,
+    described_scheduler,
     normalize_latents,
     preprocess,
     require,
@@ -44,6 +46,24 @@ def test_an_error_states_the_value(value, found):
     require(True, "name", value, "another")
     with pytest.raises(ValueError, match=f"^`name` {found}; required: another.$"):
         require(False, "name", value, "another")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "described"),
+    [
+        (FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler()"),
+        (
+            FlowMatchEulerDiscreteScheduler(shift=2.0, stochastic_sampling=True),
+            "FlowMatchEulerDiscreteScheduler(shift=2.0, stochastic_sampling=True)",
+        ),
+        (FlowMatchUCGMScheduler(end_gap=0.6), "FlowMatchUCGMScheduler(end_gap=0.6)"),
+    ],
+)
+def test_a_scheduler_is_described_by_what_is_not_its_default(scheduler, described, tmp_path):
+    """Also after loading, when tuples are lists."""
+    assert described_scheduler(scheduler) == described
+    scheduler.save_pretrained(tmp_path)
+    assert described_scheduler(type(scheduler).from_pretrained(tmp_path)) == described
 
 
 @pytest.mark.parametrize(

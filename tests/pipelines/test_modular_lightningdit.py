@@ -113,6 +113,42 @@ def test_the_guider_goes_before_the_recipe(pipe):
     same(images, pipe(**CALL, **given, generator=noise()).images)
 
 
+@pytest.mark.parametrize("more", [{}, {"image": torch.full((1, 3, 8, 8), 0.5), "strength": 0.5}])
+def test_a_network_for_a_few_steps(make_pipeline, make_transformer, more):
+    """The end of the jumps is told, and the noise between them is that of the given generators."""
+    pipe = make_pipeline(
+        transformer=make_transformer(second_time_embedding=True),
+        scheduler=FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
+        sampling_recipe={"num_inference_steps": 2, "guidance_scale": 1.0},
+    )
+    given = {**CALL, **more}
+    pipeline = LightningDiTImg2ImgPipeline.from_pipe(pipe) if more else pipe
+    generators = [[torch.Generator().manual_seed(seed) for seed in (5, 6)] for _ in range(2)]
+    same(
+        modular(pipe)(**given, generator=generators[0], output="images"),
+        pipeline(**given, generator=generators[1]).images,
+    )
+
+
+def test_internal_guidance(make_pipeline, make_transformer):
+    recipe = RECIPE | {"internal_guidance_scale": 1.8, "internal_guidance_interval": [0.3, 0.7]}
+    transformer = make_transformer(internal_guidance_layer=1)
+    pipe = make_pipeline(transformer=transformer, sampling_recipe=recipe)
+    images = modular(pipe)(**CALL, generator=noise(), output="images")
+    same(images, pipe(**CALL, generator=noise()).images)
+    guider = LightningDiTGuidance(internal_guidance_scale=1.0)
+    of_package = InternalGuidance(
+        1.8, (0.3, 0.7), guidance_scale=3.0, guidance_interval=(0.3, 1.0), guidance_channels=3
+    )
+    same(modular(pipe, guider=of_package)(**CALL, generator=noise(), output="images"), images)
+    without = modular(pipe, guider=guider)(**CALL, generator=noise(), output="images")
+    same(without, pipe(**CALL, internal_guidance_scale=1.0, generator=noise()).images)
+    assert not torch.allclose(images, without, atol=1e-2)
+    guider = LightningDiTGuidance(internal_guidance_scale=1.8)
+    with pytest.raises(ValueError, match=r"`internal_guidance_scale` is 1\.8; required: 1 for a transformer without"):
+        modular(make_pipeline(), guider=guider)(**CALL, output="images")
+
+
 def test_a_guider_of_diffusers(pipe):
     guider = ClassifierFreeGuidance(guidance_scale=2.0)
     images = modular(pipe, guider=guider)(**CALL, generator=noise(), output="images")

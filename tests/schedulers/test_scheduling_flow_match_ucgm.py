@@ -88,6 +88,7 @@ def test_the_grids_are_the_authors(golden_frontier):
     grids = load_file(golden_frontier("ucgm_sampler/time_grids.safetensors"))
     for number in (2, 5, 10, 20, 50):
         close(FlowMatchUCGMScheduler().time_grid(number), grids[f"warped_f64_{number}"], 1e-12)
+        close(FlowMatchUCGMScheduler().time_grid(number), grids[f"warped_f32_{number}"], 5e-7)
     for warp in ((0.7, 1.3, 0.9), (1.0, 1.0, 1.0), (1.17, 0.8, 1.1), (2.0, 0.5, 1.0)):
         scheduler = FlowMatchUCGMScheduler(time_warp=warp, start_gap=float(grids["u"][0]), end_gap=0.0)
         a, b, c = scheduler.config.time_warp

@@ -1,9 +1,10 @@
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusers_lightningdit.training.moving_averages import MovingAverages
+from diffusers_lightningdit.training.moving_averages import MovingAverages, power_exponent
 
 
 def test_constant_decay_from_the_first_step_on():
@@ -30,6 +31,30 @@ def test_warmup():
         expected = decay * expected + (1 - decay) * step
     ((_, (average,)),) = averages
     assert average.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("number", "width"), [(0, 0.05), (1, 0.2)])
+def test_power_profiles_are_those_recorded_from_facm(golden_frontier, number, width):
+    recorded = load_file(golden_frontier("facm/ema_updates.safetensors"))
+    names = ("w", "b", "pos_embed")
+    weights = [torch.nn.Parameter(torch.zeros_like(recorded[f"online.{name}"][0])) for name in names]
+    averages = MovingAverages(weights, [0.999999], relative_width=width)
+    for step in range(8):
+        for weight, name in zip(weights, names, strict=True):
+            weight.data.copy_(recorded[f"online.{name}"][step])
+        averages.step(weights)
+        ((_, found),) = averages
+        expected = [recorded[f"ema{number}.{name}"][step] for name in names]
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-7)
+    assert averages.models[0.999999].cur_decay_value == pytest.approx([0.12041392353699258, 0.7168561842054784][number])
+
+
+@pytest.mark.parametrize("width", [0.01, 0.1, 0.28])
+def test_the_width_of_a_power_profile(width):
+    """Standard deviation of p(t) ~ t^gamma on [0, 1], by its moments."""
+    gamma = power_exponent(width)
+    mean, square = (gamma + 1) / (gamma + 2), (gamma + 1) / (gamma + 3)
+    assert (square - mean**2) ** 0.5 == pytest.approx(width)
 
 
 def test_the_numbers_are_those_of_the_averages_of_diffusers():

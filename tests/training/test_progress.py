@@ -23,7 +23,7 @@ def test_the_peak_is_known_by_the_devices_name(monkeypatch):
         assert peak_flops(torch.device("cuda")) == peak
 
 
-def test_lines_of_metrics(tmp_path):
+def test_lines_of_metrics(tmp_path, capsys):
     config = TrainingConfig(
         data="x", output_dir=str(tmp_path / "run"), global_batch_size=4, max_train_steps=5, learning_rate=1.0,
         logging_steps=2,
@@ -42,3 +42,4 @@ def test_lines_of_metrics(tmp_path):
     with open(tmp_path / "run" / "metrics.jsonl", "ab") as file:  # what is no record is not taken for one
         file.write(b'5\n\xff\n{"validation_loss": 1}\n' + b"[" * 5000 + b"\n")
     assert progress.has_validation(5) and not progress.has_validation(4)
+    assert "step 5: validation_loss 0.5\n" in capsys.readouterr().out

@@ -69,8 +69,15 @@ def test_a_run_killed_while_it_writes_the_result(uninterrupted, tmp_path, data, 
     assert (folder / "transformer" / "config.json").is_file() and (folder / "model_index.json").is_file()
 
 
-@pytest.mark.parametrize("settings", [["latents_in_memory=true"], ["num_workers=1", "random_flip=true"]])
-def test_resume_with_other_ways_of_reading(tmp_path, data, trained_vae, transformer_recipe, settings):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["latents_in_memory=true"],
+        ["num_workers=1", "random_flip=true"],
+        ["optimizer=muon", "adam_weight_decay=0.01", "transformer.internal_guidance_layer=1"],
+    ],
+)
+def test_resume_with_other_settings(tmp_path, data, trained_vae, transformer_recipe, settings):
     run(transformer_recipe, data, trained_vae, tmp_path / "whole", *settings)
     checkpoint = f"resume_from_checkpoint={tmp_path / 'whole' / 'checkpoint-2'}"
     run(transformer_recipe, data, trained_vae, tmp_path / "resumed", checkpoint, *settings)

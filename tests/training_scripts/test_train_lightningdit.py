@@ -104,6 +104,8 @@ def test_latents_encoded_on_the_fly(data, trained_vae, transformer_recipe, tmp_p
         ("uniform_times_from_step=-1", "`uniform_times_from_step` is -1; required: at least 0"),
         ("ema_decay=2", "`ema_decay` is 2.0; required"),
         ("extra_ema_decays=[0.5]", "`extra_ema_decays` is [0.5]; required: each decay once"),
+        ("ema_relative_width=0.3", "`ema_relative_width` is 0.3; required: at most 0.28"),
+        ("ema_warmup=true --ema_relative_width=0.1", "`ema_warmup` is true, and `ema_relative_width` 0.1; required"),
         ("time_range=[0.5, 0.5]", "`time_range` is [0.5, 0.5]; required: [start, end]"),
         ("data_kind=pixels", "`data_kind` is 'pixels'; required: one of images, latents"),
         ("push_to_hub=true", "`push_to_hub` is true, but `hub_model_id` is not given"),

@@ -146,7 +146,7 @@ def test_the_loaded_lora_is_the_trained_model(base, own_images, tmp_path, monkey
         seen["transformer"] = transformer
         return lora_file_content(transformer, weights, new_names)
 
-    monkeypatch.setattr(train_lightningdit_lora, "lora_file_content", content)
+    monkeypatch.setattr("diffusers_lightningdit.training.transformer.lora.lora_file_content", content)
     run(base, own_images, tmp_path / "run", "ema_decay=0", "target_modules=[to_q, ff.net.2]", "alpha=5")
     loaded = load(base, tmp_path / "run").transformer
     inputs = torch.randn(4, 4, 4, 4), torch.rand(4), torch.tensor([0, 1, 2, 3])

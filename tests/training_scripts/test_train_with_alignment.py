@@ -122,7 +122,7 @@ def test_it_ends_after_a_step(images, arguments, tmp_path):
     ("settings", "message"),
     [
         (["alignment.weights=1"], "`alignment`: `weights` is no key of AlignmentSettings. Did you mean `weight`?"),
-        (["alignment.projector=linear"], "`alignment`: `projector` is 'linear'; required: one of mlp, conv"),
+        (["alignment.projector=cubic"], "`alignment`: `projector` is 'cubic'; required: one of mlp, linear, conv"),
         (["alignment.weight=0"], "`alignment`: `weight` is 0.0; required"),
         (["alignment.layer=2"], "`alignment.layer` is 2; required: at most the transformer's 1 blocks"),
         (["alignment.model=/no/such"], "`alignment.model` is '/no/such'; required"),

@@ -2,6 +2,7 @@
 r"""VA-VAE and LightningDiT for diffusers: images of classes, from a checkpoint or one that you train yourself.
 
     diffusers-lightningdit demo
+    diffusers-lightningdit page
     diffusers-lightningdit sample --pipeline FOLDER_OR_HUB_ID --classes seven 3 --output_dir images
     diffusers-lightningdit convert pipeline --checkpoint original.pt --config lightningdit_xl_800ep --vae vavae.pt \
         --latents_stats latents_stats.pt --output_dir pipeline
@@ -71,6 +72,7 @@ TOOL_PHRASES = {
     "unpack": "an .npz file as a folder of PNG files",
     "statistics": "the statistics of a reference, for FID and sFID",
     "grid": "a grid of images with a titled row for each class",
+    "curves": "the metrics of a training run over its steps",
 }
 RECIPES = "training_scripts/recipes"
 COMMANDS = {
@@ -103,6 +105,16 @@ COMMANDS = {
                 "an original Change3D to a model or pipeline, X3D-L to one to train, and back",
                 "conversion.convert_change3d_to_diffusers",
                 "conversion.convert_change3d_to_diffusers:ConversionConfig",
+            ),
+            "checkpoint": Command(
+                "a checkpoint of a training run to the pipeline, autoencoder or LoRA that the run would leave",
+                "conversion.convert_checkpoint_to_diffusers",
+                "conversion.convert_checkpoint_to_diffusers:ConversionConfig",
+            ),
+            "change3d_checkpoint": Command(
+                "a checkpoint of a training run of Change3D to a pipeline",
+                "conversion.convert_change3d_checkpoint",
+                "conversion.convert_change3d_checkpoint:ConversionConfig",
             ),
             "lpips": Command(
                 "the published weights of LPIPS to the file that VA-VAE's training reads",
@@ -159,6 +171,7 @@ COMMANDS = {
     "demo": Command(
         "draw every class of the embedded checkpoint", "demo.generate_grid", "demo.generate_grid:GridConfig"
     ),
+    "page": Command("serve a page to draw on, interpolate, and try the autoencoder", "demo.app", "demo.app:PageConfig"),
     "push": Command(
         "a complete repository on the Hub of a checkpoint or pipeline",
         "commands.push",

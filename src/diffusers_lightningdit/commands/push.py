@@ -9,7 +9,8 @@ r"""Make a complete repository of a checkpoint of the original, or of a pipeline
 The checkpoint is converted and compared with a second implementation of the original's equations on the original's own
 weights; a difference ends the command. The repository gets weights, half-precision variants, the code that loads it
 without this package, a card, and a grid of samples. `--vae` alone makes the repository of an autoencoder, `--pipeline`
-that of a pipeline that was trained or converted before. `--dry_run` writes the folder and uploads nothing.
+that of a pipeline that was trained or converted before. `--space` adds a Space with a page to draw on. `--dry_run`
+writes folders and uploads nothing.
 """
 
 import contextlib
@@ -28,9 +29,10 @@ from PIL import Image
 from ..evaluation.drawn_images import check_sampling, checked_decoding, load_pipeline
 from ..files import check_output_dir, file_sha256, new_folder, read_checkpoint, resolve_file
 from ..grids import draw_labelled_grid
-from ..hub.cards import autoencoder_card, find_card, pipeline_card, with_section
+from ..hub.cards import autoencoder_card, check_card, conversion_section, find_card, pipeline_card, with_section
 from ..hub.modular import modular_card, write_modular_repository
 from ..hub.repository import CARD, VARIANTS, create_repository, upload_repository, write_repository
+from ..hub.space import PACKAGE, write_space
 from ..hub.verification import check_autoencoder, check_transformer
 from ..models import AutoencoderVAVAE
 from ..original import (
@@ -64,12 +66,20 @@ class PushConfig:
         None, "The original's YAML of the checkpoint; null: the one that the checkpoint holds, if any."
     )
     weights: str | None = setting(
-        None, "The weights that are taken; null: ema where the checkpoint has it.", choices=("ema", "model")
+        None,
+        "The weights that are taken; null: ema_models.1, the average of FACM's training files, or ema where the "
+        "checkpoint has it.",
+        choices=("ema", "model", "ema_models.0", "ema_models.1"),
     )
     vae: str | None = setting(None, "The original's file of the autoencoder, or a folder of diffusers.")
     latents_stats: str | None = setting(None, "The original's latents_stats.pt, which goes into the VAE's config.")
     num_attention_heads: int | None = setting(
         None, "The number of attention heads of sizes that were never published.", minimum=1
+    )
+    internal_guidance_layer: int | None = setting(
+        None,
+        "The block, counted from 1, before the output layer of internal guidance, of sizes that were never published.",
+        minimum=1,
     )
     pipeline: str | None = setting(None, "Folder of a pipeline, in place of `checkpoint` and `vae`.")
 
@@ -98,6 +108,13 @@ class PushConfig:
         False, "Make a repository of modular blocks in place of a pipeline, which `ModularPipeline` loads."
     )
     max_shard_size: str = setting("10GB", "The size above which weights are split into several files.")
+    space: str | None = setting(
+        None,
+        "A Space with a page to draw on with the repository: user/name. A dry run writes it into `output_dir`-space.",
+    )
+    space_requirement: str = setting(
+        PACKAGE, "The line of the Space's requirements.txt that installs this package with its extra page."
+    )
     dry_run: bool = setting(False, "Write the folder `output_dir`, and upload nothing.")
     output_dir: str | None = setting(
         None, "Folder of the repository, new or empty, which is kept; null: one that is removed after the upload."
@@ -113,7 +130,9 @@ class PushConfig:
             raise ValueError("`pipeline` is given beside `checkpoint` or `vae`; required: one source of the weights.")
         if self.checkpoint is not None and self.vae is None:
             raise ValueError("`checkpoint` is given without `vae`; required: both, for a pipeline.")
-        check_repository("repository", self.repository)
+        for name, value in (("repository", self.repository), ("space", self.space)):
+            if value is not None:
+                check_repository(name, value)
         for name, form, wanted in (
             ("license", r"[a-z0-9][a-z0-9.+-]*", "its name on the Hub, as apache-2.0"),
             ("max_shard_size", r"[1-9]\d*[KMGT]B", "a size, as 10GB"),
@@ -129,10 +148,14 @@ class PushConfig:
             raise ValueError(f"`subfolder` is {self.subfolder!r}; required: null, but for an autoencoder alone.")
         if self.modular and ((self.pipeline is None and self.checkpoint is None) or self.variants):
             raise ValueError("`modular` is true; required: a pipeline, and `variants=[]`.")
+        if self.space is not None and (self.modular or (self.pipeline is None and self.checkpoint is None)):
+            raise ValueError(f"`space` is {self.space!r}; required: null, but for a pipeline without `modular`.")
         if self.dry_run and self.output_dir is None:
             raise ValueError("`dry_run` is true without `output_dir`; required: the folder that is to be written.")
         if self.output_dir is not None:
             check_output_dir(self.output_dir)
+            if self.space is not None:
+                check_output_dir(f"{self.output_dir}-space")
 
 
 @dataclasses.dataclass
@@ -172,7 +195,11 @@ def read_source(config: PushConfig) -> Source:
     checkpoint = read_checkpoint(config.checkpoint)
     original = OriginalConfig.read(config.config) if config.config else embedded_config(checkpoint)
     transformer = load_transformer(
-        config.checkpoint, config.weights, config=original, num_attention_heads=config.num_attention_heads
+        config.checkpoint,
+        config.weights,
+        config=original,
+        num_attention_heads=config.num_attention_heads,
+        internal_guidance_layer=config.internal_guidance_layer,
     )
     weights = select_transformer_weights(checkpoint, config.weights)
     source.differences["transformer"] = check_transformer(transformer, weights)
@@ -208,13 +235,11 @@ def compose_card(config: PushConfig, source: Source) -> str:
     else:
         card = autoencoder_card(model, config.repository, config.subfolder, **data)
     if source.files:
-        lines = [f"- `{name}`, SHA-256 `{digits}`" for name, digits in source.files.items()]
         compared = ", ".join(f"{name} {difference:.1g}" for name, difference in source.differences.items())
         card = with_section(
             card,
             "Conversion",
-            "Converted by diffusers-lightningdit from the files of the authors:\n\n"
-            + "\n".join(lines)
+            conversion_section(source.files)
             + "\n\nAfterwards compared with a second implementation of the equations on these files, in float32. "
             f"Largest difference as a part of the largest output: {compared}.",
         )
@@ -237,13 +262,15 @@ def push(config: PushConfig) -> dict[str, Any]:
 
     Returns:
         The `repository` and its `url` (None after a dry run), the names of its `files`, and the `differences` from the
-        original's equations.
+        original's equations; the `space_url` of a Space.
 
     Raises:
         ValueError: In one line, for what cannot be used, converted or uploaded.
     """
     if not config.dry_run:
         create_repository(config.repository, config.private)  # now, not after the conversion
+        if config.space is not None:
+            create_repository(config.space, config.private, is_space=True)
     source = read_source(config)
     card = compose_card(config, source)
     samples = None
@@ -266,7 +293,17 @@ def push(config: PushConfig) -> dict[str, Any]:
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         if not config.dry_run:
             url = upload_repository(folder, config.repository, keep_card=config.card is None)
-    return {"repository": config.repository, "url": url, "files": files, "differences": source.differences}
+    result = {"repository": config.repository, "url": url, "files": files, "differences": source.differences}
+    if config.space is not None:
+        result["space_url"] = push_space(config, check_card(card).license)
+    return result
+
+
+def push_space(config: PushConfig, license: str | None) -> str | None:
+    """Write the Space of a repository and upload it; return its address, or None after a dry run."""
+    with _folder(f"{config.output_dir}-space" if config.output_dir is not None else None) as folder:
+        write_space(folder, config.repository, license, config.space_requirement)
+        return None if config.dry_run else upload_repository(folder, config.space, keep_card=True, is_space=True)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -276,5 +313,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name, difference in result["differences"].items():
         print(f"{name}: differs from the original's equations by {difference:.1g} of the largest output")
     where = result["url"] or config.output_dir
-    print(f"{'wrote' if config.dry_run else 'uploaded'} {where}: {len(result['files'])} files, with {CARD}")
+    done = "wrote" if config.dry_run else "uploaded"
+    print(f"{done} {where}: {len(result['files'])} files, with {CARD}")
+    if config.space is not None:
+        print(f"{done} {result['space_url'] or f'{config.output_dir}-space'}: a page to draw on")
     return result

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from diffusers import AutoModel, ModelMixin
 
 from ..data.images import PREPROCESSINGS, ImageDataset
+from ..data.latent_dataset import LatentsDataset
 from ..data.latent_encoding import load_frozen_vae, resolution_for
 from ..files import first_line, one_line
 from ..models import AutoencoderVAVAE
@@ -188,14 +189,19 @@ def open_dataset(config: AutoencoderConfig, vae: ModelMixin, label_column: str |
         allow_left_out=config.allow_left_out,
         channels=image_channels(vae),
     )
-    if config.num_images is not None and config.num_images > len(dataset):
-        raise ValueError(f"`num_images` is {config.num_images}; required: at most {len(dataset)}, which `data` has.")
+    check_num_images(config.num_images, len(dataset))
     return dataset
+
+
+def check_num_images(num_images: int | None, available: int) -> None:
+    """Raise ValueError if there are fewer than `num_images` images."""
+    if num_images is not None and num_images > available:
+        raise ValueError(f"`num_images` is {num_images}; required: at most {available}, which `data` has.")
 
 
 def measured_batches(
     config: AutoencoderConfig,
-    dataset: ImageDataset,
+    dataset: ImageDataset | LatentsDataset,
     indices: Sequence[int],
     measure: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
     accelerator: Accelerator,
@@ -207,7 +213,7 @@ def measured_batches(
 
     Args:
         config: The settings of the command.
-        dataset: The images.
+        dataset: The images, or their latents.
         indices: The indices of the images to measure.
         measure: A function from a batch of images to tensors [B, ...] by name.
         accelerator: The accelerator whose processes share the batches.

@@ -36,8 +36,28 @@ def plot_lines(
     for name, points in lines.items():
         axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
     axes.set(xlabel=x_name, ylabel=y_name, title=title)
-    if len(lines) > 1:
-        axes.legend(fontsize="small")
+    if len(lines) > 1:  # beside the axes, where it hides no line
+        figure.set_size_inches(9, 5)
+        figure.legend(fontsize="small", loc="outside right upper")
+    _save(figure, path)
+
+
+def plot_panels(path: str | Path, panels: dict[str, dict[str, Sequence[tuple[float, float]]]], x_name: str) -> None:
+    """Plot panels of lines through points (x, y), both by name, one below the other, to a PNG file."""
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 0.6 + 1.7 * len(panels)), dpi=110, layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+        for name, points in lines.items():
+            style = {"marker": ".", "linewidth": 1} if len(points) < 50 else {"linewidth": 1}
+            axis.plot(*zip(*points, strict=True), label=name, **style)
+        axis.set_ylabel(title)
+        axis.grid(alpha=0.3)
+        if len(lines) > 1:
+            axis.legend(fontsize="small")
+    axes[-1].set_xlabel(x_name)
     _save(figure, path)
 
 

@@ -5,7 +5,7 @@ A card begins with the class-conditional call, because the Hub shows a text-prom
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,11 @@ latents = vae.encode(pixels).latent_dist.mode()
 image = processor.postprocess(vae.decode(latents).sample.detach())[0]
 ```
 
-Without the package diffusers-lightningdit, the file `autoencoder_vavae.py` of this repository is run:
+{remote_code}An image autoencoder ([arXiv 2501.01423](https://arxiv.org/abs/2501.01423)) with {parameters:,} parameters:
+an image becomes latents of {channels} channels, whose height and width are those of the image divided by
+{factor}.{statistics}
+"""
+REMOTE_CODE = """Without the package diffusers-lightningdit, the file `autoencoder_vavae.py` of this repository is run:
 
 ```python
 from diffusers import AutoModel
@@ -51,8 +55,6 @@ from diffusers import AutoModel
 vae = AutoModel.from_pretrained("{repository}"{subfolder}, trust_remote_code=True)
 ```
 
-An image autoencoder ([arXiv 2501.01423](https://arxiv.org/abs/2501.01423)) with {parameters:,} parameters: an image
-becomes latents of {channels} channels, whose height and width are those of the image divided by {factor}.{statistics}
 """
 
 
@@ -101,11 +103,12 @@ def autoencoder_card(vae: torch.nn.Module, repository: str, subfolder: str | Non
     statistics = ""
     if vae.config.latents_mean is not None:
         statistics = " Their mean and standard deviation are in config.json, and pipelines normalise by them."
+    place = {"repository": repository, "subfolder": "" if subfolder is None else f', subfolder="{subfolder}"'}
     text = MODEL_CARD.format(
+        **place,
         title=repository.rpartition("/")[2],
-        repository=repository,
         class_name=type(vae).__name__,
-        subfolder="" if subfolder is None else f', subfolder="{subfolder}"',
+        remote_code=REMOTE_CODE.format(**place) if "auto_map" in vae.config else "",  # the code lies beside it
         parameters=vae.num_parameters(),
         channels=vae.config.latent_channels,
         factor=2 ** (len(vae.config.block_out_channels) - 1),
@@ -114,14 +117,17 @@ def autoencoder_card(vae: torch.nn.Module, repository: str, subfolder: str | Non
     return _with_data(text, data)
 
 
-def training_section(config: Any, script: str) -> str:
+def training_section(config: Any, script: str, step: int | None = None) -> str:
     """The settings of a training that are not the defaults, as a table; of local paths the last name alone.
 
     Args:
         config: The dataclass of the settings.
         script: The name of the training script.
+        step: The step whose checkpoint it is made of; None for the result of the whole training.
     """
-    lines = [f"By `{script}` of diffusers-lightningdit. Settings that are not its defaults:", "", "| | |", "|---|---|"]
+    origin = "" if step is None else f" Made of the checkpoint of step {step:,}."
+    lines = [f"By `{script}` of diffusers-lightningdit.{origin} Settings that are not its defaults:"]
+    lines += ["", "| | |", "|---|---|"]
     for name, field in settings_of(type(config)).items():
         value = getattr(config, name)
         if name in PRIVATE_SETTINGS or (not field.is_required and value == field.default):
@@ -129,6 +135,16 @@ def training_section(config: Any, script: str) -> str:
         shown = Path(value).name if isinstance(value, str) and Path(value).exists() else value
         lines.append(f"| `{name}` | `{shown}` |")
     return "\n".join(lines)
+
+
+def conversion_section(files: Mapping[str, str]) -> str:
+    """The files that a model was converted from.
+
+    Args:
+        files: The SHA-256 sum of each file by its name.
+    """
+    lines = [f"- `{name}`, SHA-256 `{digits}`" for name, digits in files.items()]
+    return "Converted by diffusers-lightningdit from the files of the authors:\n\n" + "\n".join(lines)
 
 
 def with_section(card: str, title: str, content: str) -> str:

@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """Folders of complete repositories, and their upload: what the command `push` and the training scripts share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -9,8 +9,8 @@ from diffusers import DiffusionPipeline, ModelMixin
 from huggingface_hub import HfApi
 from PIL import Image
 
-from ..files import first_line
-from .cards import check_card, with_section
+from ..files import file_sha256, first_line, resolve_file
+from .cards import check_card, conversion_section, with_section
 
 CARD, SAMPLES = "README.md", "samples.png"
 VARIANTS = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -77,20 +77,44 @@ def repository_patterns(model: DiffusionPipeline | ModelMixin) -> list[str]:
     return patterns + [f"{name}/*" for name in getattr(model, "components", ())]
 
 
-def create_repository(repository: str, private: bool = True) -> None:
+def write_conversion_card(folder: str | Path, card: str, files: Iterable[str | None]) -> None:
+    """Write the card of a converted model, with the files that it was made of, into the folder that it is saved to.
+
+    Args:
+        folder: The folder.
+        card: The text of the card.
+        files: The files, as `resolve_file` takes them; None is left out.
+    """
+    paths = [resolve_file(file) for file in files if file is not None]
+    sums = {path.name: file_sha256(path) for path in paths if path.is_file()}
+    card = with_section(card, "Conversion", conversion_section(sums)) if sums else card
+    (Path(folder) / CARD).write_text(card, encoding="utf-8", newline="\n")
+
+
+def create_repository(repository: str, private: bool = True, is_space: bool = False) -> None:
     """Make a repository on the Hub, before anything takes long; one that is there stays as it is.
+
+    Args:
+        repository: The repository: user/name.
+        private: Whether it is private if it is made.
+        is_space: Whether it is a Space, of Gradio, and not a model.
 
     Raises:
         HubError: If the Hub refuses it, or cannot be reached.
     """
     try:
-        HfApi().create_repo(repository, private=private, exist_ok=True)
+        kind = {"repo_type": "space", "space_sdk": "gradio"} if is_space else {}
+        HfApi().create_repo(repository, private=private, exist_ok=True, **kind)
     except Exception as error:  # a dozen classes: no network, no token, no permission, no such name
         raise HubError(f"{repository}: cannot be made on the Hub: {first_line(error)}") from error
 
 
 def upload_repository(
-    folder: str | Path, repository: str, patterns: Sequence[str] | None = None, keep_card: bool = False
+    folder: str | Path,
+    repository: str,
+    patterns: Sequence[str] | None = None,
+    keep_card: bool = False,
+    is_space: bool = False,
 ) -> str:
     """Upload a folder to a repository that exists, in one commit, and return its address.
 
@@ -99,15 +123,17 @@ def upload_repository(
         repository: The repository: user/name.
         patterns: The patterns of the files that are uploaded; None for all.
         keep_card: Leave out README.md where the repository has one already.
+        is_space: Whether it is a Space and not a model.
 
     Raises:
         HubError: If the Hub refuses it, or cannot be reached.
     """
-    api = HfApi()
+    api, kind = HfApi(), "space" if is_space else "model"
     try:
-        kept = [CARD] if keep_card and api.file_exists(repository, CARD) else None
+        kept = [CARD] if keep_card and api.file_exists(repository, CARD, repo_type=kind) else None
         api.upload_folder(
             repo_id=repository,
+            repo_type=kind,
             folder_path=folder,
             allow_patterns=patterns,
             ignore_patterns=kept,
@@ -115,4 +141,4 @@ def upload_repository(
         )
     except Exception as error:
         raise HubError(f"{repository}: cannot be uploaded to the Hub: {first_line(error)}") from error
-    return f"{api.endpoint}/{repository}"
+    return f"{api.endpoint}/{'spaces/' if is_space else ''}{repository}"

@@ -34,12 +34,14 @@ Weights = dict[str, torch.Tensor]
 def check_transformer(model: LightningDiTTransformer2DModel, weights: Weights) -> float:
     """Compare a converted transformer with the original's equations on the original's weights, in float32.
 
+    A second time that the network has differs from the first; a second output layer is compared, too.
+
     Args:
         model: The converted transformer.
         weights: The state dict that it was converted from, under the original's keys.
 
     Returns:
-        The largest difference between the two velocities, as a part of the largest value.
+        The largest difference between two velocities, as a part of the largest value.
 
     Raises:
         ValueError: If they differ by more than `TOLERANCES` has for the type of the weights.
@@ -48,9 +50,20 @@ def check_transformer(model: LightningDiTTransformer2DModel, weights: Weights) -
     shape = (2, config.in_channels, config.sample_size, config.sample_size)
     latents = torch.randn(shape, generator=generator)
     timestep, class_labels = torch.tensor([0.3, 0.8]), torch.tensor([0, config.num_classes])  # the last: the null class
-    expected = original_velocity(_in_float32(weights), config.num_attention_heads, latents, timestep, class_labels)
-    velocity = _float32_copy(model)(latents, timestep, class_labels).sample
-    return _compared("transformer", velocity, expected, weights["pos_embed"].dtype)
+    ends = torch.tensor([1.0, 0.9]) if config.second_time_embedding else None
+    layer, dtype = config.internal_guidance_layer, weights["pos_embed"].dtype
+    expected = partial(
+        original_velocity, _in_float32(weights), config.num_attention_heads, latents, timestep, class_labels, ends
+    )
+    found = _float32_copy(model)(
+        latents, timestep, class_labels, second_timestep=ends, return_internal=layer is not None
+    )
+    difference = _compared("transformer", found.sample, expected(), dtype)
+    if layer is None:
+        return difference
+    return max(
+        difference, _compared("output layer of internal guidance", found.internal_sample, expected(layer), dtype)
+    )
 
 
 @torch.no_grad()
@@ -99,9 +112,18 @@ def _layer(weights: Weights, function: Callable, name: str, value: torch.Tensor,
 
 
 def original_velocity(
-    weights: Weights, num_heads: int, latents: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor
+    weights: Weights,
+    num_heads: int,
+    latents: torch.Tensor,
+    timestep: torch.Tensor,
+    class_labels: torch.Tensor,
+    second_timestep: torch.Tensor | None = None,
+    internal_guidance_layer: int | None = None,
 ) -> torch.Tensor:
     """The velocity of a LightningDiT, on the original's keys; its switches follow from the keys that are there.
+
+    A second time r enters as the first, c = t + y + r (FACM, arXiv 2507.03738); the layers of internal guidance are
+    those of the output, after an earlier block (arXiv 2512.24176).
 
     Args:
         weights: The state dict, float32.
@@ -109,19 +131,25 @@ def original_velocity(
         latents: The noisy latents, [B, C, height, width], of the size that `pos_embed` is for.
         timestep: The times t in [0, 1], [B].
         class_labels: The ids of the classes, [B]; the number of classes is the null class.
+        second_timestep: The second times r in [0, 1], [B], of weights with `r_embedder`.
+        internal_guidance_layer: The block, counted from 1, whose velocity by `final_layer_xr` is returned; None: the
+            velocity of the last block.
     """
     linear = partial(_layer, weights, F.linear)
     patch_size, channels = weights["x_embedder.proj.weight"].shape[-1], latents.shape[1]
     patches = _layer(weights, F.conv2d, "x_embedder.proj", latents, stride=patch_size)  # [B, D, height / p, width / p]
     grid, tokens = patches.shape[2:], patches.flatten(2).transpose(1, 2) + weights["pos_embed"]  # [B, N, D]
 
-    phase = timestep[:, None] * torch.exp(-math.log(10000) * torch.arange(NUM_FREQUENCIES) / NUM_FREQUENCIES)
-    embedding = linear("t_embedder.mlp.0", torch.cat([phase.cos(), phase.sin()], -1))
-    condition = (
-        linear("t_embedder.mlp.2", F.silu(embedding)) + weights["y_embedder.embedding_table.weight"][class_labels]
-    )
+    condition = weights["y_embedder.embedding_table.weight"][class_labels]
+    for name, time in (("t_embedder", timestep), ("r_embedder", second_timestep)):
+        if time is not None:
+            phase = time[:, None] * torch.exp(-math.log(10000) * torch.arange(NUM_FREQUENCIES) / NUM_FREQUENCIES)
+            embedding = linear(f"{name}.mlp.0", torch.cat([phase.cos(), phase.sin()], -1))
+            condition = condition + linear(f"{name}.mlp.2", F.silu(embedding))
 
-    num_blocks = len({key.split(".")[1] for key in weights if key.startswith("blocks.")})
+    num_blocks = internal_guidance_layer
+    if num_blocks is None:
+        num_blocks = len({key.split(".")[1] for key in weights if key.startswith("blocks.")})
     for block in (f"blocks.{index}" for index in range(num_blocks)):
         shift1, scale1, gate1, shift2, scale2, gate2 = _modulation(weights, block, condition)
         attended = _attention(
@@ -130,8 +158,9 @@ def original_velocity(
         tokens = tokens + gate1 * attended
         tokens = tokens + gate2 * _mlp(weights, block, _norm(weights, f"{block}.norm2", tokens) * (1 + scale2) + shift2)
 
-    shift, scale = linear("final_layer.adaLN_modulation.1", F.silu(condition))[:, None].chunk(2, -1)
-    out = linear("final_layer.linear", _norm(weights, "final_layer.norm_final", tokens) * (1 + scale) + shift)
+    final = "final_layer" if internal_guidance_layer is None else "final_layer_xr"
+    shift, scale = linear(f"{final}.adaLN_modulation.1", F.silu(condition))[:, None].chunk(2, -1)
+    out = linear(f"{final}.linear", _norm(weights, f"{final}.norm_final", tokens) * (1 + scale) + shift)
     out = out.unflatten(1, tuple(grid)).unflatten(-1, (patch_size, patch_size, -1))  # [B, rows, columns, p, p, C]
     return out.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)[:, :channels]  # without a learned sigma
 

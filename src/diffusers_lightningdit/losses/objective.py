@@ -164,7 +164,11 @@ def discriminator_losses(
 
 
 def _detached(scalars: dict[str, torch.Tensor | float], like: torch.Tensor) -> dict[str, torch.Tensor]:
-    """All as tensors on one device, so that they can be stacked and averaged over processes at once."""
+    """All as tensors on one device, so that they can be stacked and averaged over processes at once.
+
+    Numbers are filled in there: a copy would wait until a GPU has done all before it.
+    """
     return {
-        name: torch.as_tensor(value, dtype=like.dtype, device=like.device).detach() for name, value in scalars.items()
+        name: value.detach().to(like) if isinstance(value, torch.Tensor) else like.new_full((), value)
+        for name, value in scalars.items()
     }

@@ -47,7 +47,7 @@ def reconstruction_nll(
     rec_loss = error.mean()
     if reduction == "mean":
         return rec_loss, rec_loss
-    logvar = torch.as_tensor(logvar, dtype=error.dtype, device=error.device)
+    logvar = logvar.to(error) if isinstance(logvar, torch.Tensor) else error.new_full((), logvar)
     return (error / logvar.exp() + logvar).sum() / pixels.shape[0], rec_loss
 
 

@@ -120,8 +120,10 @@ class AutoencoderVAVAE(LightningDiTModelMixin, AutoencoderKL):
     def _latents_statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.config.latents_mean is None:
             return latents.new_tensor([self.config.shift_factor or 0.0]), latents.new_ones(1)
-        mean = latents.new_tensor(self.config.latents_mean).view(1, -1, 1, 1)
-        std = latents.new_tensor(self.config.latents_std).view(1, -1, 1, 1)
+        statistics = torch.tensor([self.config.latents_mean, self.config.latents_std], dtype=latents.dtype)
+        if latents.is_cuda:  # from other memory, the copy would wait until the GPU has done all before it
+            statistics = statistics.pin_memory().to(latents.device, non_blocking=True)
+        mean, std = statistics.to(latents.device).view(2, 1, -1, 1, 1)
         return mean, std
 
     # -----------------------------------------------------------------------------------------------------------------

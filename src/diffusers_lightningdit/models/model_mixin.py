@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers.loaders import SanaLoraLoaderMixin
+from diffusers.loaders.lora_pipeline import SanaLoraLoaderMixin  # in diffusers.loaders with transformers alone
 from diffusers.utils import get_adapter_name
 
 # The source code is read on import and not when a model is saved, since as remote code it may be overwritten by then.

@@ -8,6 +8,7 @@ size. Time: t in [0, 1], 0 = noise, 1 = data; the network predicts the velocity 
 """
 
 import dataclasses
+import importlib
 import math
 import os
 
@@ -485,7 +486,8 @@ class LightningDiTTransformer2DModel(
         `internal_guidance_layer`, where diffusers would predict one.
         """
         if isinstance(config, FasterCacheConfig):
-            names = dict.fromkeys((*config._unconditional_conditional_input_kwargs_identifiers, "class_labels"))
+            ours = ("class_labels", "second_timestep")
+            names = dict.fromkeys((*config._unconditional_conditional_input_kwargs_identifiers, *ours))
             config = dataclasses.replace(
                 config, tensor_format="BCHW", _unconditional_conditional_input_kwargs_identifiers=tuple(names)
             )
@@ -749,9 +751,10 @@ NEW_CLASSES_NAMES = "lora_new_classes"
 
 def _make_peft_module(transformer: LightningDiTTransformer2DModel) -> nn.Module:
     """A module without parameters that PEFT asks for the rows of new classes when it makes the weights of a LoRA."""
-    from peft.utils import AuxiliaryTrainingWrapper
+    # not by a statement: diffusers would ask everybody who runs this file as remote code for PEFT
+    peft = importlib.import_module("peft.utils")
 
-    class NewClasses(AuxiliaryTrainingWrapper):
+    class NewClasses(peft.AuxiliaryTrainingWrapper):
         __getattr__ = nn.Module.__getattr__  # this module wraps none
 
         def __init__(self):

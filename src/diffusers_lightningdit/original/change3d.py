@@ -326,20 +326,23 @@ def build_change3d(parts: Change3DParts) -> Change3DModel:
     return model.eval()
 
 
-def save_change3d(parts: Change3DParts, folder: Path, vocabulary: dict | None = None) -> None:
-    """Save a `Change3DPipeline`, and beside the model the weights that no forward pass uses.
+def save_change3d(parts: Change3DParts, folder: Path, vocabulary: dict | None = None, name: str = "change3d") -> None:
+    """Save a `Change3DPipeline` with its card, and beside the model the weights that no forward pass uses.
 
     Args:
         parts: The translated checkpoint.
         folder: The folder to write.
         vocabulary: {word: id} for captioning. Without it, the model alone is saved, since there is no pipeline.
+        name: The name of the folder that it becomes, for the card.
     """
     model = build_change3d(parts)
     model_folder = folder
     if parts.config["task"] == "captioning" and vocabulary is None:
         model.save_pretrained(folder)
     else:
-        Change3DPipeline(model, vocabulary=vocabulary).save_pretrained(folder)
+        pipeline = Change3DPipeline(model, vocabulary=vocabulary)
+        pipeline.save_pretrained(folder)
+        (folder / "README.md").write_text(pipeline._model_card(f"user/{name}"), encoding="utf-8", newline="\n")
         model_folder = folder / "model"
     if parts.unused:
         save_file(parts.unused, model_folder / UNUSED_FILE, {"layout": parts.layout})

@@ -185,6 +185,44 @@ def read_state(path: Path) -> dict:
     return state
 
 
+def open_checkpoint(folder: str | Path) -> tuple[Path, dict]:
+    """A checkpoint to make a result of, and the content of its `state.json`.
+
+    Args:
+        folder: The checkpoint's folder, or that of a run, whose newest checkpoint is taken.
+
+    Raises:
+        ValueError: in one line, if there is none, or it is damaged.
+    """
+    path = Path(folder)
+    steps = list_checkpoints(path)
+    if steps:
+        path = checkpoint_path(path, steps[-1])
+    if not (path / MANIFEST).is_file():
+        raise ValueError(f"`checkpoint` is {str(folder)!r}; required: a folder checkpoint-N, or one that holds some.")
+    check_checkpoint(path)
+    return path, read_state(path)
+
+
+def settings_of_result(state: dict, changes: dict, output_dir: str) -> dict:
+    """The settings of a run, for a result that is made of one of its checkpoints, in another folder.
+
+    Args:
+        state: The content of the checkpoint's `state.json`.
+        changes: Settings that take the place of the run's.
+        output_dir: The folder of the result.
+    """
+    settings = state["settings"]
+    # nothing is resumed, logged or uploaded
+    own = {"resume_from_checkpoint": None, "report_to": None, "output_dir": output_dir}
+    if "push_to_hub" in settings:
+        own["push_to_hub"] = False
+    if "ema_decay" in changes and "extra_ema_decays" in settings:  # one of the further averages becomes the saved one
+        decays = [settings["ema_decay"], *settings["extra_ema_decays"]]
+        own["extra_ema_decays"] = [decay for decay in decays if decay != changes["ema_decay"]]
+    return {**settings, **changes, **own}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Finding the checkpoint to resume from
 # ---------------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from ..processes import on_main_process
 from .config import TrainingConfig
 
 METRICS_FILE = "metrics.jsonl"
+VALIDATION = "validation_"  # the beginning of the names of metrics
 # Dense peak in 16-bit floating point with 32-bit sums, in 10^12 operations a second, by the vendor's data sheets
 PEAK_TFLOPS = {
     "A100": 312,
@@ -130,7 +131,10 @@ class TrainingProgress:
         return throughput
 
     def record(self, step: int, metrics: dict[str, Any]) -> None:
-        """Write a line of `metrics.jsonl`, and to the trackers."""
+        """Write a line of `metrics.jsonl`, and to the trackers; validation is shown as well."""
+        if any(name.startswith(VALIDATION) for name in metrics):
+            numbers = (f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float))
+            self.report(f"step {step}: {', '.join(numbers)}")
         if self.accelerator.is_main_process:
             append_json(Path(self.config.output_dir) / METRICS_FILE, {"step": step, **metrics})
         if self.config.trackers:
@@ -164,7 +168,7 @@ class TrainingProgress:
             # The end of a line is missing, since the disk was full; or it was never a record.
             with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 record = json.loads(line)
-                if any(key.startswith("validation_") for key in record):
+                if any(key.startswith(VALIDATION) for key in record):
                     steps.add(record["step"])
         return steps
 

@@ -120,6 +120,29 @@ class TensorFile(Mapping):
         return {name: self.tensors.get_slice(name).get_shape() for name in self}
 
 
+def read_trained(path: Path, name: str, decay: float | None = None) -> dict[str, torch.Tensor]:
+    """The buffers and all trained weights of a model in a checkpoint.
+
+    Args:
+        path: The checkpoint's folder.
+        name: The name of the model in it.
+        decay: The decay of the average that is taken; None: the weights themselves.
+
+    Raises:
+        ValueError: in one line, if a file is missing or damaged, or there is no average of this decay.
+    """
+    tensors = dict(TensorFile(path / f"{name}.safetensors"))
+    if decay is not None:
+        file = path / f"{name}.ema-{decay:g}.safetensors"
+        if not file.is_file():
+            known = [other.name.split("ema-")[1].removesuffix(".safetensors") for other in path.glob(f"{name}.ema-*")]
+            raise ValueError(
+                f"`ema_decay` is {decay:g}; required: one that {path} has, {', '.join(sorted(known)) or 'null'}."
+            )
+        tensors |= dict(TensorFile(file))
+    return tensors
+
+
 def check_shapes(shapes: Mapping[str, list[int]], targets: Mapping[str, torch.Tensor], place: str) -> None:
     """Raise ValueError, naming the first tensor that is missing, unknown or of another shape than its target."""
     required = {name: list(target.shape) for name, target in targets.items()}

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import debug_launcher
+from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
 from PIL import Image
 
 from diffusers_lightningdit.data.images import ImageDataset
+from diffusers_lightningdit.data.latent_caching import CachingConfig, cache_latents
+from diffusers_lightningdit.data.latent_dataset import LatentsDataset
 from diffusers_lightningdit.data.latent_encoding import load_frozen_vae
 from diffusers_lightningdit.evaluate import main
 from diffusers_lightningdit.evaluation.commands.latents import chosen_images
@@ -18,6 +20,7 @@ from diffusers_lightningdit.metrics.alignment import distance_matrix_gap, linear
 from diffusers_lightningdit.metrics.frechet import FeatureStatistics, frechet_distance
 from diffusers_lightningdit.metrics.uniformity import uniformity
 from diffusers_lightningdit.networks.foundation_model import FoundationModel
+from diffusers_lightningdit.settings import make_config
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 
@@ -108,6 +111,40 @@ def test_without_labels_and_features(arguments, tmp_path):
     results = json.loads((tmp_path / "metrics.json").read_text())["results"]
     assert set(results) == {"num_images", "latents_shape", "channels", "uniformity"}
     assert "label" not in points(tmp_path)[0]
+
+
+@pytest.fixture(scope="module")
+def shards(arguments, vision_transformer, tmp_path_factory) -> str:
+    """Latents and features of the digits, as training reads them."""
+    folder = str(tmp_path_factory.mktemp("shards") / "latents")
+    settings = {"vae": arguments[2], "data": arguments[4], "output_dir": folder, "resolution": 32, "dtype": "float32"}
+    settings |= {"foundation_model": vision_transformer, "foundation_normalization": "minus_one_to_one"}
+    cache_latents(make_config(CachingConfig, settings), Accelerator())
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return folder
+
+
+def test_latents_that_are_cached(arguments, folder, shards, tmp_path):
+    words = [*arguments[:3], f"data={shards}", "data_kind=latents", "perplexity=5", "num_images=57", "seed=3"]
+    main([*words, f"output_dir={tmp_path}"])
+    results = json.loads((tmp_path / "metrics.json").read_text())["results"]
+    of_images = json.loads((folder / "metrics.json").read_text())["results"]
+    assert of_images.keys() - results.keys() == {"reconstruction_fd", "interpolation_fd"}
+    dataset = LatentsDataset(shards, random_flip=False, with_features=True)
+    items = dataset.__getitems__([int(line["index"]) for line in points(tmp_path)])
+    latents, features = (torch.stack([item[name] for item in items]) for name in ("latents", "features"))
+    assert [int(line["label"]) for line in points(tmp_path)] == [item["class_labels"] for item in items]
+    assert results["channels"]["mean"] == pytest.approx(latents.mean((0, 2, 3)).tolist(), rel=1e-3, abs=1e-5)
+    assert results["linear_cka"] == pytest.approx(linear_cka(latents, features), rel=1e-4)
+    # draws of the posteriors stand where their means stand, nearly
+    assert results["linear_cka"] == pytest.approx(of_images["linear_cka"], rel=0.05)
+
+
+def test_latents_that_cannot_be_measured(arguments, shards, error_line, tmp_path):
+    words = [*arguments[:3], f"data={shards}", "data_kind=latents", f"output_dir={tmp_path / 'new'}"]
+    assert error_line(*words, f"features={arguments[8]}").endswith("whose features lie beside them.")
+    assert error_line(*words, "num_images=61") == "`num_images` is 61; required: at most 60, which `data` has."
+    assert not (tmp_path / "new").exists()
 
 
 def test_too_few_images_for_a_probe(arguments, tmp_path, capsys):

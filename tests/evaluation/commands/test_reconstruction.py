@@ -1,6 +1,7 @@
 """The embedded autoencoder on real digits, against each measure computed on its own."""
 
 import csv
+import io
 import json
 from hashlib import sha256
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from accelerate import debug_launcher
 from accelerate.state import AcceleratorState
+from PIL import Image
 from safetensors.torch import save_file
 
 from diffusers_lightningdit.data.images import ImageDataset
@@ -97,6 +99,23 @@ def test_everything_is_recorded_that_the_numbers_depend_on(folder):
     assert record["warnings"] == []
     assert record["features"]["pooling"] == "mean of the patch tokens"
     assert [line["index"] for line in lines(folder)] == [str(index) for index in range(20)]
+
+
+def test_the_sheet_shows_the_worst_and_the_median(folder, arguments, tmp_path):
+    distances = {int(line["index"]): float(line["lpips"]) for line in lines(folder)}
+    order = sorted(distances, key=distances.get, reverse=True)
+    totals = ReconstructionTotals(io.StringIO())
+    columns = {
+        name: torch.tensor([float(line[name]) for line in lines(folder)]) for name in ("psnr_db", "ssim", "lpips")
+    }
+    totals.update(columns)
+    shown = totals.shown(3)
+    assert [index for index, _ in shown["worst"]] == order[:3]
+    assert [index for index, _ in shown["median"]] == order[8:11]
+    with Image.open(folder / "sheet.png") as sheet:  # 4 columns of 32 pixels, times 4; two bands of three rows
+        assert sheet.width > 4 * 128 and sheet.height > 6 * 128
+    main([*arguments[:7], "--num_images", "2", "--num_shown", "0", "--output_dir", str(tmp_path)])
+    assert not (tmp_path / "sheet.png").exists()
 
 
 def test_two_processes_write_the_same_numbers(arguments, folder, tmp_path):

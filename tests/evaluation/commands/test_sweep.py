@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
@@ -108,6 +109,23 @@ def test_settings_of_a_run():
         "guidance_interval": [0.1, 1.0],
         "num_inference_steps": 9,
     }
+
+
+def test_intervals_at_scale_1_are_measured_once(arguments, tmp_path, monkeypatch):
+    drawn = []
+
+    def count(settings, *others):
+        drawn.append(settings.sampling)
+        return {"results": {"rfd": float(len(drawn))}}
+
+    monkeypatch.setattr(sweep, "evaluate_generation", count)
+    config = config_of(guidance_scales=(1.0, 2.0), guidance_intervals=((0.0, 1.0), (0.5, 1.0)))
+    config.output_dir = str(tmp_path)
+    runs = {combination: generation_config(config, combination) for combination in combinations(config)}
+    rows = sweep._measure_runs(config, runs, dict.fromkeys(runs), Accelerator())
+    assert [row["rfd"] for row in rows] == [1, 1, 2, 3]
+    assert [row["interval_start"] for row in rows] == [0.0, 0.5, 0.0, 0.5]
+    assert len(drawn) == 3
 
 
 def test_what_is_plotted(monkeypatch):

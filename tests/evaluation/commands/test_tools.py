@@ -6,6 +6,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from diffusers_lightningdit.evaluate import main
+from diffusers_lightningdit.evaluation.commands.tools import read_curves
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 
@@ -32,6 +33,22 @@ def test_a_grid_shows_the_images_that_generation_draws(digits_pipeline, tmp_path
                 tile = np.asarray(grid.crop((*place, place[0] + 32, place[1] + 32))).astype(int)
                 with Image.open(tmp_path / "set" / "images" / f"{class_id + 10 * column:06d}.png") as image:
                     assert np.abs(tile - np.asarray(image)).max() <= 1  # drawn in a batch of another size
+
+
+def test_curves_of_a_run(tmp_path, error_line):
+    lines = [{"step": 1, "loss": 2.0, "grad_norm": 1.0}, {"step": 2, "loss": 1.5, "skipped": True}]
+    lines += [{"step": 2, "validation_loss": 1.6}, {"step": 2, "loss": 1.4, "validation_psnr_db": 20.0}]
+    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "lo'  # it is being written
+    (tmp_path / "metrics.jsonl").write_text(text)
+    panels = read_curves(str(tmp_path))
+    assert panels["loss"] == {"loss": [(1, 2.0), (2, 1.4)], "validation_loss": [(2, 1.6)]}  # the last of a step counts
+    assert list(panels) == ["loss", "grad_norm", "skipped", "validation_psnr_db"]
+    main(["tools", "curves", "--run", str(tmp_path), "--names", "[loss]", "--output", str(tmp_path / "a.png")])
+    assert Image.open(tmp_path / "a.png").format == "PNG"
+    words = ["tools", "curves", f"output={tmp_path / 'b.png'}"]
+    assert error_line(*words, f"run={tmp_path}", "names=[lass]").startswith("`names` has 'lass'; required: of loss,")
+    assert error_line(*words, f"run={tmp_path / 'none'}").endswith("a training run, with metrics.jsonl.")
+    assert not (tmp_path / "b.png").exists()
 
 
 @pytest.fixture
@@ -78,7 +95,7 @@ def test_statistics_of_images_of_many_sizes(inception, error_line, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["paint"], "the tool is 'paint'; required: one of pack, unpack, statistics, grid."),
+        (["paint"], "the tool is 'paint'; required: one of pack, unpack, statistics, grid, curves."),
         (["pack", "--images", "nowhere", "--output", "new.npz"], "`images` is 'nowhere'; required: a folder of PNG"),
         (["unpack", "--archive", "nowhere.npz", "--output", "new"], "nowhere.npz cannot be read"),
         (

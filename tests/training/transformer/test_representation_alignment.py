@@ -28,7 +28,7 @@ def test_features_are_normalised_as_in_the_original(recorded, weight):
 
 
 @pytest.mark.parametrize("normalization", ["none", "zscore_alpha1.0", "zscore_alpha0.6"])
-@pytest.mark.parametrize("kind", ["mlp", "conv"])
+@pytest.mark.parametrize("kind", ["mlp", "linear", "conv"])
 def test_projectors_and_losses_are_the_originals(recorded, golden_frontier, kind, normalization):
     facts = json.loads(golden_frontier("repa/projection.json").read_text())[f"{kind}.{normalization}"]
     projector = AlignmentProjector(20, 24, kind, hidden_dim=32)
@@ -47,6 +47,12 @@ def test_projectors_and_losses_are_the_originals(recorded, golden_frontier, kind
     assert_close(tokens.grad, recorded[f"{kind}.{normalization}.grad_h"])
     norms = {name.removeprefix("layers."): weight.grad.norm().item() for name, weight in projector.named_parameters()}
     assert norms == pytest.approx(facts["grad_norms"], rel=1e-3)
+
+
+def test_of_several_foundation_models_the_loss_is_the_mean(recorded):
+    pairs = [("mlp.out", "features"), ("two_encoders.z2", "two_encoders.features2")]
+    losses = [alignment_loss(recorded[projected], recorded[features]) for projected, features in pairs]
+    assert_close(torch.stack(losses).mean(), recorded["two_encoders.loss"])
 
 
 def test_directions_alone_are_aligned():

@@ -4,8 +4,10 @@
     python -m diffusers_lightningdit.evaluate latents --vae VAE --data DATA --features MODEL --output_dir FOLDER
     accelerate launch --quiet -m diffusers_lightningdit.evaluate latents ...
 
-The latents are the unnormalised means of the posteriors. The command writes metrics.json, with everything that the
-numbers depend on, tsne.png, a t-SNE of the latents coloured by density, and tsne.csv with its points.
+The latents are the unnormalised means of the posteriors; with `data_kind=latents` those that cache_latents.py wrote,
+draws of the posteriors, with the features beside them if there are any. The command writes metrics.json, with
+everything that the numbers depend on, tsne.png, a t-SNE of the latents coloured by density, and tsne.csv with its
+points.
 
 Letters in the shape comments: B images, C latent channels, F feature channels, (h, w) grid.
 """
@@ -22,6 +24,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import ModelMixin
 
+from ...data.latent_dataset import LatentsDataset
 from ...files import atomic_write, check_output_dir, partial_name, weights_sha256, write_json
 from ...locks import locked_by_run
 from ...metrics.alignment import distance_matrix_gap, linear_cka
@@ -36,6 +39,7 @@ from ...settings import setting
 from ..autoencoders import (
     METRICS_FILE,
     AutoencoderConfig,
+    check_num_images,
     decode,
     load_autoencoder,
     mean_latents,
@@ -58,8 +62,14 @@ class LatentsConfig(AutoencoderConfig):
         ValueError: If a value cannot be used.
     """
 
+    data_kind: str = setting(
+        "images",
+        "The kind of the data: images, which are encoded, or latents, which cache_latents.py wrote.",
+        group="Data",
+        choices=("images", "latents"),
+    )
     label_column: str | None = setting(
-        "label", "The column of the class labels, for the linear probe; null for images without labels.", group="Data"
+        "label", "The column of the class labels, for the linear probe; null for images without labels."
     )
     num_images: int | None = setting(
         None,
@@ -68,6 +78,13 @@ class LatentsConfig(AutoencoderConfig):
     seed: int = setting(0, "The seed of the choice of images, the t-SNE and the linear probe.", minimum=0)
 
     perplexity: float = setting(30.0, "The perplexity of the t-SNE.", group="Measures")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.data_kind == "latents" and self.features is not None:
+            raise ValueError(
+                f"`features` is {self.features!r}; required: null for latents, whose features lie beside them."
+            )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -88,12 +105,18 @@ class LatentMeasures:
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Compute `latents` [B, C, h, w], and return `features` [B, F, h, w] and `labels` [B] if there are any."""
-        pixels = batch["pixel_values"].to(self.vae.device)
-        values = {"latents": mean_latents(self.vae, pixels)}
-        if self.foundation_model is not None:
-            values["features"] = self.foundation_model(as_rgb(pixels), tuple(values["latents"].shape[2:]))
-        check_finite(**values)
+        """Compute `latents` [B, C, h, w], and return `features` [B, F, h, w] and `labels` [B] if there are any.
+
+        A batch of latents, with its features or without, stays as it is.
+        """
+        if "latents" in batch:
+            values = {name: batch[name] for name in ("latents", "features") if name in batch}
+        else:
+            pixels = batch["pixel_values"].to(self.vae.device)
+            values = {"latents": mean_latents(self.vae, pixels)}
+            if self.foundation_model is not None:
+                values["features"] = self.foundation_model(as_rgb(pixels), tuple(values["latents"].shape[2:]))
+            check_finite(**values)
         if "class_labels" in batch:
             values["labels"] = batch["class_labels"]
         return values
@@ -106,6 +129,21 @@ class LatentMeasures:
         """
         images = as_rgb(to_8_bits(decode(self.vae, latents.to(self.vae.device))))
         return self.foundation_model(from_8_bits(images), tuple(latents.shape[2:])).mean((2, 3)).cpu()
+
+
+def open_latents(config: LatentsConfig, vae: ModelMixin) -> LatentsDataset:
+    """Open cached latents, with the features beside them if there are any, never those of mirrored images.
+
+    Raises:
+        ValueError: If they cannot be read, are those of another autoencoder, or are fewer than `num_images`.
+    """
+    arguments = {"split": config.split, "random_flip": False}
+    dataset = LatentsDataset(config.data, **arguments)
+    dataset.check_vae(vae)
+    if ((dataset.info or {}).get("settings") or {}).get("foundation_model") is not None:
+        dataset = LatentsDataset(config.data, with_features=True, **arguments)
+    check_num_images(config.num_images, len(dataset))
+    return dataset
 
 
 def chosen_images(num_images: int | None, available: int, seed: int) -> list[int]:
@@ -152,6 +190,7 @@ def latent_results(
     if "features" in values:
         results["linear_cka"] = linear_cka(latents, values["features"])
         results["distance_matrix_gap"] = distance_matrix_gap(latents, values["features"])
+    if measures.foundation_model is not None:  # which sees decoded images, too
         pooled = values["features"].mean((2, 3))
         for name, weight in (("reconstruction_fd", 0.0), ("interpolation_fd", 0.5)):
             results[name] = interpolation_distance(
@@ -196,7 +235,10 @@ def _evaluate(config: LatentsConfig, accelerator: Accelerator, stack: contextlib
         foundation_model = FoundationModel.from_pretrained(config.features, config.feature_normalization)
         weights["features"] = weights_sha256(foundation_model.model)
         foundation_model.to(accelerator.device)
-    dataset = open_dataset(config, vae, config.label_column)
+    if config.data_kind == "latents":
+        dataset = open_latents(config, vae)
+    else:
+        dataset = open_dataset(config, vae, config.label_column)
     indices = chosen_images(config.num_images, len(dataset), config.seed)
     if not 0 < config.perplexity < len(indices):
         raise ValueError(f"`perplexity` is {config.perplexity:g}; required: above 0, below the {len(indices)} images.")

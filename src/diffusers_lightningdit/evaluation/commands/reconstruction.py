@@ -6,7 +6,8 @@
 
 A reconstruction is decode(mean of the posterior), rounded to 8 bits as in the original, since these images are saved
 and shown. All metrics are of these 8-bit images and are computed in one pass over the data. The command writes
-metrics.json, with everything that the numbers depend on, and images.csv, with a line for each image.
+metrics.json, with everything that the numbers depend on, images.csv, with a line for each image, and sheet.png, which
+shows the worst reconstructions and those of the middle with their differences.
 
 Letters in the shape comments: B images.
 """
@@ -22,7 +23,10 @@ from typing import Any, TextIO
 import torch
 from accelerate import Accelerator
 from diffusers import ModelMixin
+from diffusers.utils import make_image_grid
+from PIL import Image
 
+from ...data.images import ImageDataset
 from ...data.latent_shards import DTYPES
 from ...files import (
     atomic_write,
@@ -33,6 +37,7 @@ from ...files import (
     weights_sha256,
     write_json,
 )
+from ...grids import labelled_grid
 from ...locks import locked_by_run
 from ...metrics.finite import check_finite
 from ...metrics.frechet import FeatureStatistics
@@ -56,8 +61,10 @@ from ..ordered_batches import exact_arithmetic
 from ..records import collected_warnings, measurement_record, run_command, significant
 from ..set_statistics import make_network
 
-IMAGES_FILE = "images.csv"
-LEFTOVERS = tuple(partial_name(Path(name)).name for name in (METRICS_FILE, IMAGES_FILE))
+IMAGES_FILE, SHEET_FILE = "images.csv", "sheet.png"
+LEFTOVERS = tuple(partial_name(Path(name)).name for name in (METRICS_FILE, IMAGES_FILE, SHEET_FILE))
+SHEET_SIDE = 128  # pixels that small images are enlarged to in the sheet
+DIFFERENCE = 4  # the factor by which differences are enlarged in the sheet
 DECIMALS = {"psnr_db": 4, "ssim": 6, "lpips": 6}
 
 
@@ -70,6 +77,9 @@ class ReconstructionConfig(AutoencoderConfig):
     """
 
     num_images: int | None = setting(None, "The number of images, the first ones of the data; null: all.")
+    num_shown: int = setting(
+        4, "The worst reconstructions, and as many of the middle, that sheet.png shows; 0: no sheet.", minimum=0
+    )
 
     lpips: str | None = setting(
         None,
@@ -121,14 +131,19 @@ class ReconstructionMeasures:
         self.vae, self.lpips, self.features = vae, lpips, features
 
     @torch.no_grad()
+    def reconstruct(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and reconstructions, uint8 [B, C, H, W], of pixels [B, C, H, W] in [-1, 1]."""
+        originals = to_8_bits(pixels.to(self.vae.device))
+        latents = mean_latents(self.vae, from_8_bits(originals).to(self.vae.dtype))
+        return originals, to_8_bits(decode(self.vae, latents))
+
+    @torch.no_grad()
     def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Compute `psnr_db`, `ssim` and `lpips`, [B], and the features `real` and `reconstructed`, [B, D].
 
         Values whose network is None are left out.
         """
-        originals = to_8_bits(batch["pixel_values"].to(self.vae.device))
-        latents = mean_latents(self.vae, from_8_bits(originals).to(self.vae.dtype))
-        reconstructions = to_8_bits(decode(self.vae, latents))
+        originals, reconstructions = self.reconstruct(batch["pixel_values"])
         x, y = from_8_bits(originals), from_8_bits(reconstructions)
         ssim = structural_similarity(originals.double() / 255, reconstructions.double() / 255)
         values = {"psnr_db": peak_signal_to_noise_ratio(x, y), "ssim": ssim}
@@ -172,6 +187,15 @@ class ReconstructionTotals:
         for name in {"real", "reconstructed"} & batch.keys():
             self._statistics.setdefault(name, FeatureStatistics(batch[name].shape[1])).update(batch[name])
 
+    def shown(self, number: int) -> dict[str, list[tuple[int, float]]]:
+        """The "worst" images and the "median" ones, by LPIPS if there is one, else by PSNR: (index, PSNR in dB)."""
+        psnr = self._values["psnr_db"]
+        quality = [-distance for distance in self._values["lpips"]] if "lpips" in self._values else psnr
+        order = sorted(range(len(psnr)), key=quality.__getitem__)
+        first = max(0, (len(order) - number) // 2)
+        chosen = {"worst": order[:number], "median": order[first : first + number]}
+        return {name: [(index, psnr[index]) for index in indices] for name, indices in chosen.items()}
+
     def results(self) -> dict[str, float]:
         """Return the means over the images, and the `frechet_distance` if there are features."""
         num_images = len(self._values["psnr_db"])
@@ -184,8 +208,31 @@ class ReconstructionTotals:
         return results
 
 
+def draw_sheet(
+    measures: ReconstructionMeasures, dataset: ImageDataset, shown: dict[str, list[tuple[int, float]]]
+) -> Image.Image:
+    """Draw images, their reconstructions and the differences times `DIFFERENCE`, a column for each image.
+
+    Args:
+        measures: The object that reconstructs.
+        dataset: The images.
+        shown: The images as `ReconstructionTotals.shown` gives them.
+    """
+    bands = []
+    for name, images in shown.items():
+        rows: dict[str, list[Image.Image]] = {name: [], "reconstruction": [], f"difference x {DIFFERENCE}": []}
+        for index, _ in images:
+            original, reconstruction = measures.reconstruct(dataset[index]["pixel_values"][None])
+            difference = (original.int() - reconstruction.int()).abs().mul(DIFFERENCE).clamp(max=255).to(torch.uint8)
+            for row, pixels in zip(rows.values(), (original, reconstruction, difference), strict=True):
+                row.append(Image.fromarray(as_rgb(pixels)[0].permute(1, 2, 0).cpu().numpy()))
+        zoom = max(1, SHEET_SIDE // rows[name][0].height)
+        bands.append(labelled_grid(list(rows.items()), [f"{index}: {psnr:.1f} dB" for index, psnr in images], zoom))
+    return make_image_grid(bands, rows=len(bands), cols=1)
+
+
 def evaluate_reconstruction(config: ReconstructionConfig, accelerator: Accelerator) -> dict[str, Any]:
-    """Measure the reconstructions, and write `metrics.json` and `images.csv` to `config.output_dir`.
+    """Measure the reconstructions, and write `metrics.json`, `images.csv` and `sheet.png` to `config.output_dir`.
 
     Returns:
         The content of `metrics.json` on the main process, an empty dictionary on the others. Its `results` are
@@ -241,6 +288,9 @@ def _evaluate(config: ReconstructionConfig, accelerator: Accelerator, stack: con
             totals.update(batch)
     with collected_warnings() as messages:  # about covariances of too few images
         results = totals.results()
+    if config.num_shown:
+        with atomic_write(path.with_name(SHEET_FILE)) as partial:
+            draw_sheet(measures, dataset, totals.shown(config.num_shown)).save(partial, format="PNG")
     if features is not None:
         results["rfd" if config.inception is None else "rfid"] = results.pop("frechet_distance")
     record = measurement_record("reconstruction", results, config, weights, accelerator)

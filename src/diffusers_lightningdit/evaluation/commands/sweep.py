@@ -135,6 +135,11 @@ class Combination:
         }
 
 
+def of_same_images(combination: Combination) -> Combination:
+    """The combination without what changes no image: an interval at the scale 1, which is no guidance."""
+    return dataclasses.replace(combination, guidance_interval=None) if combination.guidance_scale == 1 else combination
+
+
 def combinations(config: SweepConfig) -> list[Combination]:
     """List all combinations, with the scales in the outermost loop."""
     return [Combination(*values) for values in itertools.product(*(getattr(config, axis) or (None,) for axis in AXES))]
@@ -225,6 +230,8 @@ def _measured_by(settings: GenerationConfig, record: dict[str, Any], pipeline: D
 def run_sweep(config: SweepConfig, accelerator: Accelerator) -> list[dict[str, Any]]:
     """Measure all combinations that are not finished, and write table, JSON file and plot after each of them.
 
+    Combinations that draw the same images are measured once.
+
     Returns:
         The rows of the table, on every process: the columns of `Combination.row` and the metrics of the run.
 
@@ -261,11 +268,13 @@ def _measure_runs(
     accelerator: Accelerator,
 ) -> list[dict[str, Any]]:
     folder, rows, references = Path(config.output_dir), [], {}
+    measured: dict[Combination, dict[str, Any]] = {}  # of which the others with the same images take the numbers
     for number, (combination, settings) in enumerate(runs.items(), start=1):
-        record = records[combination]
+        record = records[combination] or measured.get(of_same_images(combination))
         if record is None:
             accelerator.print(f"{number} of {len(runs)}: {combination.name}")
             record = evaluate_generation(settings, accelerator, references)
+        measured.setdefault(of_same_images(combination), record)
         if accelerator.is_main_process and not config.keep_images:
             shutil.rmtree(Path(settings.output_dir) / IMAGES, ignore_errors=True)
             (Path(settings.output_dir) / ARCHIVE).unlink(missing_ok=True)

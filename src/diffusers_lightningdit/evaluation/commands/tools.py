@@ -1,18 +1,21 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""Convert sets of images between a folder and one file, measure reference statistics, and draw grids of classes.
+"""Convert sets of images between a folder and one file, measure reference statistics, draw grids of classes and curves.
 
     python -m diffusers_lightningdit.evaluate tools pack --images FOLDER --output FILE.npz
     python -m diffusers_lightningdit.evaluate tools unpack --archive FILE.npz --output FOLDER
     python -m diffusers_lightningdit.evaluate tools statistics --data FOLDER --inception FILE --output FILE.npz
     python -m diffusers_lightningdit.evaluate tools grid --pipeline P --classes "[seven, 3]" --output FILE.png
+    python -m diffusers_lightningdit.evaluate tools curves --run OUTPUT_DIR --output FILE.png
 
 `python -m diffusers_lightningdit.evaluate tools TOOL --help` lists the settings of a tool.
 """
 
 import dataclasses
 import json
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
@@ -27,9 +30,12 @@ from ..drawn_images import check_sampling, checked_decoding, load_pipeline, set_
 from ..image_archive import check_new_file, pack_folder, unpack_archive
 from ..image_sets import ArchiveImages, DatasetImages, open_images
 from ..ordered_batches import exact_arithmetic
+from ..plots import plot_panels
 from ..records import BEGINS_ANEW, collected_warnings, measurement_record
 from ..reference import statistics_arrays
 from ..set_statistics import measure_images
+
+METRICS_FILE, VALIDATION = "metrics.jsonl", "validation_"  # of training runs
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -121,6 +127,77 @@ class GridConfig:
             raise ValueError("`classes` is empty; required: at least one class.")
 
 
+@dataclasses.dataclass(kw_only=True)
+class CurvesConfig:
+    """Settings of `evaluate tools curves`.
+
+    Raises:
+        ValueError: If a value cannot be used, or the output exists.
+    """
+
+    run: str = required("Folder of a training run, finished or not, with metrics.jsonl in it.")
+    names: tuple[str, ...] | None = setting(
+        None, "Names of metrics, a panel for each, with validation_NAME in that of NAME; null: all."
+    )
+
+    output: str = required("The new .png file, in an existing folder.", group="Output")
+
+    def __post_init__(self):
+        check_settings(self)
+        check_new_file(self.output, ".png")
+
+
+def read_curves(run: str, names: Sequence[str] | None = None) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Read the metrics of a training run by panels, and in each by name: points (step, value).
+
+    Steps that a resumed run did again count as they were at last.
+
+    Args:
+        run: The folder of the run.
+        names: The panels; None for all.
+
+    Raises:
+        ValueError: If there are no metrics, or none of such a name.
+    """
+    file = Path(run) / METRICS_FILE
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(f"`run` is {run!r}; required: the folder of a training run, with {METRICS_FILE}.") from error
+    found: dict[str, dict[float, float]] = {}
+    for line in lines:
+        try:
+            record = json.loads(line)
+            step = record["step"]
+        except (ValueError, TypeError, KeyError):  # the end of a line is missing: the disk was full, or it is written
+            continue
+        for name, value in record.items():
+            if name != "step" and isinstance(value, int | float) and math.isfinite(value):
+                found.setdefault(name, {})[step] = value
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for name, points in found.items():
+        plain = name.removeprefix(VALIDATION)
+        panels.setdefault(plain if plain in found else name, {})[name] = sorted(points.items())
+    for name in names or ():
+        if name not in panels:
+            raise ValueError(f"`names` has {name!r}; required: of {', '.join(panels) or 'none: there are no metrics'}.")
+    if not panels:
+        raise ValueError(f"{file} has no metrics; required: at least one line.")
+    return {name: panels[name] for name in names or panels}
+
+
+def draw_curves(output: str | Path, run: str, names: Sequence[str] | None = None) -> int:
+    """Plot the metrics of a training run over its steps to a PNG file, and return the number of panels.
+
+    Raises:
+        ValueError: As `read_curves`.
+        ImportError: If matplotlib is not installed.
+    """
+    panels = read_curves(run, names)
+    plot_panels(output, panels, "step")
+    return len(panels)
+
+
 def draw_class_grid(config: GridConfig) -> tuple[int, int]:
     """Draw a grid with a titled row for each class, and return its numbers of rows and columns.
 
@@ -205,11 +282,16 @@ def _grid(config: GridConfig) -> str:
     return f"{num_rows} rows of {num_columns} images"
 
 
+def _curves(config: CurvesConfig) -> str:
+    return f"{draw_curves(config.output, config.run, config.names)} curves"
+
+
 TOOLS: dict[str, tuple[type, Callable]] = {
     "pack": (PackConfig, _pack),
     "unpack": (UnpackConfig, _unpack),
     "statistics": (StatisticsConfig, _statistics),
     "grid": (GridConfig, _grid),
+    "curves": (CurvesConfig, _curves),
 }
 
 

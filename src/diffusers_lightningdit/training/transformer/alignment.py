@@ -20,7 +20,7 @@ from ...pixels import as_rgb, height_and_width
 from ...settings import check_settings, setting
 
 PROJECTOR = "projector"  # its name in checkpoints
-PROJECTORS = ("mlp", "conv")
+PROJECTORS = ("mlp", "linear", "conv")
 STD_EPS = 1e-6  # beside the standard deviation of the features
 
 
@@ -45,7 +45,7 @@ class AlignmentSettings:
     )
     layer: int = setting(8, "The block, counted from 1, whose tokens are aligned.", group="Loss", minimum=1)
     weight: float = setting(0.5, "The weight of the loss.", above=0)
-    projector: str = setting("mlp", "The projector: mlp (REPA), or conv (iREPA).", choices=PROJECTORS)
+    projector: str = setting("mlp", "The projector: mlp (REPA), conv (iREPA), or linear.", choices=PROJECTORS)
     hidden_dim: int = setting(2048, "The width of the MLP.", minimum=1)
     feature_mean_weight: float | None = setting(
         None,
@@ -95,7 +95,7 @@ class AlignmentProjector(nn.Module):
     Args:
         dim: The width D.
         num_channels: The channels F of the features.
-        kind: "mlp", three layers with SiLU between (REPA), or "conv", a convolution of 3x3 tokens (iREPA).
+        kind: "mlp", three layers with SiLU between (REPA), "conv", a convolution of 3x3 tokens (iREPA), or "linear".
         hidden_dim: The width of the MLP's hidden layers.
     """
 
@@ -104,6 +104,8 @@ class AlignmentProjector(nn.Module):
         self.kind = kind
         if kind == "conv":
             self.layers = nn.Conv2d(dim, num_channels, kernel_size=3, padding=1)
+        elif kind == "linear":
+            self.layers = nn.Linear(dim, num_channels)
         else:
             self.layers = nn.Sequential(
                 nn.Linear(dim, hidden_dim),
@@ -115,7 +117,7 @@ class AlignmentProjector(nn.Module):
 
     def forward(self, tokens: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
         """Project tokens [B, N, D] of a grid (h, w) to [B, N, F]."""
-        if self.kind == "mlp":
+        if self.kind != "conv":
             return self.layers(tokens)
         grid = tokens.transpose(1, 2).unflatten(2, grid_size)  # [B, D, height, width]
         return self.layers(grid).flatten(2).transpose(1, 2)

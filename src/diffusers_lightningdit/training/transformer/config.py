@@ -13,7 +13,7 @@ from ..config import ImageTrainingConfig
 from .alignment import AlignmentSettings
 
 DATA_KINDS = ("images", "latents")
-OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit")
+OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit", "muon")
 TIME_SAMPLERS = ("logit_normal", "arctan", "uniform")
 FROM_DATA_AND_VAE = ("sample_size", "in_channels", "num_classes")  # arguments of the transformer that are not given
 
@@ -91,14 +91,15 @@ class FlowTrainingConfig(ImageTrainingConfig):
 
     optimizer: str = setting(
         "adamw",
-        "The optimiser; adamw_8bit needs the package bitsandbytes.",
+        "The optimiser; adamw_8bit needs the package bitsandbytes. muon orthogonalises the steps of matrices, and is "
+        "Adam without decay for vectors.",
         group="Optimisation",
         choices=OPTIMIZERS,
     )
     adam_betas: tuple[float, float] = setting(
         (0.9, 0.95), "AdamW's decay rates of the averages of gradients and of their squares.", minimum=0, below=1
     )
-    adam_weight_decay: float = setting(0.0, "AdamW's weight decay.", minimum=0)
+    adam_weight_decay: float = setting(0.0, "AdamW's weight decay; of muon that of the matrices.", minimum=0)
     max_grad_norm: float | None = setting(
         1.0,
         "The norm that gradients are clipped to; null: the norm is measured only, as in the original.",
@@ -114,6 +115,12 @@ class FlowTrainingConfig(ImageTrainingConfig):
         (), "The decays of further averages, which are kept in the checkpoints."
     )
     ema_warmup: bool = setting(False, "Let the decays rise from 0 to their values in the first steps.")
+    ema_relative_width: float | None = setting(
+        None,
+        "The part of the training that the averages remember, up to 0.28 (the relative width of EDM2; FACM's is 0.2, "
+        "with `ema_decay` 0.999999): decays rise with the steps, up to their values. null: they do not.",
+        above=0,
+    )
 
     sample_steps: int | None = setting(
         None,
@@ -160,6 +167,12 @@ class FlowTrainingConfig(ImageTrainingConfig):
         for decay in self.ema_decays:
             if not 0 <= decay < 1:
                 raise ValueError(f"`ema_decay` is {decay}; required: at least 0 and below 1.")
+        if self.ema_relative_width is not None and self.ema_relative_width > 0.28:
+            raise ValueError(f"`ema_relative_width` is {self.ema_relative_width}; required: at most 0.28.")
+        if self.ema_warmup and self.ema_relative_width is not None:
+            raise ValueError(
+                f"`ema_warmup` is true, and `ema_relative_width` {self.ema_relative_width}; required: one of them."
+            )
         if len(set(self.ema_decays)) < len(self.ema_decays):
             raise ValueError(f"`extra_ema_decays` is {list(self.extra_ema_decays)}; required: each decay once.")
         check_interval("time_range", self.time_range)

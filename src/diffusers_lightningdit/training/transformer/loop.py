@@ -3,7 +3,8 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,6 +21,7 @@ from ...models import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from ...pixels import height_and_width
 from ..batches import train_steps
 from ..moving_averages import MovingAverages
+from ..muon import Muon, stacked_projections
 from ..optimizer_step import accumulating, due, finish_step, mean_of_parts
 from ..optimizers import make_adamw
 from ..progress import TrainingProgress, forward_flops
@@ -137,7 +139,14 @@ def make_transformer_run(
         sampler: The order of the training data.
         others: Modules that train with it, by name, each with its arguments; there are no averages of them.
         arguments: `advice` and further values for `make_run_state`.
+
+    Raises:
+        ValueError: for an optimiser that sharded weights do not have.
     """
+    if config.optimizer == "muon" and accelerator.is_fsdp2:
+        raise ValueError(
+            "`optimizer` is 'muon'; required: another one where weights are sharded, since it needs whole matrices."
+        )
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     if config.compile_blocks:
@@ -147,12 +156,20 @@ def make_transformer_run(
     modules = {NAME: (transformer, dict(transformer.config)), **(others or {})}
     models, optimizers = {}, {}
     for name, (module, _) in modules.items():
-        trained = trained_parameters(module).values()
-        adamw = make_adamw(config.optimizer, trained, config.learning_rate, config.adam_betas, config.adam_weight_decay)
-        models[name], optimizers[name] = accelerator.prepare(module, adamw)
-    averages = {NAME: MovingAverages(models[NAME].parameters(), config.ema_decays, config.ema_warmup)}
+        models[name], optimizers[name] = accelerator.prepare(module, make_optimizer(config, module))
+    profile = (config.ema_decays, config.ema_warmup, config.ema_relative_width)
+    averages = {NAME: MovingAverages(models[NAME].parameters(), *profile)}
     architectures = {name: architecture for name, (_, architecture) in modules.items()}
     return make_run_state(config, accelerator, sampler, models, optimizers, averages, architectures, **arguments)
+
+
+def make_optimizer(config: FlowTrainingConfig, module: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of the parameters of a module that train."""
+    parameters = trained_parameters(module).values()
+    settings = (config.learning_rate, config.adam_betas, config.adam_weight_decay)
+    if config.optimizer == "muon":
+        return Muon(parameters, *settings, stacked=stacked_projections(module))
+    return make_adamw(config.optimizer, parameters, *settings)
 
 
 def averaged_transformer(config: FlowTrainingConfig, state: RunState) -> LightningDiTTransformer2DModel | None:
@@ -160,8 +177,16 @@ def averaged_transformer(config: FlowTrainingConfig, state: RunState) -> Lightni
     weights = state.average(NAME, config.ema_decay)
     if not state.accelerator.is_main_process:
         return None
+    return transformer_of(state.model(NAME).config, weights)
+
+
+def transformer_of(
+    architecture: Mapping[str, Any], weights: Mapping[str, torch.Tensor]
+) -> LightningDiTTransformer2DModel:
+    """A transformer for sampling, which takes the tensors of a state dict as they are."""
+    arguments = {key: value for key, value in architecture.items() if not key.startswith("_")}  # what diffusers adds
     with torch.device("meta"):
-        transformer = LightningDiTTransformer2DModel.from_config(state.model(NAME).config)
+        transformer = LightningDiTTransformer2DModel.from_config(arguments)
     transformer.load_state_dict(weights, assign=True)
     return transformer.eval()
 

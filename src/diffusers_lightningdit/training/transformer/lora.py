@@ -9,6 +9,7 @@ rows and names: `LightningDiTTransformer2DModel.load_lora_adapter` says where.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,29 @@ from ...settings import required, setting
 from .config import FlowTrainingConfig
 from .data import TransformerData
 from .pipeline_data import Classes, load_pipeline_data
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+MODEL_CARD = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags:
+- lightningdit
+- lora
+{base_model}---
+
+# {title}
+
+A LoRA of rank {rank} for the pipeline `{pipeline}`, trained for {steps} steps on images of {classes}.{new}
+
+```python
+import diffusers_lightningdit  # makes its classes known to diffusers
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{pipeline}")
+pipe.load_lora_weights("{repository}", weight_name="{file}")
+image = pipe({example!r}).images[0]
+```
+"""
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Settings
@@ -183,3 +207,60 @@ def lora_file_content(
         tensors[NEW_CLASSES_WEIGHT] = weights[NEW_ROWS]
         metadata[NEW_CLASSES_NAMES] = list(new_names)
     return tensors, metadata
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Result
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def save_lora(
+    folder: Path,
+    config: LoraTrainingConfig,
+    transformer: LightningDiTTransformer2DModel,
+    weights: dict[str, torch.Tensor],
+    classes: Classes,
+    id2label: dict[int, str],
+    step: int | None = None,
+) -> None:
+    """Write a LoRA in diffusers' layout, and its card.
+
+    Args:
+        folder: The folder to write into.
+        config: The settings of the training.
+        transformer: The transformer, with a LoRA by `add_lora`.
+        weights: Its state dict, or at least the trained weights of it.
+        classes, id2label, step: As in `model_card`.
+    """
+    tensors, metadata = lora_file_content(transformer, weights, classes.new_names)
+    tensors = {name: tensor.to(getattr(torch, config.save_dtype)) for name, tensor in tensors.items()}
+    LightningDiTPipeline.save_lora_weights(folder, tensors, transformer_lora_adapter_metadata=metadata)
+    (folder / "README.md").write_text(model_card(config, classes, id2label, step), encoding="utf-8")
+
+
+def model_card(config: LoraTrainingConfig, classes: Classes, id2label: dict[int, str], step: int | None = None) -> str:
+    """The card of a LoRA: how to load and call it, and what it was trained on.
+
+    Args:
+        config: The settings of the training.
+        classes: The classes that are trained.
+        id2label: The names of the pipeline's classes.
+        step: The step whose checkpoint it is made of; None for the result of the whole training.
+    """
+    first_new = max(classes.ids) + 1 - len(classes.new_names)
+    names = {**id2label, **{first_new + number: name for number, name in enumerate(classes.new_names)}}
+    labels = [names.get(class_id, class_id) for class_id in classes.ids]
+    new = ", ".join(map(repr, classes.new_names))
+    repository = config.hub_model_id or config.output_dir
+    return MODEL_CARD.format(
+        base_model="" if Path(config.pipeline).is_dir() else f"base_model: {config.pipeline}\n",
+        title=Path(repository).name,
+        rank=config.rank,
+        pipeline=config.pipeline,
+        steps=step or config.max_train_steps,
+        classes=", ".join(map(repr, labels[:20])) + (", ..." if len(labels) > 20 else ""),
+        new=new and f" New classes, while it is loaded: {new}.",
+        repository=repository,
+        file=LORA_FILE,
+        example=(classes.new_names or labels)[0],
+    )

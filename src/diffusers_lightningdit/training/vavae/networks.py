@@ -3,9 +3,10 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -199,6 +200,34 @@ class Judgement(nn.Module):
     def forward(self, pixels: torch.Tensor, reconstructions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The discriminator's logits of both batches, pixels [B, 3, height, width] in [-1, 1]."""
         return self.discriminator(pixels), self.discriminator(reconstructions)
+
+
+def networks_of(
+    architectures: Mapping[str, Mapping[str, Any]],
+    read: Callable[..., dict[str, torch.Tensor]],
+    ema_decay: float | None,
+) -> VAVAENetworks:
+    """The networks of a checkpoint of train_vavae.py, for evaluation.
+
+    Args:
+        architectures: The arguments of the checkpoint's models, by name, as its `state.json` has them.
+        read: Reads the tensors of a model by its name and, if there is one, the decay of their average.
+        ema_decay: The decay of the averages that are taken; None: the weights themselves.
+    """
+
+    def arguments(config: Mapping[str, Any]) -> dict[str, Any]:  # without what diffusers adds
+        return {key: value for key, value in config.items() if not key.startswith("_")}
+
+    autoencoder = arguments(architectures["vae"])
+    projection, logvar = autoencoder.pop("projection"), autoencoder.pop("logvar", 0.0)
+    networks = VAVAENetworks(AutoencoderVAVAE.from_config(autoencoder), logvar=logvar)
+    if projection is not None:
+        networks.projection = FoundationProjection.from_config(arguments(projection))
+    AlignedAutoencoder(networks).load_state_dict(read("vae", ema_decay))
+    if "discriminator" in architectures:
+        networks.discriminator = PatchGANDiscriminator.from_config(arguments(architectures["discriminator"]))
+        Judgement(networks.discriminator).load_state_dict(read("discriminator"))
+    return networks.copy()
 
 
 @contextlib.contextmanager
