@@ -34,11 +34,11 @@ class GridConfig:
         f"Names or ids of the classes to draw; null: all, or of more than {MAX_CLASSES} so many, evenly spread.",
         group="Sampling",
     )
-    num_images_per_class: int = setting(8, "Images of each class.", minimum=1)
+    num_images_per_class: int = setting(8, "Images of each class.", minimum=1, below=1000)
     seed: int = setting(0, "The seed of the images.")
 
     output: str = setting("outputs/digits.png", "The file of the picture.", group="Output")
-    scale: int = setting(2, "The whole factor that images are enlarged by.", minimum=1)
+    scale: int = setting(2, "The whole factor that images are enlarged by.", minimum=1, below=100)
 
     def __post_init__(self):
         check_settings(self)

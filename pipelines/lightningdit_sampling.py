@@ -103,13 +103,24 @@ def set_timesteps(scheduler, num_inference_steps: int, device: torch.device) -> 
     A scheduler that accepts sigmas gets the grid of the original implementation, N + 1 equally spaced points for N
     steps, before the shift; its own default would shift the smallest sigma twice. t is computed from `sigmas`, because
     several schedulers round their `timesteps` to integers.
+
+    Raises:
+        ValueError: If its shift is so large or small that points of the grid coincide in float32.
     """
-    if isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler)):
+    has_own_grid = isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler))
+    if has_own_grid:
         sigmas = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)[:-1]
         scheduler.set_timesteps(sigmas=sigmas.numpy(), device=device)
     else:
         scheduler.set_timesteps(num_inference_steps, device=device)
-    return 1.0 - scheduler.sigmas[: len(scheduler.timesteps)].to("cpu", torch.float32)
+    times = 1.0 - scheduler.sigmas[: len(scheduler.timesteps)].to("cpu", torch.float32)
+    steps = times.diff()  # of schedulers that evaluate a point twice, some are 0
+    if not times.isfinite().all() or (len(times) > 1 and not (steps.min() if has_own_grid else steps.max()) > 0):
+        raise ValueError(
+            f"`scheduler` has {num_inference_steps} steps whose times coincide, with the shift "
+            f"{scheduler.config.get('shift', scheduler.config.get('flow_shift'))}; required: a shift nearer to 1."
+        )
+    return times
 
 
 def described_scheduler(scheduler) -> str:

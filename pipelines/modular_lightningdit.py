@@ -12,6 +12,8 @@ the interval in t and the first channels that the released figures guide, or any
 Letters in the shape comments: B images, C latent channels.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from diffusers import ClassifierFreeGuidance
@@ -34,11 +36,13 @@ from .lightningdit_sampling import (
     DEFAULT_RECIPE,
     TIME_TOLERANCE,
     ClassLabelsMixin,
+    check_arguments,
     check_components,
     check_internal_guidance,
     check_scheduler,
     decode,
     encode,
+    exclusive,
     image_size,
     in_interval,
     initial_noise,
@@ -46,6 +50,7 @@ from .lightningdit_sampling import (
     jumps_to_data,
     list_images,
     noise_arguments,
+    one_run_of_a_cache,
     postprocess,
     predict_velocity,
     preprocess,
@@ -57,6 +62,7 @@ from .lightningdit_sampling import (
 )
 
 MODEL_NAME = "lightningdit"
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # Models are found by the repository's own code, and their classes are not known to this file.
 TRANSFORMER, VAE, SCHEDULER = ComponentSpec("transformer"), ComponentSpec("vae"), ComponentSpec("scheduler")
 RECIPE = ConfigSpec("sampling_recipe", default=None, description="The sampling that belongs to the checkpoint.")
@@ -143,8 +149,23 @@ def recipe_of(components) -> dict:
     return {**DEFAULT_RECIPE, **(components.config.get("sampling_recipe") or {})}
 
 
+def own_components(components):
+    """A copy of the pipeline for one call, with a scheduler and a guider of its own, and the same models.
+
+    Calls of other threads then leave this one alone.
+    """
+    own = copy.copy(components)
+    for name in ("scheduler", "guider"):
+        if getattr(components, name, None) is not None:
+            vars(own)[name] = copy.deepcopy(getattr(components, name))  # not registered anew
+    return own
+
+
 class LightningDiTInputStep(ModularPipelineBlocks):
-    """Checks the components, and makes ids of class labels, one for each image."""
+    """Checks the arguments and components, and makes ids of class labels, one for each image.
+
+    The blocks that follow get components of their own; see `own_components`.
+    """
 
     model_name = MODEL_NAME
 
@@ -167,6 +188,12 @@ class LightningDiTInputStep(ModularPipelineBlocks):
             InputParam("num_images_per_prompt", default=1, type_hint=int, description="Images for each label."),
             InputParam("height", type_hint=int, description="The height in pixels; by default that of the training."),
             InputParam("width", type_hint=int, description="The width in pixels; by default that of the training."),
+            # of the blocks that follow, and checked before anything is computed
+            InputParam("num_inference_steps", type_hint=int, description="Steps; by default the recipe's."),
+            GENERATOR,
+            InputParam("latents", type_hint=torch.Tensor, description="The noise, instead of drawing it."),
+            InputParam("attention_kwargs", description='{"scale": s} scales the active LoRA adapters.'),
+            InputParam("output_type", default="pil", type_hint=str, description='"pil", "np", "pt" or "latent".'),
         ]
 
     @property
@@ -182,12 +209,8 @@ class LightningDiTInputStep(ModularPipelineBlocks):
         block = self.get_block_state(state)
         check_scheduler(components.scheduler)
         check_components(components.transformer, components.vae)
-        require(
-            isinstance(block.num_images_per_prompt, int) and block.num_images_per_prompt > 0,
-            "num_images_per_prompt",
-            block.num_images_per_prompt,
-            "a whole number, at least 1",
-        )
+        components = own_components(components)
+        check_arguments({"num_images_per_prompt": block.num_images_per_prompt})
         ids = _Labels(components.transformer, components.config.get("id2label")).get_label_ids(block.class_labels)
         block.num_labels = len(ids)
         block.class_ids = torch.tensor(ids, device=components._execution_device).repeat_interleave(
@@ -195,10 +218,20 @@ class LightningDiTInputStep(ModularPipelineBlocks):
         )
         block.null_ids = torch.full_like(block.class_ids, components.transformer.config.num_classes)
         block.height, block.width = image_size(components.transformer, components.vae, block.height, block.width)
-        multiple = vae_geometry(components.vae)[1] * components.transformer.config.patch_size
-        for name in ("height", "width"):
-            value = getattr(block, name)
-            require(value > 0 and value % multiple == 0, name, value, f"a positive multiple of {multiple}")
+        factor = vae_geometry(components.vae)[1]
+        check_arguments(
+            {"height": block.height, "width": block.width}, multiple=factor * components.transformer.config.patch_size
+        )
+        if block.num_inference_steps is None:
+            block.num_inference_steps = recipe_of(components)["num_inference_steps"]
+        names = ("num_inference_steps", "generator", "latents", "attention_kwargs", "output_type")
+        number, channels = len(block.class_ids), components.transformer.config.in_channels
+        check_arguments(
+            {name: getattr(block, name) for name in names},
+            number=number,
+            shape=(number, channels, block.height // factor, block.width // factor),
+            output_types=OUTPUT_TYPES,
+        )
         self.set_block_state(state, block)
         return components, state
 
@@ -236,12 +269,7 @@ class LightningDiTSetTimestepsStep(ModularPipelineBlocks):
         block = self.get_block_state(state)
         if block.num_inference_steps is None:
             block.num_inference_steps = recipe_of(components)["num_inference_steps"]
-        require(
-            isinstance(block.num_inference_steps, int) and block.num_inference_steps > 0,
-            "num_inference_steps",
-            block.num_inference_steps,
-            "a whole number, at least 1",
-        )
+        check_arguments({"num_inference_steps": block.num_inference_steps})
         warn_of_too_many_steps(
             components.scheduler, components.config.get("sampling_recipe") or {}, block.num_inference_steps
         )
@@ -271,7 +299,7 @@ class LightningDiTSetTimestepsWithStrengthStep(LightningDiTSetTimestepsStep):
         Raises:
             ValueError: For a strength out of range, or one that leaves no step.
         """
-        require(0 < block.strength <= 1, "strength", block.strength, "above 0 and at most 1")
+        check_arguments({"strength": block.strength})
         starts = range(0, len(times), getattr(components.scheduler, "order", 1))
         begin = next((i for i in starts if times[i] >= 1 - block.strength - TIME_TOLERANCE), None)
         require(begin is not None, "strength", block.strength, "a greater strength or more steps, for one to start at")
@@ -315,8 +343,7 @@ class LightningDiTPrepareLatentsStep(ModularPipelineBlocks):
         factor = vae_geometry(components.vae)[1]
         channels = components.transformer.config.in_channels
         shape = (len(block.class_ids), channels, block.height // factor, block.width // factor)
-        if block.latents is not None:
-            require(block.latents.shape == shape, "latents", tuple(block.latents.shape), f"of shape {shape}")
+        check_arguments({"latents": block.latents}, shape=shape)
         block.noise = initial_noise(block.latents, shape, block.generator, components._execution_device)
         block.latents = block.noise * getattr(components.scheduler, "init_noise_sigma", 1.0)
         self.set_block_state(state, block)
@@ -458,18 +485,21 @@ class LightningDiTLoopDenoiser(ModularPipelineBlocks):
         guider.set_state(step=i, num_inference_steps=len(block.timesteps), timestep=t)
         calls = guider.prepare_inputs({"class_ids": (block.class_ids, block.null_ids)})
         for call in calls:
-            guider.prepare_models(components.transformer)
-            call.noise_pred = predict_velocity(
-                components.transformer,
-                block.latents,
-                block.times[i],
-                call.class_ids,
-                block.attention_kwargs,
-                getattr(call, guider._identifier_key),
-                jumps_to_data(components.scheduler),
-                scale,
-            )
-            guider.cleanup_models(components.transformer)
+            with exclusive(components.transformer):  # which a guider may change for a call
+                guider.prepare_models(components.transformer)
+                try:
+                    call.noise_pred = predict_velocity(
+                        components.transformer,
+                        block.latents,
+                        block.times[i],
+                        call.class_ids,
+                        block.attention_kwargs,
+                        getattr(call, guider._identifier_key),
+                        jumps_to_data(components.scheduler),
+                        scale,
+                    )
+                finally:
+                    guider.cleanup_models(components.transformer)
         block.velocity = guider(calls)[0]
         return components, block
 
@@ -560,7 +590,8 @@ class LightningDiTDenoiseStep(LoopSequentialPipelineBlocks):
         if isinstance(components.guider, LightningDiTGuidance):
             components.guider.follow(recipe_of(components))
             check_internal_guidance(components.transformer, components.guider.internal_guidance_scale)
-        with self.progress_bar(total=len(block.timesteps)) as progress_bar:
+        num_steps = len(block.timesteps)
+        with one_run_of_a_cache(components.transformer), self.progress_bar(total=num_steps) as progress_bar:
             for i, timestep in enumerate(block.timesteps):
                 components, block = self.loop_step(components, block, i=i, t=timestep)
                 progress_bar.update()
@@ -613,8 +644,7 @@ class LightningDiTDecodeStep(ModularPipelineBlocks):
     @torch.no_grad()
     def __call__(self, components, state: PipelineState) -> tuple:
         block = self.get_block_state(state)
-        types = ("pil", "np", "pt", "latent")
-        require(block.output_type in types, "output_type", block.output_type, f"one of {', '.join(types)}")
+        check_arguments({"output_type": block.output_type}, output_types=OUTPUT_TYPES)
         require_finite("transformer", components.transformer, block.latents)
         block.images = block.latents
         if block.output_type != "latent":

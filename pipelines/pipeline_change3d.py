@@ -177,6 +177,8 @@ class Scene:
             bands = 2 if isinstance(image, np.ndarray) else 0
             if image.ndim != 3 or image.shape[bands] != 3 or 0 in image.shape:
                 problem = f"the shape {tuple(image.shape)}"
+            elif isinstance(image, torch.Tensor) and (image.is_meta or image.layout != torch.strided):
+                problem = f"a tensor without values in rows ({image.device}, {image.layout})"
             elif image.dtype not in (np.uint8, torch.uint8):
                 problem = self._problem_of_numbers()
             if problem is None:
@@ -525,7 +527,9 @@ class Change3DPipeline(DiffusionPipeline):
         half = min(tile) // 2
         require(is_integer(tile_overlap, 0, half), "tile_overlap", tile_overlap, f"an integer from 0 to {half}")
         require(is_integer(batch_size, 1), "batch_size", batch_size, "a positive integer")
-        require(output_type in ("pil", "np", "pt"), "output_type", output_type, "'pil', 'np' or 'pt'")
+        is_known = isinstance(output_type, str) and output_type in ("pil", "np", "pt")
+        require(is_known, "output_type", output_type, "'pil', 'np' or 'pt'")
+        require(isinstance(return_dict, bool), "return_dict", return_dict, "True or False")
         with contextlib.ExitStack() as files:
             pairs = self._read_pairs(image_before, image_after, files)
             if self.task == "captioning":
@@ -566,7 +570,10 @@ class Change3DPipeline(DiffusionPipeline):
     def _targets(self, pairs: list[tuple[Scene, Scene]], output_file, files: contextlib.ExitStack) -> list:
         if output_file is None:
             return [MapsInMemory(before.height, before.width) for before, _ in pairs]
-        paths = [Path(path) for path in (output_file if isinstance(output_file, (list, tuple)) else [output_file])]
+        given = output_file if isinstance(output_file, (list, tuple)) else [output_file]
+        is_path = all(isinstance(path, (str, os.PathLike)) for path in given)
+        require(is_path, "output_file", output_file, "the path of a new file, a list of them, or None")
+        paths = [Path(path) for path in given]
         require(len(set(paths)) == len(pairs), "output_file", output_file, f"one path for each of {len(pairs)} pairs")
         require(all(before.is_raster for before, _ in pairs), "output_file", output_file, "None for what is no raster")
         num_classes = self.model.config.num_classes or 0

@@ -5,10 +5,12 @@ import hashlib
 import json
 import os
 import pickle
+from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from diffusers_lightningdit.files import (
@@ -313,10 +315,21 @@ def test_no_such_file(name, monkeypatch):
 
 
 def test_a_full_disk_names_the_file(tmp_path):
-    for raised in (OSError(errno.ENOSPC, "No space left on device"), OSError("encoder error -2")):
+    errors = OSError(errno.ENOSPC, "No space left on device"), OSError("encoder error -2"), SafetensorError("I/O error")
+    for raised in errors:
         with (
             pytest.raises(OSError, match=rf"{raised.args[-1]}: '.*numbers\.json'"),
             atomic_write(tmp_path / "numbers.json"),
         ):
             raise raised  # without a name, as writing to an open file or Pillow raises it
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_names_the_folder(tmp_path):
+    def write(folder: Path) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*result'"):
+        write_result(tmp_path / "result", write)
+    with pytest.raises(OSError, match=r"No space left on device: '.*new'"), new_folder(tmp_path / "new") as folder:
+        write(folder)

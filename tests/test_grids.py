@@ -51,6 +51,7 @@ def test_a_caption_is_wrapped_below_the_images():
     [
         ([], [], "the sizes of the images are none"),
         ([("", [image(RED), image(RED, (6, 8))])], [], "the sizes of the images are 6x8, 8x6; required: images of one"),
+        ([("", [image(RED, (100, 100))] * 20_000)], [], "the grid would have 2040000x102 pixels; required: at most"),
         ([("", [image(RED)])], ["a", "b"], "`columns` has 2 names; required: 1"),
     ],
 )

@@ -136,6 +136,11 @@ def test_text_that_yaml_takes_for_something_else_stays_text(text):
         (["data=x", "learning_rate=nan"], "`learning_rate` is 'nan'; required: a number"),
         (["data=x", "learning_rate=.nan"], "`learning_rate` is nan; required: a finite number"),
         (["data=x", "learning_rate=1e999"], "`learning_rate` is inf; required: a finite number"),
+        (["data=x", "learning_rate=1e308"], "`learning_rate` is 1e+308; required: a number that float32 holds"),
+        (
+            ["data=x", f"num_steps={10**30}"],
+            "`num_steps` is a whole number of 100 bits; required: a number of at most 63",
+        ),
         (["data=x", f"learning_rate={10**400}"], "required: a number"),
         (["data=x", "betas=[0.9, .inf]"], "`betas` is inf; required: a finite number"),
         (["data=x", "model={width: -.inf}"], "`model.width` is -inf; required: a finite number"),

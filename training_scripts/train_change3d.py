@@ -116,7 +116,9 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
             model = model or initial_model(config, arguments, pairs.form)
             until_the_end.enter_context(locked_by_run(accelerator, config.output_dir))
             state = make_run(config, accelerator, model, pairs, sampler)
-            best = BestWeights(config.output_dir, accelerator, state.step, config.resume_from_checkpoint)
+            best = BestWeights(
+                config.output_dir, accelerator, state.step, state.model(MODEL), config.resume_from_checkpoint
+            )
         with one_line_errors((CheckpointWriteError, TrainingDiverged, HubError), status=1, of_one_process=DATA_ERRORS):
             if config.push_to_hub and accelerator.is_main_process:
                 create_repository(config.hub_model_id)  # now, not after days of training

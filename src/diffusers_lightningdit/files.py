@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 HUB_FILE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[^:]+)")
@@ -73,7 +74,8 @@ def atomic_write(path: str | Path, sync: bool = True) -> Iterator[Path]:
     try:
         partial.touch()
         mode = partial.stat().st_mode  # asking for the umask would mean to change it, in all threads
-        yield partial
+        with _full_disks_are_os_errors(path):
+            yield partial
         partial.chmod(mode)
         if sync:
             to_disk(partial)
@@ -86,6 +88,15 @@ def atomic_write(path: str | Path, sync: bool = True) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def _full_disks_are_os_errors(path: str | Path) -> Iterator[None]:
+    """Turn the error of safetensors, which names no file where it cannot write one, into an OSError that does."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(errno.EIO, one_line(error), str(path)) from error
 
 
 def to_disk(path: Path) -> None:
@@ -163,8 +174,9 @@ def new_folder(output_dir: str | Path) -> Iterator[Path]:
     partial = folder.with_name(f".{folder.name}.partial-{uuid.uuid4().hex[:8]}")
     partial.mkdir(parents=True)
     try:
-        yield partial
-        _make_readable(partial)
+        with _full_disks_are_os_errors(folder):
+            yield partial
+        make_readable(partial)
         os.replace(partial, folder)  # which may be an empty folder
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -182,8 +194,9 @@ def write_result(output_dir: str | Path, write: Callable[[Path], None]) -> None:
     partial = Path(output_dir) / ".result.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    write(partial)
-    _make_readable(partial)
+    with _full_disks_are_os_errors(output_dir):
+        write(partial)
+    make_readable(partial)
     for path in sorted(partial.iterdir(), key=lambda path: path.name in RESULT_FILES):
         target = Path(output_dir) / path.name
         if target.is_dir():  # a run was killed between two of these lines
@@ -192,7 +205,7 @@ def write_result(output_dir: str | Path, write: Callable[[Path], None]) -> None:
     partial.rmdir()
 
 
-def _make_readable(folder: Path) -> None:
+def make_readable(folder: Path) -> None:
     """Give all files in a folder the permissions of new files; transformers and safetensors leave some private."""
     probe = folder / f".{uuid.uuid4().hex}"
     probe.touch()

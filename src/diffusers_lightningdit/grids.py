@@ -12,6 +12,7 @@ from .keyed_random import image_generator
 
 GAP = 2  # pixels between two images
 MARGIN = 5  # pixels around a title
+MAX_PIXELS = 178_956_970  # of a grid, 0.5 GB: the largest picture that Pillow opens again
 CAPTION_WIDTH = 24  # pixels of an image that is wide enough for a caption
 FONT_SIZES = (10, 16)  # smallest and largest, in pixels; a quarter of the height of an image in between
 
@@ -88,7 +89,8 @@ def labelled_grid(
         caption: The text below the images, which is wrapped to their width.
 
     Raises:
-        ValueError: If there are no images, their sizes differ, or the number of names is another one.
+        ValueError: If there are no images, their sizes differ, the number of names is another one, or the grid would
+            have more than `MAX_PIXELS`.
     """
     sizes = {image.size for _, images in rows for image in images}
     length = max((len(images) for _, images in rows), default=0)
@@ -107,7 +109,10 @@ def labelled_grid(
     lines = _wrapped(caption, font, total_width - 2 * MARGIN)
     line_height = font_size + MARGIN
     caption_height = line_height * len(lines) + MARGIN if lines else 0
-    grid = Image.new("RGB", (total_width, bottom + caption_height), "white")
+    size = (total_width, bottom + caption_height)
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"the grid would have {size[0]}x{size[1]} pixels; required: at most {MAX_PIXELS}.")
+    grid = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(grid)
     for number, line in enumerate(lines):
         draw.text((MARGIN, bottom + MARGIN + number * line_height), line, fill="black", anchor="la", font=font)

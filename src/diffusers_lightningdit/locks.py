@@ -93,7 +93,7 @@ def _read(holder: Path) -> dict:
     """The description of the process that holds a lock, empty where it has written none yet."""
     try:
         content = json.loads(holder.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -105,7 +105,7 @@ def _has_ended(holder: dict) -> bool:
         return False
     try:
         os.kill(pid, 0)  # sends nothing
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # the latter of a number that no process has
         return True
     except OSError:
         pass  # it belongs to somebody else

@@ -38,6 +38,7 @@ from typing import Any, TypeVar
 import torch
 import yaml
 from accelerate import PartialState
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from .files import one_line
 from .interruption import Interrupted, exit_status
@@ -82,6 +83,7 @@ class Setting:
         choices: The values that it may have; empty if any value of its type will do.
         minimum: The least value that it may have.
         above: The value that it has to be greater than.
+        below: The value that it has to be less than.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Setting:
     choices: tuple[str, ...] = ()
     minimum: float | None = None
     above: float | None = None
+    below: float | None = None
 
     @property
     def is_required(self) -> bool:
@@ -116,6 +119,8 @@ class Setting:
             text += f", at least {self.minimum:g}"
         if self.above is not None:
             text += f", above {self.above:g}"
+        if self.below is not None:
+            text += f", below {self.below:g}"
         if types.NoneType in _kinds(self.kind):
             text += ", or null" if "," in text else " or null"
         return text
@@ -133,7 +138,7 @@ def setting(default: Any, help: str, *, group: str | None = None, **limits: Any)
         default: The default value; a dictionary is copied for each object.
         help: The meaning of the field, in whole phrases, with its unit.
         group: The heading of this field and those after it in the class, one of `GROUPS`.
-        limits: `choices`, `minimum` or `above`, as in `Setting`; `check_settings` looks after them.
+        limits: `choices`, `minimum`, `above` or `below`, as in `Setting`; `check_settings` looks after them.
     """
     if isinstance(default, dict):
         return dataclasses.field(default_factory=default.copy, metadata={"help": help, "group": group, **limits})
@@ -196,6 +201,7 @@ REQUIREMENTS = {
     types.NoneType: "null",
 }
 PLURALS = {float: "numbers", int: "whole numbers", str: "texts"}
+LARGEST_FLOAT, LARGEST_INTEGER = torch.finfo(torch.float32).max, torch.iinfo(torch.int64).max
 BOOLEANS = ("true", "false", "yes", "no", "on", "off")  # of YAML 1.1
 QUOTES = "text, in quotes where YAML reads it otherwise"
 
@@ -247,9 +253,13 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
 
 
 def _check_content(name: str, value: Any) -> None:
-    """Raise ValueError for NaN, infinity or a key that is no text, at any depth of what YAML read."""
+    """Raise ValueError for a number without a place or a key that is no text, at any depth of what YAML read."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"`{name}` is {value}; required: a finite number.")
+    if isinstance(value, float) and abs(value) > LARGEST_FLOAT:
+        raise ValueError(f"`{name}` is {value}; required: a number that float32 holds.")
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise ValueError(f"`{name}` is a whole number of {value.bit_length()} bits; required: a number of at most 63.")
     if isinstance(value, list | tuple):
         for item in value:
             _check_content(name, item)
@@ -499,6 +509,8 @@ def check_settings(config: Any) -> None:
                 check_at_least(field.name, item, field.minimum)
             if field.above is not None:
                 check_above(field.name, item, field.above)
+            if field.below is not None and not item < field.below:
+                raise ValueError(f"`{field.name}` is {item}; required: below {field.below:g}.")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -518,6 +530,17 @@ def check_above(name: str, value: float, bound: float) -> None:
     if not value > bound:
         required = "a positive number" if bound == 0 else f"above {bound}"
         raise ValueError(f"`{name}` is {value}; required: {required}.")
+
+
+def check_repository(name: str, value: str) -> None:
+    """Raise ValueError unless `value` can be the name of a repository on the Hub, user/name."""
+    try:
+        validate_repo_id(value)
+        is_name = value.count("/") == 1
+    except HFValidationError:
+        is_name = False
+    if not is_name:
+        raise ValueError(f"`{name}` is {value!r}; required: user/name.")
 
 
 def call_all(*functions: Callable[[], Any]) -> list[Any]:
@@ -555,10 +578,14 @@ def one_line_errors(
         raise SystemExit(exit_status(number)) from stop
     except (*kinds, *of_one_process) as error:
         if _is_main_process() or isinstance(error, of_one_process):
-            # one that a data loader's worker raised comes with a traceback, and ends in "<module>.<class>: <message>"
-            message = str(error).strip().splitlines()[-1].split(f"{type(error).__name__}: ", maxsplit=1)[-1]
+            message = one_line(error)
+            if TRACEBACK in message:  # of a data loader's worker, which ends in "<module>.<class>: <message>"
+                message = str(error).strip().splitlines()[-1].split(f"{type(error).__name__}: ", maxsplit=1)[-1]
             print(f"error: {message}", file=sys.stderr)
         raise SystemExit(status) from error
+
+
+TRACEBACK = "Traceback (most recent call last)"
 
 
 def _is_main_process() -> bool:

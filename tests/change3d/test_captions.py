@@ -130,6 +130,13 @@ def test_raw_captions_that_cannot_be_used(tmp_path):
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"image 0 of .*, train_0.png, has no caption"):
         read_raw_captions(file)
+    image = {"split": "train", "filename": "train_0.png", "sentences": [{"raw": "a road"}]}
+    for changed in (5, "x", {**image, "sentences": ["x"]}, {**image, "sentences": None}, {**image, "split": "\udc00"}):
+        file.write_text(json.dumps({"images": [changed]}))
+        with pytest.raises(
+            ValueError, match=r"image 0 of .*json is of another form \(\w+: .*required: filename, split"
+        ):
+            read_raw_captions(file)
     file.write_text("{}")
     with pytest.raises(ValueError, match="has no `images`"):
         read_raw_captions(file)

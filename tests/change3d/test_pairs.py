@@ -1,14 +1,18 @@
 """Pairs of all layouts, and what is wrong with them, in one line that names the file."""
 
+import os
 import random
+import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from tiny_change3d import SIZE, draw_pair, write_columns, write_folders, write_raw_captions
 
+from diffusers_lightningdit.change3d.captions import build_vocabulary
 from diffusers_lightningdit.change3d.pairs import (
     PairDataset,
     PairFormat,
@@ -85,7 +89,14 @@ def test_colours_by_a_palette(tmp_path):
     dataset = dataset_of("semantic", str(data), palette=palette)
     assert torch.equal(dataset[1]["labels"][1].long(), torch.from_numpy(draw_pair("semantic", 1)["after"]).long())
     with pytest.raises(UnusablePair, match=r"label1/pair_0.png: it has the colour \[128, 0, 0\] in 144 pixels"):
-        dataset_of("semantic", str(data), palette=palette[:2])[0]
+        dataset_of("semantic", str(data), palette=(*palette[:2], (128, 0, 1)))[0]
+    for wrong, message in (
+        (palette[:2], "`label_palette` has 2 colours; required: 3, one for each class"),
+        ((*palette[:2], (0, 0, 300)), r"`label_palette` has \[0, 0, 300\]; required: numbers from 0 to 255"),
+        ((*palette[:2], palette[0]), r"`label_palette` has \[255, 255, 255\]; required: .* no colour twice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            form_of("semantic", palette=wrong)
 
 
 def test_changes_follow_from_classes_where_they_have_no_folder(tmp_path):
@@ -121,6 +132,7 @@ WRONG_FILES = [
     ("binary", "label/pair_1.png", L.resize((16, 32)), r"pair_1.png has 32x16 pixels .*required: 32x32, as"),
     ("binary", "t2/pair_1.png", RGB.resize((32, 16)), r"t2/pair_1.png has 16x32 pixels .*required: 32x32, as"),
     ("binary", "t1/pair_1.png", L, r"t1/pair_1.png: an image has mode 'L'; required: one of RGB"),
+    ("binary", "t2/pair_1.png", Image.new("I;16", (SIZE, SIZE)), "an image has mode 'I;16'; required: one of RGB"),
     ("binary", "label/pair_1.png", L.convert("RGBA"), "pair_1.png: it has mode 'RGBA'; required: one of"),
     ("semantic", "label2/pair_1.png", L.point(lambda _: 3), "pair_1.png: it has the label 3; required: 0 to 2"),
     ("semantic", "change/pair_1.png", L.point(lambda _: 255), "it has the label 255; required: 0 to 1"),
@@ -135,9 +147,61 @@ def test_files_that_cannot_be_used(tmp_path, task, name, image, message):
     dataset = dataset_of(task, data)
     with pytest.raises(UnusablePair, match=message):
         dataset[1]
-    if "t1" not in name:  # modes of images are seen when they are decoded
-        with pytest.raises(UnusablePair, match=message):
-            dataset.check()
+    with pytest.raises(UnusablePair, match=message):
+        dataset.check()
+
+
+def test_images_that_lie_on_their_sides_are_checked_as_they_are_read(tmp_path):
+    data, (height, width) = Path(write_folders(tmp_path, "binary", 2, ("train",))), (16, 32)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for file in [*(data / "train").glob("t?/*.png"), *(data / "train" / "label").glob("*.png")]:
+        image = Image.open(file).resize((width, height))
+        if file.parent.name != "label":  # a label map has no camera
+            image.transpose(Image.Transpose.ROTATE_90).save(file, exif=exif)
+        else:
+            image.save(file)
+    dataset = PairDataset(open_pairs("binary", str(data)), PairFormat("binary", (height, width)), str(data))
+    dataset.check()
+    assert dataset[0]["image_before"].shape == (3, height, width)
+
+
+def test_every_file_of_a_folder_is_used_or_named(tmp_path):
+    data = Path(write_folders(tmp_path, "binary", 2, ("train",)))
+    inner = [data / "train" / name for name in ("t1", "t2", "label")]
+    for folder in inner:
+        (folder / "Thumbs.db").touch()
+        (folder / "README.md").touch()
+        (folder / "more").mkdir()
+        shutil.copy(folder / "pair_0.png", folder / "more" / "pair_9.png")
+        spelling = "NFD" if folder.name == "t2" else "NFC"
+        os.rename(folder / "pair_1.png", folder / (unicodedata.normalize(spelling, "\u00e9\n") + ".png"))
+    pairs = open_pairs("binary", str(data))
+    assert [Path(row["label"]).parent.name for row in pairs.rows] == ["more", "label", "label"]
+    os.symlink(".", inner[0] / "loop")
+    os.symlink("nowhere", inner[1] / "lost.png")
+    (inner[2] / "notes.txt").touch()
+    with pytest.raises(ValueError, match="3 files or folders would be left out: ") as error:
+        open_pairs("binary", str(data))
+    for reason in ("t1/loop (a link to a folder that", "t2/lost.png (a link to nothing)", "label/notes.txt (no image)"):
+        assert reason in str(error.value)
+    assert "left out: t1/loop, " in open_pairs("binary", str(data), allow_left_out=True).remark
+    next(inner[1].glob("*\n.png")).unlink()
+    with pytest.raises(ValueError, match=r"\\n.png has no partner in .*t2; required") as error:
+        open_pairs("binary", str(data), allow_left_out=True)
+    assert "\n" not in str(error.value)
+
+
+def test_one_split_in_two_folders(tmp_path):
+    data = write_folders(tmp_path, "binary", 2, ("train", "Training", "val", "validation"))
+    with pytest.raises(ValueError, match=r"has the splits val, validation; required: one of them, or `allow_left_out`"):
+        open_pairs("binary", data, "val")
+    assert len(open_pairs("binary", data, "val", allow_left_out=True).rows) == 2
+
+
+def test_columns_of_folders(tmp_path):
+    with pytest.raises(ValueError, match=r"`columns` is \{'label': 'mask'\}, and .* has folders; required: none"):
+        open_pairs("binary", write_folders(tmp_path, "binary", 2), columns={"label": "mask"})
 
 
 def test_images_of_another_size(tmp_path):
@@ -190,6 +254,18 @@ def test_captions_that_are_too_long(tmp_path):
     form = form_of("captioning", vocabulary=known_vocabulary(source, None, 1))
     with pytest.raises(UnusablePair, match=r"A/train_1.png: a caption has 51 words; required: 1 to 50"):
         PairDataset(source, form, file).check()
+
+
+@pytest.mark.parametrize(
+    ("captions", "message"),
+    [(None, "has no caption; required: at least one"), ([None], "a caption has 0 words; required: 1 to 50")],
+)
+def test_a_row_without_captions(tmp_path, captions, message):
+    source = open_pairs("captioning", write_raw_captions(tmp_path, number=2), "train")
+    vocabulary = build_vocabulary([SAME], 0)
+    source.rows[1]["captions"] = captions
+    with pytest.raises(UnusablePair, match=message):
+        PairDataset(source, form_of("captioning", vocabulary=vocabulary), "here", seed=0).check()
 
 
 # -- columns and streams --

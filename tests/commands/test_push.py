@@ -205,6 +205,11 @@ def test_a_variant_out_of_range_is_refused(digits_pipeline, tmp_path, capsys):
         ({"pipeline": "p", "vae": "v"}, "`pipeline` is given beside `checkpoint` or `vae`"),
         ({"checkpoint": "c"}, "`checkpoint` is given without `vae`"),
         ({"pipeline": "p", "repository": "tiny"}, "`repository` is 'tiny'; required: user/name."),
+        ({"pipeline": "p", "repository": "../b"}, "`repository` is '../b'; required: user/name."),
+        ({"pipeline": "p", "repository": "a b/c"}, "`repository` is 'a b/c'; required: user/name."),
+        ({"pipeline": "p", "license": "mit\nevil: x"}, r"`license` is 'mit\nevil: x'; required: its name on the Hub"),
+        ({"pipeline": "p", "max_shard_size": "-5GB"}, "`max_shard_size` is '-5GB'; required: a size, as 10GB."),
+        ({"pipeline": "p", "num_samples_per_class": "9999999"}, "`num_samples_per_class` is 9999999; required: below"),
         ({"pipeline": "p", "space": "page"}, "`space` is 'page'; required: user/name."),
         ({"vae": "v", "space": "user/page"}, "`space` is 'user/page'; required: null, but for a pipeline"),
         ({"pipeline": "p", "license": "null"}, "neither `card` nor `license` is given"),
@@ -222,6 +227,12 @@ def test_bad_settings_are_one_line(settings, error, tmp_path, capsys):
     assert stop.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {error}")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_setting_of_the_samples_is_one_line(digits_pipeline, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        push(tmp_path / "out", "sampling.steps=3", pipeline=digits_pipeline, license="mit")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: `sampling.steps` is no setting of Lightning")
 
 
 def test_an_unknown_card_is_one_line(digits_pipeline, tmp_path, capsys):

@@ -77,6 +77,12 @@ def test_half_precision_and_another_scheduler(digits_pipeline, tmp_path):
         (["--classes", "[]"], "error: `classes` is empty; required: at least one class."),
         (["--classes", "1", "--dtype", "int8"], "error: `dtype` is 'int8'; required: one of float32, float16"),
         (["--classes", "1", "--sampling.steps=3"], "error: `sampling.steps`"),
+        (
+            ["--classes", "1", "--shift", "1e30", FEW_STEPS],
+            "error: `scheduler` has 2 steps whose times coincide, with the shift",
+        ),
+        (["--classes", "1", "--num_images_per_class", "99999999999"], "error: `num_images_per_class` is 99999999999;"),
+        (["--classes", "1", "--zoom", "100000"], "error: `zoom` is 100000; required: below 100"),
         (["--classes", "1", "--num_images_per_class", "0"], "error: `num_images_per_class` is 0; required: at least 1"),
     ],
 )

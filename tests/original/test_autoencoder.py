@@ -227,6 +227,11 @@ def test_statistics(golden):
         ({"mean": None}, "has no tensor `mean`"),
         ({"std": torch.ones(1, 3, 1, 1)}, "`std` has shape .1, 3, 1, 1.; required: .1, 4, 1, 1."),
         ({"std": torch.ones(4)}, "`std` has shape .4.; required"),
+        (
+            {"mean": torch.zeros(1, 4, 1, 1, dtype=torch.complex64)},
+            "`mean` has type torch.complex64; required: a float",
+        ),
+        ({"std": torch.ones(1, 4, 1, 1, dtype=torch.bool)}, "`std` has type torch.bool; required: a floating-point"),
         ({"std": torch.zeros(1, 4, 1, 1)}, "`std` has values out of range"),
         ({"mean": torch.full((1, 4, 1, 1), torch.nan)}, "`mean` has values out of range"),
     ],

@@ -142,7 +142,7 @@ def test_wrong_shift(tmp_path):
         _ = write(tmp_path, "sample: {timestep_shift: -0.3}").scheduler_shift
 
 
-@pytest.mark.parametrize("content", [b"a: [", b"- 1", b"", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("content", [b"a: [", b"- 1", b"", b"\xff\xfe\x00", b"[" * 5000])
 def test_no_yaml(tmp_path, content):
     (tmp_path / "my.yaml").write_bytes(content)
     with pytest.raises(ValueError, match=r"my\.yaml: ") as error:

@@ -1,10 +1,13 @@
 """Modular blocks: the numbers of the pipelines, and the shape of diffusers' own modular pipelines."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from diffusers import ClassifierFreeGuidance, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
-from diffusers_lightningdit import InternalGuidance
+from diffusers_lightningdit import FlowMatchSDEScheduler, InternalGuidance
 from diffusers_lightningdit.pipelines import LightningDiTImg2ImgPipeline
 from diffusers_lightningdit.pipelines.modular_lightningdit import (
     LightningDiTBlocks,
@@ -73,6 +76,36 @@ def test_heun_evaluates_twice_a_step(pipe):
     same(modular(pipe)(**CALL, generator=noise(), output="images"), pipe(**CALL, generator=noise()).images)
 
 
+@pytest.mark.parametrize(
+    "scheduler", [FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), FlowMatchSDEScheduler()]
+)
+def test_steps_that_draw_noise_are_those_of_the_pipeline(pipe, make_transformer, scheduler):
+    """Also of a network for a few steps, which is asked for the average velocity."""
+    pipe.register_modules(transformer=make_transformer(second_time_embedding=True), scheduler=scheduler)
+    given = {**CALL, "output_type": "latent"}
+    same(modular(pipe)(**given, generator=noise(), output="images"), pipe(**given, generator=noise()).images)
+
+
+@pytest.mark.parametrize("guider", [None, InternalGuidance(1.4, (0.2, 0.8), guidance_scale=2.0)])
+def test_calls_in_threads_draw_what_they_draw_alone(pipe, make_transformer, guider):
+    pipe.register_modules(transformer=make_transformer(internal_guidance_layer=1))
+    pipeline, start = modular(pipe, guider=guider), threading.Barrier(4)
+
+    def draw(index: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(index)
+        given = {"class_labels": [index], "num_inference_steps": 5 + index, "output_type": "latent"}
+        return pipeline(**given, generator=generator, output="images")
+
+    def draw_with_others(index: int) -> torch.Tensor:
+        start.wait()
+        return draw(index)
+
+    alone = [draw(index) for index in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        for images, expected in zip(threads.map(draw_with_others, range(4)), alone, strict=True):
+            torch.testing.assert_close(images, expected, rtol=0, atol=1e-6)
+
+
 def test_the_guider_goes_before_the_recipe(pipe):
     guider = LightningDiTGuidance(guidance_scale=2.0, guidance_interval=(0.0, 0.5), guidance_channels=0)
     images = modular(pipe, guider=guider)(**CALL, generator=noise(), output="images")
@@ -134,7 +167,13 @@ def test_a_call_leaves_the_guider_as_it_was(pipe):
         ({"class_labels": "poodle"}, "unknown name 'poodle'"),
         ({"class_labels": 1, "num_inference_steps": 0}, "`num_inference_steps` is 0"),
         ({"class_labels": 1, "height": 9}, "`height` is 9"),
+        ({"class_labels": 1, "height": 10**30}, "`height` is 1000"),
         ({"class_labels": 1, "output_type": "jpg"}, "`output_type` is 'jpg'"),
+        ({"class_labels": 1, "generator": 5}, "`generator` is 5; required: 1, one for each image"),
+        ({"class_labels": 1, "latents": 5}, "`latents` is 5; required"),
+        ({"class_labels": 1, "attention_kwargs": 5}, "`attention_kwargs` is 5; required"),
+        ({"class_labels": 1, "num_images_per_prompt": "x"}, "`num_images_per_prompt` is 'x'; required: an integer"),
+        ({"class_labels": 1, "image": torch.zeros(3, 8, 8), "strength": "x"}, "`strength` is 'x'; required: a number"),
         ({"class_labels": 1, "latents": torch.zeros(1, 4, 2, 2)}, "`latents`"),
         ({"class_labels": 1, "image": torch.zeros(3, 3, 8, 8)}, "`image`"),
         ({"class_labels": 1, "image": torch.zeros(3, 8, 8), "strength": 0}, "`strength` is 0"),

@@ -56,6 +56,11 @@ def test_the_grid_has_its_restarts_and_no_further_points():
     scheduler.set_timesteps(4)
     times = (1 - scheduler.sigmas).tolist()
     assert times == pytest.approx([0, 0.12, 0.13, 0.99, 1])
+    for number in (1.5, True, "3", None, 10**30):
+        with pytest.raises(
+            ValueError, match=f"`num_inference_steps` is {number!r}; required: an integer of at least 1"
+        ):
+            scheduler.set_timesteps(number)
     with pytest.raises(ValueError, match="`num_inference_steps` is 3; required: at least 4, with 3 `restart_times`"):
         scheduler.set_timesteps(3)
 
@@ -63,6 +68,8 @@ def test_the_grid_has_its_restarts_and_no_further_points():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"num_train_timesteps": "x"}, "`num_train_timesteps` is 'x'; required: an integer of at least 1"),
+        ({"restart_times": 0.5}, "`restart_times` is 0.5; required: a list of times"),
         ({"shift": 0}, "`shift` is 0; required: a positive number"),
         ({"restart_times": [1.0]}, "`restart_times` has 1.0; required: times between 0 and 1, both excluded"),
     ],

@@ -142,6 +142,8 @@ def test_grid(solver_type, last_step, expected):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"num_train_timesteps": float("nan")}, "`num_train_timesteps` is nan; required: an integer of at least 1"),
+        ({"solver_type": ["euler"]}, r"`solver_type` is \['euler'\]; required: one of"),
         ({"solver_type": "rk4"}, "`solver_type` is 'rk4'; required: one of"),
         ({"diffusion_form": "constant"}, "`diffusion_form` is 'constant'; required: one of"),
         ({"last_step": "Mean"}, "`last_step` is 'Mean'; required: one of"),
@@ -159,8 +161,11 @@ def test_wrong_order_of_calls():
     scheduler = FlowMatchSDEScheduler()
     with pytest.raises(ValueError, match="call `set_timesteps` first"):
         scheduler.step(torch.zeros(1), 1000.0, torch.zeros(1))
-    with pytest.raises(ValueError, match="`num_inference_steps` is 0"):
-        scheduler.set_timesteps(0)
+    for number in (0, 1.5, True, "3", None, 10**30):
+        with pytest.raises(
+            ValueError, match=f"`num_inference_steps` is {number!r}; required: an integer of at least 1"
+        ):
+            scheduler.set_timesteps(number)
     scheduler.set_timesteps(1)
     scheduler.step(torch.zeros(1), 1000.0, torch.zeros(1))
     with pytest.raises(ValueError, match="the grid has 1 evaluations"):

@@ -215,6 +215,8 @@ def test_saved_and_loaded(tmp_path):
         ({"time_warp": (1, 0, 1)}, r"`time_warp` is \(1, 0, 1\)"),
         ({"extrapolation_ratio": 2}, "`extrapolation_ratio` is 2; required: within"),
         ({"stochastic_ratio": "half"}, "`stochastic_ratio` is 'half'; required: within .*, or 'auto'"),
+        ({"num_train_timesteps": True}, "`num_train_timesteps` is True; required: an integer of at least 1"),
+        ({"stochastic_ratio": torch.zeros(2)}, "`stochastic_ratio` is tensor.*; required: within"),
         ({"solver_order": 3}, "`solver_order` is 3; required: 1 or 2"),
         ({"start_gap": 1}, "`start_gap` is 1; required: within"),
         ({"start_gap": 0, "solver_order": 2}, "`start_gap` is 0; required: .* divides by the first t"),
@@ -230,8 +232,11 @@ def test_wrong_calls():
     scheduler = FlowMatchUCGMScheduler()
     with pytest.raises(ValueError, match="call `set_timesteps` first"):
         scheduler.step(torch.zeros(1), 1000, torch.zeros(1))
-    with pytest.raises(ValueError, match="`num_inference_steps` is 0; required: at least 1"):
-        scheduler.set_timesteps(0)
+    for number in (0, 1.5, True, "3", None, 10**30):
+        with pytest.raises(
+            ValueError, match=f"`num_inference_steps` is {number!r}; required: an integer of at least 1"
+        ):
+            scheduler.set_timesteps(number)
     scheduler.set_timesteps(1)
     scheduler.step(torch.zeros(1), scheduler.timesteps[0], torch.zeros(1))
     with pytest.raises(ValueError, match="`step` was called 2 times; the grid has 1 evaluations"):

@@ -41,6 +41,16 @@ def test_written_whole(tmp_path):
     assert list_checkpoints(tmp_path / "none") == []
 
 
+def test_its_files_have_the_permissions_of_new_files(tmp_path):
+    umask = os.umask(0o027)
+    try:
+        with new_checkpoint(tmp_path, 1) as partial:
+            (partial / "model.safetensors").touch(0o600)  # as safetensors writes them
+    finally:
+        os.umask(umask)
+    assert {file.stat().st_mode & 0o777 for file in checkpoint_path(tmp_path, 1).iterdir()} == {0o640}
+
+
 def test_an_error_while_writing_leaves_nothing(tmp_path):
     write(tmp_path, 1)
     with pytest.raises(KeyError), new_checkpoint(tmp_path, 2) as partial:

@@ -39,4 +39,7 @@ def test_lines_of_metrics(tmp_path, capsys):
     assert lines[1]["mfu"] == pytest.approx(lines[1]["images_per_second"] * 1e6 / 1e9)
     assert lines[3] == {"step": 5, "validation_loss": 0.5}
     assert progress.bar.n == 5
+    with open(tmp_path / "run" / "metrics.jsonl", "ab") as file:  # what is no record is not taken for one
+        file.write(b'5\n\xff\n{"validation_loss": 1}\n' + b"[" * 5000 + b"\n")
+    assert progress.has_validation(5) and not progress.has_validation(4)
     assert "step 5: validation_loss 0.5\n" in capsys.readouterr().out

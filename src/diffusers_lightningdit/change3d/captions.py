@@ -209,14 +209,18 @@ def read_raw_captions(file: str | Path) -> dict[str, list[dict]]:
     for number, entry in enumerate(entries):
         name = f"image {number} of {file}"
         try:
-            split, filename = str(entry["split"]), str(entry["filename"])
+            split, filename, place = str(entry["split"]), str(entry["filename"]), str(entry.get("filepath") or "")
             captions = [_tokens(sentence) for sentence in entry["sentences"]]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{name} lacks {one_line(error)}; required: filename, split and sentences.") from error
+            (split + filename + place).encode()  # JSON may hold halves of characters, which no file is called by
+        except (AttributeError, KeyError, TypeError, UnicodeEncodeError) as error:
+            raise ValueError(
+                f"{name} is of another form ({type(error).__name__}: {one_line(error)}); required: filename, split and "
+                "sentences, each with tokens or raw."
+            ) from error
         if not captions or not all(captions):
             raise ValueError(f"{name}, {filename}, has no caption, or an empty one; required: captions of words.")
-        place = folder / str(entry.get("filepath") or split)
-        row = {"image_before": str(place / "A" / filename), "image_after": str(place / "B" / filename)}
+        images = folder / (place or split)
+        row = {"image_before": str(images / "A" / filename), "image_after": str(images / "B" / filename)}
         for path in row.values():
             if not os.path.isfile(path):
                 raise ValueError(f"{name} is {path}, which is missing; required: both images.")

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
-from ..data.images import UnusableImage, decoding, open_image, to_rgb
+from ..data.images import UnusableImage, decoding, open_image, to_rgb, upright_size
 from ..data.rows import UnusableData
 from ..data.streamed_rows import StreamedRows
-from ..files import one_line
 from ..keyed_random import python_random
 from .captions import MAX_LENGTH, build_vocabulary, encode_caption, tokenize, words_of
 from .sources import PairSource, open_pairs, read_vocabulary, row_name
@@ -46,6 +44,9 @@ class PairFormat:
         palette: The colour [red, green, blue] of each class in label maps that are pictures; None if they are numbers.
         resize: Whether images of another size are resized, as the original does; otherwise they are refused.
         vocabulary: The vocabulary of captions.
+
+    Raises:
+        ValueError: For a palette that is not a colour for each class.
     """
 
     task: str
@@ -54,6 +55,20 @@ class PairFormat:
     palette: tuple[tuple[int, int, int], ...] | None = None
     resize: bool = False
     vocabulary: dict[str, int] | None = None
+
+    def __post_init__(self):
+        if self.palette is None:
+            return
+        if len(self.palette) != self.num_classes:
+            raise ValueError(
+                f"`label_palette` has {len(self.palette)} colours; required: {self.num_classes or 'none'}, one for "
+                "each class."
+            )
+        for number, color in enumerate(self.palette):
+            if not all(0 <= part <= 255 for part in color) or color in self.palette[:number]:
+                raise ValueError(
+                    f"`label_palette` has {list(color)}; required: numbers from 0 to 255, no colour twice."
+                )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -186,14 +201,16 @@ def make_sample(
 
 
 def listed_captions(row: dict) -> list:
-    """The captions of a row: texts, lists of words, or lists of ids."""
+    """The captions of a row: texts, lists of words, or lists of ids; none of a row without."""
     captions = row[CAPTIONS]
+    if captions is None:
+        return []
     return [captions] if isinstance(captions, str) else list(captions)
 
 
-def words_of_caption(caption: str | list) -> list[str]:
-    """The words of a caption, which may be text or a list of words."""
-    return tokenize(caption) if isinstance(caption, str) else caption
+def words_of_caption(caption: str | list | None) -> list[str]:
+    """The words of a caption, which may be text or a list of words; none of a null."""
+    return tokenize(caption) if isinstance(caption, str) else caption or []
 
 
 def encoded_captions(row: dict, number: int | str, form: PairFormat) -> list[list[int]]:
@@ -291,7 +308,7 @@ class PairDataset(Dataset):
         return self.source.sha256
 
     def check(self) -> None:
-        """Read all captions; of folders the sizes of all images, and all label maps.
+        """Read all captions; of folders the sizes and modes of all images, and all label maps.
 
         Raises:
             UnusablePair: Naming the first file that cannot be used.
@@ -307,11 +324,7 @@ class PairDataset(Dataset):
         row, sizes = self.rows[number], {}
         for column in row:
             if column in IMAGES:
-                try:
-                    with decoding(), Image.open(row[column]) as image:
-                        sizes[column] = image.size[::-1]
-                except UnusableImage as error:
-                    raise UnusablePair(f"{row[column]}: {one_line(error)}") from error
+                sizes[column] = _named(row, column, number, lambda path: upright_size(path, ("RGB",)))[::-1]
             else:
                 found = _named(row, column, number, lambda value, name=column: read_label_map(value, name, self.form))
                 sizes[column] = found.shape

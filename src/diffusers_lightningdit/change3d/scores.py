@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..models import Change3DModel
+from ..models.change3d import NotFiniteError
 from .caption_metrics import Meteor, caption_scores, says_no_change
 from .captions import END, PAD, START, words_of
 from .metrics import (
@@ -56,6 +57,9 @@ def measure_batch(
         int64 tensors, with an entry for each pair: `matrix` [B, 2, 2] of binary change; `matrix` [B, K, K] of both
         dates and `num_right` [B, 2] of semantic change; `building` [B, 2, 2] and `damage` [B, K, K]; or `captions`
         [B, L], with `NO_WORD` after the last word, and in place of a caption that did not come to its end.
+
+    Raises:
+        NotFiniteError: If the model computes NaN or infinity, of which no number follows.
     """
     before, after = (batch[name].to(model.device) for name in ("image_before", "image_after"))
     size = 1 if model.device.type == "cpu" else len(before)
@@ -79,6 +83,11 @@ def measure_batch(
 
 def _maps(output, task: str) -> dict[str, torch.Tensor]:
     """The probability [B, H, W] and the classes [B, H, W] of a batch."""
+    for name, logits in output.items():
+        if not logits.isfinite().all():
+            raise NotFiniteError(
+                f"`model` computed NaN or infinity as `{name}`; required: finite weights, in their type."
+            )
     if task == "damage":
         return {"probability": output.building[:, 0], "damage": output.damage_logits.argmax(1)}
     maps = {"probability": output.change[:, 0]}

@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 
-from ..data.folders import File, first_names
+from ..data.folders import File, first_names, nfc, walk
 from ..data.rows import Source, open_source
 from ..files import read_json
 from .captions import CaptionFiles, check_vocabulary, read_raw_captions
@@ -84,6 +84,8 @@ def open_pairs(
         source = _folders(task, data, split, allow_left_out)
     if source is None:
         return _columns(task, data, split, columns or {}, streaming, allow_left_out)
+    if columns:
+        raise ValueError(f"`columns` is {columns}, and `data` {data!r} has {source.kind}; required: none, or columns.")
     if streaming:
         raise ValueError(f"`streaming` is true, and `data` {data!r} has {source.kind}; required: false, or columns.")
     return source
@@ -114,12 +116,13 @@ def _split_folders(data: str) -> list[Path]:
 def _folders(task: str, data: str, split: str, allow_left_out: bool) -> PairSource:
     """A row for each pair, whose files have the same name in every folder."""
     folders = _split_folders(data)
-    wanted = [path for path in folders if path.name == split] or [
-        path for path in folders if split_of(path.name) == split_of(split)
-    ]
+    wanted = [path for path in folders if split_of(path.name) == split_of(split)]
+    if len(wanted) > 1 and allow_left_out:
+        wanted = [path for path in wanted if path.name == split] or wanted
     if len(wanted) != 1:
         found = ", ".join(path.name for path in (wanted or folders))
-        raise ValueError(f"`split` is {split!r}, and {data} has the splits {found}; required: one of them.")
+        hint = ", or `allow_left_out` with the exact name of one" if wanted and not allow_left_out else ""
+        raise ValueError(f"`split` is {split!r}, and {data} has the splits {found}; required: one of them{hint}.")
     folder, inner = wanted[0], {}
     for path in sorted(wanted[0].iterdir()):
         if path.is_dir():
@@ -128,36 +131,58 @@ def _folders(task: str, data: str, split: str, allow_left_out: bool) -> PairSour
                     f"{folder} has {inner[path.name.lower()].name} and {path.name}; required: one of them."
                 )
             inner[path.name.lower()] = path
-    kind, remark, files = TASKS[task], "", {}
+    kind, remarks, files, left_out = TASKS[task], [], {}, {}
     optional = kind.optional[0] if kind.optional else None
     for column, name in kind.folders.items():
         if name in inner:
-            files[column] = {_pair_name(path.name, column): path for path in sorted(_files_of(inner[name]))}
+            files[column] = _images_of(inner[name], column, left_out)
         elif column == optional:
-            remark = f"no folder {name}: changed is where the class in {kind.folders[kind.optional[1]]} is above 0"
+            remarks += [f"no folder {name}: changed is where the class in {kind.folders[kind.optional[1]]} is above 0"]
         else:
             raise ValueError(f"{folder} has no folder {name}; required: {', '.join(kind.folders.values())}.")
-    unused = sorted(path.name for name, path in inner.items() if name not in kind.folders.values())
+    unused = sorted(File(path.name).name for name, path in inner.items() if name not in kind.folders.values())
     if unused and not allow_left_out:
         raise ValueError(
             f"{folder} has the folders {first_names(unused)}, which the task {task!r} does not use; required: only "
             f"{', '.join(kind.folders.values())}, or `allow_left_out`."
         )
+    if left_out and not allow_left_out:
+        reasons = first_names(f"{name} ({reason})" for name, reason in left_out.items())
+        raise ValueError(
+            f"{folder}, where {len(left_out)} files or folders would be left out: {reasons}; required: only images, or "
+            "`allow_left_out`."
+        )
+    if unused or left_out:
+        remarks += [f"left out: {first_names([*unused, *left_out])}"]
     names = sorted(files["image_before"])
     for column, paths in files.items():
         for name in sorted(set(names) ^ set(paths)):
             there, missing = (paths[name], "t1") if name in paths else (files["image_before"][name], column)
             where = kind.folders.get(missing, missing)
-            raise ValueError(f"{there} has no partner in {folder / where}; required: the same names in all folders.")
+            raise ValueError(
+                f"{File(str(there)).name} has no partner in {folder / where}; required: the same names in all folders."
+            )
     if not names:
         raise ValueError(f"{folder / 't1'} has no image; required: at least one.")
     rows = [{column: str(paths[name]) for column, paths in files.items()} for name in names]
     sizes = [(os.path.relpath(path, data), os.path.getsize(path)) for row in rows for path in row.values()]
-    return PairSource(rows, "folders", _hash(sizes), remark=remark)
+    return PairSource(rows, "folders", _hash(sizes), remark="; ".join(remarks))
 
 
-def _files_of(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+def _images_of(folder: Path, column: str, left_out: dict[str, str]) -> dict[str, Path]:
+    """The images of a folder by the names of their pairs, in NFC; enters in `left_out` why any other file is."""
+    content, images = walk(folder), {}
+    reasons = {
+        **content.left_out,
+        **dict.fromkeys((file.name for file in [*content.row_files, *content.metadata]), "no image"),
+    }
+    left_out.update({f"{folder.name}/{name}": reason for name, reason in reasons.items()})
+    for file in content.images:
+        name = _pair_name(nfc(file.path), column)
+        if name in images:
+            raise ValueError(f"{folder / file.name} is there twice, in two spellings; required: once.")
+        images[name] = folder / file.path
+    return images
 
 
 def _pair_name(name: str, column: str) -> str:

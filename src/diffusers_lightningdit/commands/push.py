@@ -15,6 +15,7 @@ writes folders and uploads nothing.
 
 import contextlib
 import dataclasses
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from ..evaluation.drawn_images import checked_decoding, load_pipeline
+from ..evaluation.drawn_images import check_sampling, checked_decoding, load_pipeline
 from ..files import check_output_dir, file_sha256, new_folder, read_checkpoint, resolve_file
 from ..grids import draw_labelled_grid
 from ..hub.cards import autoencoder_card, check_card, conversion_section, find_card, pipeline_card, with_section
@@ -44,7 +45,7 @@ from ..original import (
     select_transformer_weights,
 )
 from ..original.autoencoder import select_autoencoder_weights
-from ..settings import check_settings, one_line_errors, parse_config, required, setting
+from ..settings import check_repository, check_settings, one_line_errors, parse_config, required, setting
 from . import installed_folder
 
 SOURCES = ("checkpoint", "pipeline", "vae")
@@ -86,7 +87,7 @@ class PushConfig:
     classes: tuple[int | str, ...] | None = setting(
         None, "Ids or names of the classes of the samples; null: eight, evenly spread."
     )
-    num_samples_per_class: int = setting(4, "Samples of each class; 0: no picture.", minimum=0)
+    num_samples_per_class: int = setting(4, "Samples of each class; 0: no picture.", minimum=0, below=1000)
     sampling: dict = setting(
         {}, "Arguments of the pipeline's call for the samples, as sampling.num_inference_steps=50."
     )
@@ -130,8 +131,15 @@ class PushConfig:
         if self.checkpoint is not None and self.vae is None:
             raise ValueError("`checkpoint` is given without `vae`; required: both, for a pipeline.")
         for name, value in (("repository", self.repository), ("space", self.space)):
-            if value is not None and (value.count("/") != 1 or not all(value.split("/"))):
-                raise ValueError(f"`{name}` is {value!r}; required: user/name.")
+            if value is not None:
+                check_repository(name, value)
+        for name, form, wanted in (
+            ("license", r"[a-z0-9][a-z0-9.+-]*", "its name on the Hub, as apache-2.0"),
+            ("max_shard_size", r"[1-9]\d*[KMGT]B", "a size, as 10GB"),
+        ):
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch(form, value, re.IGNORECASE):
+                raise ValueError(f"`{name}` is {value!r}; required: {wanted}.")
         if self.card is None and self.license is None:
             raise ValueError(
                 "neither `card` nor `license` is given; required: one of them, since a card names a licence."
@@ -205,6 +213,7 @@ def draw_samples(config: PushConfig, pipeline: DiffusionPipeline) -> Image.Image
     num_classes = pipeline.transformer.config.num_classes
     spread = [number * num_classes // min(8, num_classes) for number in range(min(8, num_classes))]
     class_ids = spread if config.classes is None else pipeline.get_label_ids(list(config.classes))
+    check_sampling(pipeline, config.sampling)
     pipeline.to(Accelerator().device)
     with checked_decoding(pipeline):
         grid = draw_labelled_grid(

@@ -39,7 +39,7 @@ class SampleConfig:
     pipeline: str = required("Folder or Hub id of a class-conditional pipeline.")
 
     classes: tuple[int | str, ...] = required("Ids or names of classes.", group="Sampling")
-    num_images_per_class: int = setting(1, "Images of each class.", minimum=1)
+    num_images_per_class: int = setting(1, "Images of each class.", minimum=1, below=10_000)
     seed: int = setting(0, "The seed of the images.", minimum=0)
     sampling: dict = setting({}, "Arguments of the pipeline's call, as sampling.num_inference_steps=50.")
     scheduler: str | None = setting(None, "A scheduler class of diffusers; null: the pipeline's own.")
@@ -51,7 +51,7 @@ class SampleConfig:
     batch_size: int = setting(16, "Images that are drawn at a time.", minimum=1)
 
     output_dir: str = required("Folder of the images, new or empty.", group="Output")
-    zoom: int = setting(1, "Pixels a side that each pixel becomes in the grid.", minimum=1)
+    zoom: int = setting(1, "Pixels a side that each pixel becomes in the grid.", minimum=1, below=100)
 
     def __post_init__(self):
         check_settings(self)

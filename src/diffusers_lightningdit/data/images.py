@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from datasets.utils.file_utils import xopen
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import Dataset
 
 from ..files import one_line
@@ -21,6 +21,7 @@ from .rows import ImageRows, UnusableData, check_labels, known_num_classes
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 MAX_SIDES_RATIO = 100  # from that of the crop: resizing comes before cropping, and would make a huge image
 MAX_PIXELS = 178_956_970  # of an image, 0.7 GB: Pillow's own limit
+LYING = (5, 6, 7, 8)  # EXIF's orientations in which width and height are exchanged
 
 
 class UnusableImage(UnusableData):
@@ -109,6 +110,21 @@ def open_image(image: dict | str | os.PathLike | None, formats: Sequence[str] | 
                 raise UnusableImage(f"it has {decoded.width}x{decoded.height} pixels; required: at most {MAX_PIXELS}")
             decoded.load()
             return ImageOps.exif_transpose(decoded)
+
+
+def upright_size(path: str | os.PathLike, modes: Sequence[str] = EIGHT_BIT_MODES) -> tuple[int, int]:
+    """The (width, height) that `open_image` finds, of a file's header alone where that tells them.
+
+    Raises:
+        UnusableImage: as `open_image`, and for an image of another mode than one of `modes`.
+    """
+    with decoding(), Image.open(path) as image:
+        if image.mode not in modes:
+            raise UnusableImage(f"an image has mode {image.mode!r}; required: one of {', '.join(modes)}.")
+        width, height = image.size
+        # Of a PNG file the EXIF data may come after the pixels.
+        is_turned = width != height and image.getexif().get(ExifTags.Base.Orientation, 1) in LYING
+    return (height, width) if is_turned else (width, height)
 
 
 def to_rgb(image: Image.Image, modes: Sequence[str] = EIGHT_BIT_MODES, name: str = "an image") -> Image.Image:

@@ -48,6 +48,8 @@ class InternalGuidance(IntervalGuidance):
         super().__init__(guidance_scale, guidance_interval, guidance_channels, num_train_timesteps, enabled)
         check_scale("internal_guidance_scale", internal_guidance_scale)
         check_interval("internal_guidance_interval", internal_guidance_interval)
+        if not isinstance(internal_argument, str):
+            raise ValueError(f"`internal_argument` is {internal_argument!r}; required: the name of an argument.")
         self.internal_guidance_scale = internal_guidance_scale
         self.internal_guidance_interval = internal_guidance_interval
         self.internal_argument = internal_argument

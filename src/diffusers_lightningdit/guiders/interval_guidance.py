@@ -8,7 +8,7 @@ Self-contained (torch and diffusers only), as the other files that diffusers tak
 Time: t = 1 - timestep / `num_train_timesteps` for the timesteps of a flow-matching scheduler; 0 = noise, 1 = data.
 """
 
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -71,12 +71,20 @@ class IntervalGuidance(BaseGuidance):
         num_train_timesteps: int = 1000,
         enabled: bool = True,
     ):
+        if not isinstance(enabled, bool):
+            raise ValueError(f"`enabled` is {enabled!r}; required: True or False.")
         super().__init__(enabled=enabled)
         check_scale("guidance_scale", guidance_scale)
         check_interval("guidance_interval", guidance_interval)
         is_number = isinstance(guidance_channels, int) and not isinstance(guidance_channels, bool)
         if guidance_channels is not None and not (is_number and guidance_channels >= 1):
             raise ValueError(f"`guidance_channels` is {guidance_channels!r}; required: an integer from 1 on, or None.")
+        is_number = isinstance(num_train_timesteps, Integral) and not isinstance(num_train_timesteps, bool)
+        if not (is_number and 1 <= num_train_timesteps <= 1_000_000):
+            raise ValueError(
+                f"`num_train_timesteps` is {num_train_timesteps!r}; required: an integer of at least 1 and at most "
+                "1000000."
+            )
         self.guidance_scale = guidance_scale
         self.guidance_interval = guidance_interval
         self.guidance_channels = guidance_channels

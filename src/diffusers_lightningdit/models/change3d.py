@@ -140,6 +140,10 @@ class Change3DGenerateOutput(BaseOutput):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class NotFiniteError(ValueError):
+    """A model computed NaN or infinity; the message is one line."""
+
+
 class BatchNormByStatistics(torch.autograd.Function):
     """Normalise by the mean and variance of the batch, which the caller has computed; the gradients pass through them.
 
@@ -579,6 +583,10 @@ class Change3DCaptionDecoder(nn.Module):
                 number = owners.count(owner)
                 best = candidates[first : first + number].flatten().topk(min(beams[owner], number * vocab_size))
                 for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                    if math.isnan(score):  # which `topk` takes for the largest
+                        raise NotFiniteError(
+                            "`model` computed NaN in place of a caption; required: finite weights, in their type."
+                        )
                     row, word = first + index // vocab_size, index % vocab_size
                     if word == end_token_id:
                         finished[owner].append((score, [*words[row], word]))
@@ -779,6 +787,7 @@ class Change3DModel(LightningDiTModelMixin, FromOriginalModelMixin, ModelMixin, 
 
         Raises:
             ValueError: If the model writes no captions, or for a number of beams below 1.
+            NotFiniteError: If it computes NaN.
         """
         self._require_captioning()
         if num_beams < 1:
@@ -867,7 +876,8 @@ class Change3DModel(LightningDiTModelMixin, FromOriginalModelMixin, ModelMixin, 
         size = [c.sample_size] if isinstance(c.sample_size, int) else list(c.sample_size)
         multiple, is_captioning, has_classes = self.size_multiple, c.task == "captioning", c.task in WITH_CLASSES
         for name, value, fits, required in (
-            ("sample_size", c.sample_size, len(size) <= 2 and all(0 < n <= 16384 and n % multiple == 0 for n in size),
+            ("sample_size", c.sample_size, isinstance(c.sample_size, int) + len(size) == 2
+             and all(0 < n <= 16384 and n % multiple == 0 for n in size),
              f"a multiple of {multiple} pixels, at most 16384, or (height, width) of such"),
             ("num_classes", c.num_classes, has_classes or c.num_classes is None, f"None for the task {c.task!r}"),
             ("num_classes", c.num_classes, not has_classes or 2 <= (c.num_classes or 0) <= 1000,

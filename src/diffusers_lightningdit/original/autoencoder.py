@@ -203,6 +203,8 @@ def read_latents_statistics(file: str | Path | dict, latent_channels: int | None
             required = [1, latent_channels or (value.shape[1] if value.ndim == 4 else "C"), 1, 1]
             if list(value.shape) != required:
                 raise ValueError(f"`{name}` has shape {list(value.shape)}; required: {required}.")
+            if not value.is_floating_point():
+                raise ValueError(f"`{name}` has type {value.dtype}; required: a floating-point type.")
             if not torch.isfinite(value).all() or (name == "std" and not (value > 0).all()):
                 raise ValueError(f"`{name}` has values out of range; required: finite, and `std` positive.")
             lists.append(value.flatten().tolist())

@@ -41,7 +41,7 @@ class OriginalConfig:
         path = resolve_file(file)
         try:
             return cls(yaml.safe_load(path.read_text(encoding="utf-8")), str(file))
-        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:  # brackets by the thousand
             raise ValueError(f"{file}: is no readable YAML file: {first_line(error)}") from error
 
     def get(self, key: str, kind: type, default=None):

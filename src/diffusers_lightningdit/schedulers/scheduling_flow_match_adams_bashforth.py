@@ -9,12 +9,18 @@ d sample / d sigma = -velocity.
 
 import math
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
+
+
+def check_count(name: str, value) -> None:
+    """Raise ValueError unless a value is a whole number from 1 to a million."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= 1_000_000:
+        raise ValueError(f"`{name}` is {value!r}; required: an integer of at least 1 and at most 1000000.")
 
 
 @dataclass
@@ -63,8 +69,11 @@ class FlowMatchAdamsBashforthScheduler(SchedulerMixin, ConfigMixin):
     def __init__(
         self, num_train_timesteps: int = 1000, shift: float = 1.0, restart_times: list[float] | tuple[float, ...] = ()
     ):
+        check_count("num_train_timesteps", num_train_timesteps)
         if not (isinstance(shift, Real) and 0 < shift < math.inf):
             raise ValueError(f"`shift` is {shift!r}; required: a positive number.")
+        if not isinstance(restart_times, (tuple, list)):
+            raise ValueError(f"`restart_times` is {restart_times!r}; required: a list of times.")
         for time in restart_times:
             if not (isinstance(time, Real) and 0 < time < 1):
                 raise ValueError(f"`restart_times` has {time!r}; required: times between 0 and 1, both excluded.")
@@ -100,6 +109,7 @@ class FlowMatchAdamsBashforthScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: for too few steps.
         """
+        check_count("num_inference_steps", num_inference_steps)
         restarts = sorted(set(self.config.restart_times))
         if num_inference_steps <= len(restarts):
             raise ValueError(

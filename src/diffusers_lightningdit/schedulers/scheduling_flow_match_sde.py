@@ -9,7 +9,7 @@ d sample / d sigma = -velocity.
 
 import math
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -20,6 +20,12 @@ from diffusers.utils.torch_utils import randn_tensor
 SOLVER_TYPES = ("euler", "heun")
 DIFFUSION_FORMS = ("sigma", "linear", "decreasing")
 LAST_STEPS = ("mean", "euler", None)
+
+
+def check_count(name: str, value) -> None:
+    """Raise ValueError unless a value is a whole number from 1 to a million."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= 1_000_000:
+        raise ValueError(f"`{name}` is {value!r}; required: an integer of at least 1 and at most 1000000.")
 
 
 @dataclass
@@ -81,12 +87,13 @@ class FlowMatchSDEScheduler(SchedulerMixin, ConfigMixin):
         last_step: str | None = "mean",
         last_step_size: float = 0.04,
     ):
+        check_count("num_train_timesteps", num_train_timesteps)
         for name, value, known in (
             ("solver_type", solver_type, SOLVER_TYPES),
             ("diffusion_form", diffusion_form, DIFFUSION_FORMS),
             ("last_step", last_step, LAST_STEPS),
         ):
-            if value not in known:
+            if not isinstance(value, (str, type(None))) or value not in known:
                 raise ValueError(f"`{name}` is {value!r}; required: one of {known}.")
         if not (isinstance(diffusion_norm, Real) and 0 <= diffusion_norm < math.inf):
             raise ValueError(f"`diffusion_norm` is {diffusion_norm!r}; required: a finite number of at least 0.")
@@ -132,10 +139,9 @@ class FlowMatchSDEScheduler(SchedulerMixin, ConfigMixin):
             device: where `timesteps` are put; `sigmas` stay on the CPU.
 
         Raises:
-            ValueError: if `num_inference_steps` is less than 1.
+            ValueError: if `num_inference_steps` is no such number.
         """
-        if num_inference_steps < 1:
-            raise ValueError(f"`num_inference_steps` is {num_inference_steps}; required: at least 1.")
+        check_count("num_inference_steps", num_inference_steps)
         if self.config.last_step is None:
             grid = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)
         else:

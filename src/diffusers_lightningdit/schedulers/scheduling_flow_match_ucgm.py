@@ -9,13 +9,19 @@ d sample / d sigma = -velocity.
 
 import math
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
+
+
+def check_count(name: str, value) -> None:
+    """Raise ValueError unless a value is a whole number from 1 to a million."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= 1_000_000:
+        raise ValueError(f"`{name}` is {value!r}; required: an integer of at least 1 and at most 1000000.")
 
 
 @dataclass
@@ -79,6 +85,8 @@ class FlowMatchUCGMScheduler(SchedulerMixin, ConfigMixin):
         start_gap: float = 0.001,
         end_gap: float = 0.001,
     ):
+        check_count("num_train_timesteps", num_train_timesteps)
+
         def is_ratio(value) -> bool:
             return isinstance(value, Real) and 0 <= value <= 1
 
@@ -88,9 +96,10 @@ class FlowMatchUCGMScheduler(SchedulerMixin, ConfigMixin):
             ("time_warp", time_warp, is_warp and all(isinstance(x, Real) and 0 < x < math.inf for x in time_warp),
              "three positive numbers (a, b, c)"),
             ("extrapolation_ratio", extrapolation_ratio, is_ratio(extrapolation_ratio), "within [0, 1]"),
-            ("stochastic_ratio", stochastic_ratio, stochastic_ratio == "auto" or is_ratio(stochastic_ratio),
+            ("stochastic_ratio", stochastic_ratio,
+             is_ratio(stochastic_ratio) or (isinstance(stochastic_ratio, str) and stochastic_ratio == "auto"),
              "within [0, 1], or 'auto'"),
-            ("solver_order", solver_order, solver_order in (1, 2), "1 or 2"),
+            ("solver_order", solver_order, isinstance(solver_order, Integral) and solver_order in (1, 2), "1 or 2"),
             ("start_gap", start_gap, is_start and (start_gap > 0 or solver_order == 1),
              "within [0, 1), and above 0 with solver_order=2, which divides by the first t"),
             ("end_gap", end_gap, is_start and is_ratio(end_gap) and end_gap < 1 - start_gap,
@@ -144,10 +153,9 @@ class FlowMatchUCGMScheduler(SchedulerMixin, ConfigMixin):
             device: Where `timesteps` are put; `sigmas` stay on the CPU.
 
         Raises:
-            ValueError: If `num_inference_steps` is less than 1.
+            ValueError: If `num_inference_steps` is no such number.
         """
-        if num_inference_steps < 1:
-            raise ValueError(f"`num_inference_steps` is {num_inference_steps}; required: at least 1.")
+        check_count("num_inference_steps", num_inference_steps)
         times = self.time_grid(num_inference_steps if self.order == 1 else (num_inference_steps + 1) // 2)
         if self.order == 2:  # every point but the first is visited twice, on the step's sample and on the corrected one
             times = times.repeat_interleave(2)[1:]

@@ -15,7 +15,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from ..files import file_sha256, one_line, read_json, to_disk, write_json
+from ..files import file_sha256, make_readable, one_line, read_json, to_disk, write_json
 from ..processes import on_main_process
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
@@ -88,6 +88,7 @@ def new_checkpoint(output_dir: str | Path, step: int, num_bytes: int = 0) -> Ite
                 f"{path} needs {num_bytes / 1e9:.3g} GB, the disk has {free / 1e9:.3g} GB left; {_kept(output_dir)}"
             )
         yield partial
+        make_readable(partial)
         files = sorted(partial.iterdir())
         manifest = {file.name: {"size": file.stat().st_size, "sha256": file_sha256(file)} for file in files}
         write_json(partial / MANIFEST, manifest)

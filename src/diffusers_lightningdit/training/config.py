@@ -7,7 +7,7 @@ from accelerate.tracking import get_available_trackers
 from diffusers.optimization import SchedulerType
 
 from ..files import check_output_dir
-from ..settings import check_settings, required, setting
+from ..settings import check_repository, check_settings, required, setting
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -151,6 +151,8 @@ class TrainedPipelineSettings:
     hub_model_id: str | None = setting(None, "The Hub repository of the result: user/name.")
 
     def check_hub(self) -> None:
-        """Raise ValueError if the result is to be uploaded, but not said where to."""
+        """Raise ValueError if the result is to be uploaded, but not said where to, or not to a repository."""
         if self.push_to_hub and self.hub_model_id is None:
             raise ValueError("`push_to_hub` is true, but `hub_model_id` is not given; required: user/name.")
+        if self.hub_model_id is not None:
+            check_repository("hub_model_id", self.hub_model_id)

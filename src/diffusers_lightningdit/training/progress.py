@@ -164,8 +164,9 @@ class TrainingProgress:
 
     def _validated_steps(self) -> set[int]:
         path, steps = Path(self.config.output_dir) / METRICS_FILE, set()
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            with contextlib.suppress(ValueError):  # the end of a line is missing: the disk was full
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+            # The end of a line is missing, since the disk was full; or it was never a record.
+            with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 record = json.loads(line)
                 if any(key.startswith(VALIDATION) for key in record):
                     steps.add(record["step"])

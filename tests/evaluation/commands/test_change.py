@@ -2,12 +2,14 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import debug_launcher
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file, save_file
 from tiny_change3d import tiny_model, write_columns, write_folders, write_raw_captions
 
 from diffusers_lightningdit import Change3DPipeline
@@ -105,6 +107,19 @@ def test_a_model_without_a_pipeline_and_columns(models, tmp_path):
     assert record["results"]["num_pairs"] == 6
 
 
+@pytest.mark.parametrize("task", ["binary", "captioning"])
+def test_no_score_is_computed_from_nan(models, data, tmp_path, error_line, task):
+    """Of weights that are finite, but too large to compute with."""
+    model = tmp_path / "model"
+    shutil.copytree(models[task], model)
+    file = model / "model" / "diffusion_pytorch_model.safetensors"
+    weights = {name: w * 1e30 if w.is_floating_point() and w.ndim > 1 else w for name, w in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    words = ["change", "--model", str(model), "--data", data[task], "--output_dir", str(tmp_path / "out")]
+    assert "`model` computed NaN" in error_line(*words)
+    assert not list((tmp_path / "out").glob("[!.]*"))  # nothing but locks
+
+
 def test_what_cannot_be_evaluated(models, data, tmp_path, error_line):
     out = ("--output_dir", str(tmp_path / "out"))
 
@@ -120,6 +135,9 @@ def test_what_cannot_be_evaluated(models, data, tmp_path, error_line):
         "semantic", data["semantic"], "label_palette=[[0,0,0]]"
     )
     assert "`meteor_jar` is 'none.jar'" in message("captioning", data["captioning"], "--meteor_jar", "none.jar")
+    assert "`meteor_jar` is 'a.jar'; required: null for a model of the task 'binary'" in message(
+        "binary", data["binary"], "--meteor_jar", "a.jar"
+    )
     other = tmp_path / "words.json"
     other.write_text(json.dumps(build_vocabulary([["a", "b"]] * 6)))
     assert "have different vocabularies" in message("captioning", data["captioning"], "--vocabulary", str(other))

@@ -126,12 +126,10 @@ def open_dataset(
     source = open_pairs(task, config.data, config.split, config.columns, allow_left_out=config.allow_left_out)
     if task == "captioning":
         vocabulary = _one_vocabulary(config, vocabulary, source.vocabulary, model.config.vocab_size)
-    if config.label_palette is not None and len(config.label_palette) != model.config.num_classes:
-        number = model.config.num_classes or "none"
-        raise ValueError(
-            f"`label_palette` has {len(config.label_palette)} colours; required: {number}, one for each class of the "
-            "model."
-        )
+    for name in ("vocabulary", "meteor_jar"):
+        value = getattr(config, name)
+        if value is not None and task != "captioning":
+            raise ValueError(f"`{name}` is {value!r}; required: null for a model of the task {task!r}.")
     form = PairFormat(
         task, model.sample_size, model.config.num_classes, config.label_palette, config.resize, vocabulary
     )

@@ -108,7 +108,7 @@ class GridConfig:
     classes: tuple[int | str, ...] | None = setting(
         None, "Ids or names of classes, a row for each; null: the first ten.", group="Sampling"
     )
-    num_columns: int = setting(8, "Images of each class.", minimum=1)
+    num_columns: int = setting(8, "Images of each class.", minimum=1, below=1000)
     seed: int = setting(
         0, "The seed of a balanced set of `evaluate generation`, whose first images of each class are drawn.", minimum=0
     )
@@ -118,7 +118,7 @@ class GridConfig:
     batch_size: int = setting(16, "Images that are drawn at a time.", group="Computation", minimum=1)
 
     output: str = required("The new .png file, in an existing folder.", group="Output")
-    zoom: int = setting(1, "Pixels a side that each pixel becomes.", minimum=1)
+    zoom: int = setting(1, "Pixels a side that each pixel becomes.", minimum=1, below=100)
 
     def __post_init__(self):
         check_settings(self)

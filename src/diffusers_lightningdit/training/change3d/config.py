@@ -89,7 +89,7 @@ class Change3DTrainingConfig(TrainedPipelineSettings, TrainingConfig):
     )
     lr_step_factor: float = setting(0.1, "The factor of each reduction of the schedule step.", above=0)
     adam_betas: tuple[float, float] = setting(
-        (0.9, 0.99), "Adam's decay rates of the averages of gradients and of their squares."
+        (0.9, 0.99), "Adam's decay rates of the averages of gradients and of their squares.", minimum=0, below=1
     )
     adam_weight_decay: float = setting(
         1e-4, "The share of each weight that is added to its gradient (L2, not decoupled).", minimum=0
@@ -149,6 +149,8 @@ class Change3DTrainingConfig(TrainedPipelineSettings, TrainingConfig):
                 self.model = {"num_classes": 5, **self.model}
             follow = {"task": self.task, **({"vocab_size": 1000} if self.task == "captioning" else {})}
             self.model = make_model_arguments("model", self.model, Change3DModel, follow)
+        if self.vocabulary is not None and self.task != "captioning":
+            raise ValueError(f"`vocabulary` is {self.vocabulary!r}; required: null for the task {self.task!r}.")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` is {self.ema_decay}; required: at least 0 and below 1, or null.")
         if self.streaming and self.lr_scheduler == "step":

@@ -45,10 +45,9 @@ def load_pairs(
     """
     size, num_classes = model_config.get("sample_size", 256), model_config.get("num_classes")
     size = (size, size) if isinstance(size, int) else tuple(size)
-    if config.label_palette is not None and len(config.label_palette) != num_classes:
+    if config.class_names is not None and len(config.class_names) != num_classes:
         raise ValueError(
-            f"`label_palette` has {len(config.label_palette)} colours; required: {num_classes or 'none'}, one for each "
-            "class."
+            f"`class_names` has {len(config.class_names)} names; required: {num_classes or 'none'}, one for each class."
         )
     source, vocabulary = None, None
     if config.task == "captioning" or not config.streaming:

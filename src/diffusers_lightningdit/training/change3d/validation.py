@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """Validation of a Change3D in training, and the weights of the best one."""
 
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from ...change3d.pairs import PairDataset
 from ...change3d.scores import CaptionTotals, MapTotals, measure_batch, selection_score
 from ...files import atomic_write
 from ...models import Change3DModel
+from ...models.change3d import NotFiniteError
 from ...processes import on_main_process
 from .config import Change3DTrainingConfig
 
@@ -43,18 +45,26 @@ class Change3DValidation:
     def __call__(self, model: Change3DModel) -> tuple[float, dict[str, Any]]:
         """The score that checkpoints are chosen by, and all scores by name, on the main process; (0, {}) on others.
 
+        The score of a model that computes NaN or infinity is minus infinity, below that of any other.
+
         Every process has to call it.
         """
         config, model = self.config, model.to(self.accelerator.device).eval()
         measured = {}
         subset = Subset(self.dataset, [index for number in self.own for index in self.batches[number]])
         for number, batch in zip(self.own, DataLoader(subset, batch_size=BATCH_SIZE), strict=True):
-            counts = measure_batch(model, batch, num_beams=config.num_beams)
+            try:
+                counts = measure_batch(model, batch, num_beams=config.num_beams)
+            except NotFiniteError:  # on this process alone, which the others would wait for
+                counts = {}
             measured[number] = {name: values.cpu() for name, values in counts.items()}
         gathered = gather_object([measured])
         if not self.accelerator.is_main_process:
             return 0.0, {}
         counts_of = {number: counts for part in gathered for number, counts in part.items()}
+        num_bad = sum(not counts for counts in counts_of.values())
+        if num_bad:
+            return float("-inf"), {"validation_num_not_finite": num_bad}
         totals = CaptionTotals(self.dataset.form.vocabulary) if config.task == "captioning" else MapTotals(config.task)
         for number, indices in enumerate(self.batches):
             if config.task == "captioning":
@@ -78,23 +88,32 @@ class BestWeights:
         output_dir: The output folder.
         accelerator: The accelerator of the run.
         step: The step that the run begins at.
+        model: The model that they are the weights of.
         resumed_from: The checkpoint that the run goes on from; the best weights beside it, of steps up to this one, are
             taken along to another folder.
 
     Raises:
-        ValueError: If the file is damaged.
+        ValueError: If the file is damaged, or of another model.
     """
 
-    def __init__(self, output_dir: str | Path, accelerator: Accelerator, step: int, resumed_from: str | None = None):
+    def __init__(
+        self,
+        output_dir: str | Path,
+        accelerator: Accelerator,
+        step: int,
+        model: Change3DModel,
+        resumed_from: str | None = None,
+    ):
+        weights = model.state_dict()
         self.file, self.accelerator = Path(output_dir) / BEST_FILE, accelerator
         origin = None if resumed_from in (None, "latest") else Path(resumed_from).parent / BEST_FILE
 
         def take_along() -> tuple[int | None, float]:
-            if not self.file.exists() and origin is not None and origin.exists() and _read(origin)[0] <= step:
+            if not self.file.exists() and origin is not None and origin.exists() and _read(origin, weights)[0] <= step:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(self.file) as partial:
                     shutil.copyfile(origin, partial)
-            return _read(self.file) if self.file.exists() else (None, float("-inf"))
+            return _read(self.file, weights) if self.file.exists() else (None, float("-inf"))
 
         self.step, self.score = on_main_process(accelerator, take_along)
 
@@ -112,11 +131,19 @@ class BestWeights:
         return load_file(self.file)
 
 
-def _read(file: Path) -> tuple[int, float]:
-    """The step and the score of a file of best weights."""
+def _read(file: Path, weights: Mapping[str, torch.Tensor]) -> tuple[int, float]:
+    """The step and the score of a file of best weights, which have the names and shapes of `weights`."""
+    required = "required: as it was written, or that it be removed."
     try:
         with safe_open(file, "pt") as content:
             metadata = content.metadata() or {}
-        return int(metadata["step"]), float(metadata["score"])
+            shapes = {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
+        found = int(metadata["step"]), float(metadata["score"])
+        is_finite = all(tensor.isfinite().all() for tensor in load_file(file).values())
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{file} is damaged; required: as it was written, or that it be removed.") from error
+        raise ValueError(f"{file} is damaged; {required}") from error
+    if shapes != {name: tuple(weight.shape) for name, weight in weights.items()}:
+        raise ValueError(f"{file} has the weights of another model; {required}")
+    if not (is_finite and math.isfinite(found[1])):
+        raise ValueError(f"{file} has values that are NaN or infinite; {required}")
+    return found

@@ -97,7 +97,7 @@ class FlowTrainingConfig(TrainedPipelineSettings, ImageTrainingConfig):
         choices=OPTIMIZERS,
     )
     adam_betas: tuple[float, float] = setting(
-        (0.9, 0.95), "AdamW's decay rates of the averages of gradients and of their squares."
+        (0.9, 0.95), "AdamW's decay rates of the averages of gradients and of their squares.", minimum=0, below=1
     )
     adam_weight_decay: float = setting(0.0, "AdamW's weight decay; of muon that of the matrices.", minimum=0)
     max_grad_norm: float | None = setting(

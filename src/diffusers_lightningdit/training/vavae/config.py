@@ -114,7 +114,11 @@ class VAVAETrainingConfig(VAELossSettings, ImageTrainingConfig):
     )
     learning_rate: float = 1e-4
     adam_betas: tuple[float, float] = setting(
-        (0.5, 0.9), "AdamW's decay rates of the averages of gradients and of their squares.", group="Optimisation"
+        (0.5, 0.9),
+        "AdamW's decay rates of the averages of gradients and of their squares.",
+        group="Optimisation",
+        minimum=0,
+        below=1,
     )
     max_grad_norm: float | None = setting(
         None, "The norm that the autoencoder's gradients are clipped to; null: the norm is measured only.", above=0
