@@ -57,7 +57,7 @@ def description(file: Path) -> str:
     elif file.suffix == ".md":
         text = text.partition("---\n")[2].partition("---\n")[2] if text.startswith("---\n") else text
         text = text.lstrip().removeprefix("# ")
-    elif file.suffix in (".yaml", ".yml"):
+    elif file.suffix in (".yaml", ".yml", ".cff"):
         comments = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
         text = " ".join(comments) or f"settings: {', '.join(yaml.safe_load(text))}"
     line = " ".join(text.split("\n\n")[0].split())
