@@ -141,3 +141,11 @@ def test_sources(tmp_path, golden):
     for name in (str(tmp_path), str(tmp_path / "none"), str(tmp_path / "none.pt")):
         with pytest.raises(ValueError, match=r"no such file|required: folder or Hub id of a LightningDiT transformer"):
             load_initial_transformer(name)
+
+
+@pytest.mark.parametrize("index", ["{", "[1]", "[" * 5000, '{"id2label": {"x": "ox"}}'])
+def test_a_damaged_index_is_an_error_and_not_a_model_without_names(tmp_path, index):
+    tiny().save_pretrained(tmp_path / "transformer")
+    (tmp_path / "model_index.json").write_text(index)
+    with pytest.raises(ValueError, match=r"^`weight_init` is '[^\n]*model_index.json[^\n]*required[^\n]*$"):
+        load_initial_transformer(str(tmp_path))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ...files import read_model
+from ...files import one_line, read_model
 from ...models import LightningDiTTransformer2DModel
 from ...original.transformer import load_transformer
 from ...pipelines.pipeline_lightningdit import LightningDiTPipeline
@@ -32,14 +32,19 @@ def load_initial_transformer(
         return load_transformer(name), None
     try:
         pipeline = LightningDiTPipeline.load_config(name)
-    except Exception:  # a transformer alone, or nothing: the next error says what is wrong
-        pipeline = None
+        names = {int(class_id): names for class_id, names in (pipeline.get("id2label") or {}).items()}
+    except Exception as error:
+        if Path(name, "model_index.json").exists():  # without it the classes would have no names
+            raise ValueError(
+                f"`{argument}` is {name!r}, whose model_index.json cannot be read ({one_line(error)}); required: a "
+                "sound file."
+            ) from error
+        pipeline = names = None  # a transformer alone, or nothing: the next error says what is wrong
     required = "folder or Hub id of a LightningDiT transformer or pipeline, or an original checkpoint (.pt)"
     is_part = pipeline is not None or Path(name, "transformer", "config.json").is_file()
     subfolder = "transformer" if is_part else None
     model = read_model(LightningDiTTransformer2DModel, name, argument, required, subfolder=subfolder)
-    names = (pipeline or {}).get("id2label")
-    return model, {int(key): value for key, value in names.items()} if names else None
+    return model, names or None
 
 
 def check_switches(model: LightningDiTTransformer2DModel, source: dict, argument: str, keys: tuple[str, ...]) -> None:
