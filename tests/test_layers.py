@@ -32,7 +32,7 @@ SCRIPT_FOLDERS = ("training_scripts", "conversion", "examples", "benchmarks", "d
 
 # Files that are uploaded to the Hub as they are import only what everybody has who uses diffusers.
 UPLOADED = {"torch", "diffusers", "numpy", "PIL"} | set(sys.stdlib_module_names)
-OPTIONAL = {"peft", "torchdiffeq"}  # within functions
+OPTIONAL = {"torchdiffeq"}  # within functions
 # diffusers' loader follows a relative import of a pipeline, and a model is saved with the other file put into its own.
 SHARED_FILE = {"pipelines": "lightningdit_sampling", "models": "model_mixin"}
 
