@@ -80,6 +80,24 @@ def test_the_runs_are_the_authors(name, golden_frontier):
     close(sample, runs[f"{name}.final"])
 
 
+def test_extrapolation_halves_the_distance_from_the_exact_flow_map(golden_frontier):
+    """On the field of a Gaussian, whose flow takes noise z to mu + sigma z."""
+    runs = load_file(golden_frontier("ucgm_sampler/runs.safetensors"))
+    mu, sigma = (runs[name].view(1, -1, 1, 1) for name in ("mu", "sigma"))
+    close(mu + sigma * runs["z"], runs["exact_flow_map"], 1e-6)
+    errors = []
+    for ratio in (0.0, 0.5):
+        scheduler = FlowMatchUCGMScheduler(extrapolation_ratio=ratio)
+        scheduler.set_timesteps(10)
+        sample = runs["z"]
+        for timestep, sigma_of_time in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
+            t = float(1 - sigma_of_time)
+            v = mu + (t * sigma**2 - (1 - t)) / (t**2 * sigma**2 + (1 - t) ** 2) * (sample - t * mu)
+            sample = scheduler.step(-v, timestep, sample).prev_sample
+        errors.append((sample - runs["exact_flow_map"]).abs().max())
+    assert errors[1] < 0.5 * errors[0]
+
+
 def test_all_runs_are_tested(golden_frontier):
     assert set(json.loads(golden_frontier("ucgm_sampler/runs.json").read_text())) == set(RUNS)
 
