@@ -31,6 +31,7 @@ from diffusers.modular_pipelines import (
     PipelineState,
     SequentialPipelineBlocks,
 )
+from diffusers.utils import logging
 
 from .lightningdit_sampling import (
     DEFAULT_RECIPE,
@@ -61,6 +62,7 @@ from .lightningdit_sampling import (
     warn_of_too_many_steps,
 )
 
+logger = logging.get_logger(__name__)
 MODEL_NAME = "lightningdit"
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # Models are found by the repository's own code, and their classes are not known to this file.
@@ -270,9 +272,13 @@ class LightningDiTSetTimestepsStep(ModularPipelineBlocks):
         if block.num_inference_steps is None:
             block.num_inference_steps = recipe_of(components)["num_inference_steps"]
         check_arguments({"num_inference_steps": block.num_inference_steps})
-        warn_of_too_many_steps(
-            components.scheduler, components.config.get("sampling_recipe") or {}, block.num_inference_steps
-        )
+        recipe = components.config.get("sampling_recipe") or {}
+        warn_of_too_many_steps(components.scheduler, recipe, block.num_inference_steps)
+        if recipe.get("ode_method") is not None:
+            logger.warning(
+                f"The recipe has `ode_method` {recipe['ode_method']!r}, which modular pipelines do not have: the "
+                f"{type(components.scheduler).__name__} samples."
+            )
         times = set_timesteps(components.scheduler, block.num_inference_steps, components._execution_device).tolist()
         begin = self.first_step(components, block, times)
         block.times = [*times[begin:], 1.0]

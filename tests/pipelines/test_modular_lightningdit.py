@@ -8,7 +8,7 @@ import torch
 from diffusers import ClassifierFreeGuidance, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
 from diffusers_lightningdit import FlowMatchSDEScheduler, InternalGuidance
-from diffusers_lightningdit.pipelines import LightningDiTImg2ImgPipeline
+from diffusers_lightningdit.pipelines import LightningDiTImg2ImgPipeline, modular_lightningdit
 from diffusers_lightningdit.pipelines.modular_lightningdit import (
     LightningDiTBlocks,
     LightningDiTGenerationBlocks,
@@ -128,6 +128,16 @@ def test_a_network_for_a_few_steps(make_pipeline, make_transformer, more):
         modular(pipe)(**given, generator=generators[0], output="images"),
         pipeline(**given, generator=generators[1]).images,
     )
+
+
+def test_a_recipe_for_another_solver_is_said(make_pipeline, monkeypatch):
+    said = []
+    monkeypatch.setattr(modular_lightningdit.logger, "warning", said.append)
+    for method in (None, "dopri5"):
+        pipe = make_pipeline(sampling_recipe=RECIPE | {"ode_method": method})
+        modular(pipe)(**CALL, output="images")
+    scheduler = "the FlowMatchEulerDiscreteScheduler samples."
+    assert said == [f"The recipe has `ode_method` 'dopri5', which modular pipelines do not have: {scheduler}"]
 
 
 def test_internal_guidance(make_pipeline, make_transformer):
