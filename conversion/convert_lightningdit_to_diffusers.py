@@ -12,22 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers_lightningdit.files import check_output_dir, new_folder, read_checkpoint
+from diffusers_lightningdit.files import check_output_dir, new_folder
 from diffusers_lightningdit.hub.cards import pipeline_card
 from diffusers_lightningdit.hub.repository import write_conversion_card
 from diffusers_lightningdit.original import (
-    OriginalConfig,
     build_autoencoder,
     build_pipeline,
-    embedded_config,
-    load_transformer,
     read_autoencoder,
 )
+from diffusers_lightningdit.original.checkpoint_settings import OriginalCheckpointSettings
 from diffusers_lightningdit.settings import check_settings, one_line_errors, parse_config, required, setting
 
 
 @dataclass(kw_only=True)
-class ConversionConfig:
+class ConversionConfig(OriginalCheckpointSettings):
     """Settings of convert_lightningdit_to_diffusers.py.
 
     Raises:
@@ -35,24 +33,8 @@ class ConversionConfig:
     """
 
     checkpoint: str = required("File of the transformer's weights: a path, or user/repo:file of the Hub.")
-    config: str | None = setting(None, "The original's YAML; null: the one that the checkpoint holds, if any.")
-    weights: str | None = setting(
-        None,
-        "The weights that are taken; null: ema_models.1, the average of FACM's training files, or ema where the "
-        "checkpoint has it.",
-        choices=("ema", "model", "ema_models.0", "ema_models.1"),
-    )
     vae: str | None = setting(
         None, "An original checkpoint of the autoencoder, or a folder of diffusers; null: no pipeline is made."
-    )
-    latents_stats: str | None = setting(None, "The original's latents_stats.pt, which goes into the VAE's config.")
-    num_attention_heads: int | None = setting(
-        None, "The number of attention heads of sizes that were never published.", minimum=1
-    )
-    internal_guidance_layer: int | None = setting(
-        None,
-        "The block, counted from 1, before the output layer of internal guidance, of sizes that were never published.",
-        minimum=1,
     )
 
     output_dir: str = required("Folder of the transformer or pipeline, new or empty.", group="Output")
@@ -67,15 +49,7 @@ class ConversionConfig:
 
 def convert(config: ConversionConfig) -> dict[str, Any]:
     check_output_dir(config.output_dir)
-    checkpoint = read_checkpoint(config.checkpoint)
-    original = OriginalConfig.read(config.config) if config.config else embedded_config(checkpoint)
-    transformer = load_transformer(
-        config.checkpoint,
-        config.weights,
-        config=original,
-        num_attention_heads=config.num_attention_heads,
-        internal_guidance_layer=config.internal_guidance_layer,
-    )
+    transformer, original, _ = config.load_transformer()
     saved, notes = transformer, []
     if config.vae is not None:
         parts = read_autoencoder(config.vae)

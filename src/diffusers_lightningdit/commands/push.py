@@ -36,51 +36,25 @@ from ..hub.space import PACKAGE, write_space
 from ..hub.verification import check_autoencoder, check_transformer
 from ..models import AutoencoderVAVAE
 from ..original import (
-    OriginalConfig,
     build_autoencoder,
     build_pipeline,
-    embedded_config,
-    load_transformer,
     read_autoencoder,
     select_transformer_weights,
 )
 from ..original.autoencoder import select_autoencoder_weights
+from ..original.checkpoint_settings import OriginalCheckpointSettings
 from ..settings import check_repository, check_settings, one_line_errors, parse_config, required, setting
 from . import installed_folder
 
-SOURCES = ("checkpoint", "pipeline", "vae")
-
 
 @dataclasses.dataclass(kw_only=True)
-class PushConfig:
+class PushConfig(OriginalCheckpointSettings):
     """Settings of `diffusers-lightningdit push`.
 
     Raises:
         ValueError: If a value cannot be used, or the settings name no source, or several.
     """
 
-    checkpoint: str | None = setting(
-        None, "The original's file of a LightningDiT: a path, or user/repo:file of the Hub; with `vae`."
-    )
-    config: str | None = setting(
-        None, "The original's YAML of the checkpoint; null: the one that the checkpoint holds, if any."
-    )
-    weights: str | None = setting(
-        None,
-        "The weights that are taken; null: ema_models.1, the average of FACM's training files, or ema where the "
-        "checkpoint has it.",
-        choices=("ema", "model", "ema_models.0", "ema_models.1"),
-    )
-    vae: str | None = setting(None, "The original's file of the autoencoder, or a folder of diffusers.")
-    latents_stats: str | None = setting(None, "The original's latents_stats.pt, which goes into the VAE's config.")
-    num_attention_heads: int | None = setting(
-        None, "The number of attention heads of sizes that were never published.", minimum=1
-    )
-    internal_guidance_layer: int | None = setting(
-        None,
-        "The block, counted from 1, before the output layer of internal guidance, of sizes that were never published.",
-        minimum=1,
-    )
     pipeline: str | None = setting(None, "Folder of a pipeline, in place of `checkpoint` and `vae`.")
 
     seed: int = setting(0, "The seed of the samples.", group="Sampling", minimum=0)
@@ -192,15 +166,7 @@ def read_source(config: PushConfig) -> Source:
     if config.checkpoint is None:
         vae.register_to_config(auto_map={"AutoModel": "autoencoder_vavae.AutoencoderVAVAE"})  # code beside the weights
         return source
-    checkpoint = read_checkpoint(config.checkpoint)
-    original = OriginalConfig.read(config.config) if config.config else embedded_config(checkpoint)
-    transformer = load_transformer(
-        config.checkpoint,
-        config.weights,
-        config=original,
-        num_attention_heads=config.num_attention_heads,
-        internal_guidance_layer=config.internal_guidance_layer,
-    )
+    transformer, original, checkpoint = config.load_transformer()
     weights = select_transformer_weights(checkpoint, config.weights)
     source.differences["transformer"] = check_transformer(transformer, weights)
     source.files[Path(config.checkpoint.rpartition(":")[2]).name] = file_sha256(resolve_file(config.checkpoint))
