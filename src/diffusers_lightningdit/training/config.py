@@ -156,3 +156,21 @@ class TrainedPipelineSettings:
             raise ValueError("`push_to_hub` is true, but `hub_model_id` is not given; required: user/name.")
         if self.hub_model_id is not None:
             check_repository("hub_model_id", self.hub_model_id)
+
+
+@dataclasses.dataclass(kw_only=True)
+class OptionalAverageSettings:
+    """Fields of the trainings whose result has averages of the weights, or the weights themselves."""
+
+    ema_decay: float | None = setting(
+        None,
+        "The decay, at least 0 and below 1, of the average of the weights that is saved; null: the weights themselves "
+        "are saved.",
+        group="Averages of the weights",
+    )
+    ema_warmup: bool = setting(False, "Let the decay rise from 0 to its value in the first steps.")
+
+    def check_average(self) -> None:
+        """Raise ValueError for a decay that is none."""
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` is {self.ema_decay}; required: at least 0 and below 1, or null.")

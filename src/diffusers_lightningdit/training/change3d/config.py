@@ -10,14 +10,14 @@ from ...change3d.sources import split_of
 from ...change3d.tasks import TASKS
 from ...models import Change3DModel
 from ...settings import argument_list, make_model_arguments, required, setting
-from ..config import TrainedPipelineSettings, TrainingConfig
+from ..config import OptionalAverageSettings, TrainedPipelineSettings, TrainingConfig
 
 SCHEDULES = ("poly", "step")
 NOT_GIVEN = ("task", "vocab_size")  # arguments of the model that are settings, or follow from the data
 
 
 @dataclass(kw_only=True)
-class Change3DTrainingConfig(TrainedPipelineSettings, TrainingConfig):
+class Change3DTrainingConfig(OptionalAverageSettings, TrainedPipelineSettings, TrainingConfig):
     """Settings of train_change3d.py.
 
     Raises:
@@ -101,14 +101,6 @@ class Change3DTrainingConfig(TrainedPipelineSettings, TrainingConfig):
         None, "The size that each element of the gradients is clipped to; null: none is.", above=0
     )
 
-    ema_decay: float | None = setting(
-        None,
-        "The decay, at least 0 and below 1, of the average of the weights that is validated and saved; null: the "
-        "weights themselves are.",
-        group="Averages of the weights",
-    )
-    ema_warmup: bool = setting(False, "Let the decay rise from 0 to its value in the first steps.")
-
     # Dice makes the loss of a batch without a change many times that of others: only what is no number is a bad step.
     loss_spike_factor: float = 1000.0
     grad_norm_spike_factor: float = 1000.0
@@ -151,8 +143,7 @@ class Change3DTrainingConfig(TrainedPipelineSettings, TrainingConfig):
             self.model = make_model_arguments("model", self.model, Change3DModel, follow)
         if self.vocabulary is not None and self.task != "captioning":
             raise ValueError(f"`vocabulary` is {self.vocabulary!r}; required: null for the task {self.task!r}.")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"`ema_decay` is {self.ema_decay}; required: at least 0 and below 1, or null.")
+        self.check_average()
         if self.streaming and self.lr_scheduler == "step":
             raise ValueError(
                 "`lr_scheduler` is step with `streaming`, whose epochs have no known length; required: another one."

@@ -11,7 +11,7 @@ from ...models import AutoencoderVAVAE
 from ...networks.foundation_model import IMAGE_NORMALIZATIONS
 from ...networks.inception import PUBLISHED_SHA256
 from ...settings import argument_list, make_config, make_model_arguments, setting
-from ..config import ImageTrainingConfig
+from ..config import ImageTrainingConfig, OptionalAverageSettings
 
 MIN_VALIDATION_SAMPLES = 3  # that have a plane of principal components
 LOSS_SETTINGS = [entry.name for entry in dataclasses.fields(VAELossSettings)]
@@ -45,7 +45,7 @@ class Stage:
 
 
 @dataclass(kw_only=True)
-class VAVAETrainingConfig(VAELossSettings, ImageTrainingConfig):
+class VAVAETrainingConfig(VAELossSettings, OptionalAverageSettings, ImageTrainingConfig):
     """Settings of train_vavae.py.
 
     Raises:
@@ -124,14 +124,6 @@ class VAVAETrainingConfig(VAELossSettings, ImageTrainingConfig):
         None, "The norm that the autoencoder's gradients are clipped to; null: the norm is measured only.", above=0
     )
 
-    ema_decay: float | None = setting(
-        None,
-        "The decay, at least 0 and below 1, of the average of the weights that is saved; null: the weights themselves "
-        "are saved.",
-        group="Averages of the weights",
-    )
-    ema_warmup: bool = setting(False, "Let the decay rise from 0 to its value in the first steps.")
-
     validation_steps: int | None = setting(
         None,
         "Steps between two measurements of reconstruction and latents, of the weights that would be saved, which need "
@@ -189,8 +181,7 @@ class VAVAETrainingConfig(VAELossSettings, ImageTrainingConfig):
                 f"`validation_steps` is {self.validation_steps}; required: scikit-learn (pip install "
                 '"diffusers-lightningdit[evaluation]"), or null for no validation.'
             )
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"`ema_decay` is {self.ema_decay}; required: at least 0 and below 1, or null.")
+        self.check_average()
 
     def _make_schedule(self) -> list[Stage]:
         """The stages, and `max_train_steps`; raises ValueError naming the stage for what cannot be trained."""
