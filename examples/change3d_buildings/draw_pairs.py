@@ -8,8 +8,9 @@ buildings are drawn onto it. Some buildings are there at one date only: that is 
 clouds' shadows, the trees' size and colour, shadows of buildings, blur, a shift of less than a pixel and noise differ
 between the dates, and are none.
 
-The data set has the splits train, validation and test with the columns `image_before`, `image_after` and `label`. The
-same settings write the same pixels.
+The data set has the splits train, validation and test with the columns `image_before`, `image_after`, `label`, and
+`captions`, five sentences that say which buildings have appeared and vanished. The same settings write the same pixels
+and words.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Features
+from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -52,12 +53,17 @@ class BuildingsConfig:
     num_validation: int = setting(200, "Pairs of the split validation.", minimum=1)
     num_test: int = setting(400, "Pairs of the split test.", minimum=1)
     size: int = setting(64, "The side of an image in pixels, a multiple of 8.", minimum=32)
+    change_probability: float = setting(
+        0.5, "The probability with which a building is there at one date only.", minimum=0
+    )
     seed: int = setting(0, "The seed of everything that is drawn.", minimum=0)
 
     def __post_init__(self):
         check_settings(self)
         if self.size % 8:
             raise ValueError(f"`size` is {self.size}; required: a multiple of 8.")
+        if self.change_probability > 1:
+            raise ValueError(f"`change_probability` is {self.change_probability}; required: at most 1.")
         check_output_dir(self.output_dir)
 
 
@@ -117,8 +123,16 @@ def scaled(polygon: Polygon, offset: np.ndarray | tuple[float, float] = (0, 0)) 
     return [((x + offset[0]) * SCALE, (y + offset[1]) * SCALE) for x, y in polygon]
 
 
-def draw_pair(photographs: list[Image.Image], size: int, rng: np.random.Generator) -> dict[str, Image.Image]:
-    """A pair of images, [size, size] in RGB, and its label, 255 where a building is there at one date only."""
+def draw_presence(number: int, change_probability: float, rng: np.random.Generator) -> list[tuple[bool, bool]]:
+    """Of each building: whether it is there before, and after; it appears more often than it vanishes."""
+    shares = (1 - change_probability, 0.4 * change_probability, 0.6 * change_probability)
+    return [((True, True), (True, False), (False, True))[rng.choice(3, p=shares)] for _ in range(number)]
+
+
+def draw_pair(
+    photographs: list[Image.Image], size: int, rng: np.random.Generator, change_probability: float = 0.5
+) -> dict[str, Image.Image | list[str]]:
+    """A pair of images, [size, size] in RGB, its label, 255 where a building is at one date only, and captions."""
     ground = cut_ground(photographs[int(rng.integers(len(photographs)))], size, rng)
     draw = ImageDraw.Draw(ground)
     for _ in range(int(rng.integers(0, 3))):
@@ -129,12 +143,15 @@ def draw_pair(photographs: list[Image.Image], size: int, rng: np.random.Generato
         draw.line([tuple(end * SCALE) for end in ends], (grey, grey, grey - 4), width)
     buildings = place_buildings(size, rng)
     trees = [(rng.uniform(0, size, 2), rng.uniform(0.02, 0.06) * size) for _ in range(int(rng.integers(4, 20)))]
-    return draw_dates(ground, buildings, trees, size, rng)
+    presence = draw_presence(len(buildings), change_probability, rng)
+    pair = draw_dates(ground, buildings, presence, trees, size, rng)
+    return {**pair, "captions": describe([corners for corners, _ in buildings], presence, size)}
 
 
 def draw_dates(
     ground: Image.Image,
     buildings: list[tuple[Polygon, int]],
+    presence: list[tuple[bool, bool]],
     trees: list[tuple[np.ndarray, float]],
     unit: int,
     rng: np.random.Generator,
@@ -144,12 +161,11 @@ def draw_dates(
     Args:
         ground: The ground with its roads, `SCALE` times as large as the images.
         buildings: Corners in pixels of the images, and numbers of `ROOFS`.
+        presence: Of each building, whether it is there before, and after.
         trees: Centres and radii in pixels of the images.
         unit: The number of pixels that lengths of shadows and clouds are parts of.
-        rng: Draws which buildings are there, light, season and camera.
+        rng: Draws light, season and camera.
     """
-    # of each building: is it there before, and after
-    presence = [((True, True), (True, False), (False, True))[rng.choice(3, p=(0.5, 0.2, 0.3))] for _ in buildings]
     images = [
         see(draw_date(ground, buildings, [there[date] for there in presence], trees, unit, rng), unit, rng)
         for date in (0, 1)
@@ -211,11 +227,62 @@ def see(image: Image.Image, unit: int, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray((pixels * 255).round().clip(0, 255).astype(np.uint8))
 
 
-def draw_pairs(split: str, number: int, size: int, seed: int) -> Iterator[dict[str, Image.Image]]:
+# ---------------------------------------------------------------------------------------------------------------------
+# Its captions
+# ---------------------------------------------------------------------------------------------------------------------
+
+NUMBERS = {1: "a building", 2: "two buildings", 3: "three buildings"}  # more are "many buildings"
+# What has happened to one building, or to several ones.
+APPEARED = (
+    "{} has appeared|{} have appeared",
+    "{} has been built|{} have been built",
+    "{} is new|{} are new",
+    "someone has built {}|someone has built {}",
+    "there is now {}|there are now {}",
+)
+VANISHED = (
+    "{} has vanished|{} have vanished",
+    "{} has been removed|{} have been removed",
+    "{} is gone|{} are gone",
+    "someone has removed {}|someone has removed {}",
+    "there is no longer {}|there are no longer {}",
+)
+UNCHANGED = (
+    "nothing has changed",
+    "the scene is the same as before",
+    "no building has changed",
+    "there is no difference",
+    "all buildings are still there",
+)
+
+
+def place_name(polygon: Polygon, size: int) -> str:
+    """The place of a building, by the third of the image that its middle is in."""
+    x, y = (np.mean(polygon, axis=0) / size * 3).astype(int).clip(0, 2)
+    words = [word for word in (("top", "", "bottom")[y], ("left", "", "right")[x]) if word]
+    return f"at the {' '.join(words)}" if words else "in the middle"
+
+
+def describe(buildings: list[Polygon], presence: list[tuple[bool, bool]], size: int) -> list[str]:
+    """Five captions of a pair: how many buildings have appeared and vanished; of a single one also where."""
+    sentences = []
+    for way, verbs in (((False, True), APPEARED), ((True, False), VANISHED)):
+        changed = [corners for corners, dates in zip(buildings, presence, strict=True) if dates == way]
+        if changed:
+            subject = NUMBERS.get(len(changed), "many buildings")
+            place = f" {place_name(changed[0], size)}" if len(changed) == 1 else ""
+            sentences.append([verb.split("|")[len(changed) > 1].format(subject) + place for verb in verbs])
+    return [" and ".join(parts) for parts in zip(*sentences, strict=True)] or list(UNCHANGED)
+
+
+def draw_pairs(
+    split: str, number: int, size: int, seed: int, change_probability: float = 0.5
+) -> Iterator[dict[str, Image.Image | list[str]]]:
     """All pairs of a split; each is a function of the seed, the split and its number alone."""
     photographs = [load_photograph(name) for name in PHOTOGRAPHS[split]]
     for index in range(number):
-        yield draw_pair(photographs, size, np.random.default_rng([seed, list(PHOTOGRAPHS).index(split), index]))
+        rng = np.random.default_rng([seed, list(PHOTOGRAPHS).index(split), index])
+        yield draw_pair(photographs, size, rng, change_probability)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -223,8 +290,10 @@ def main(argv: list[str] | None = None) -> None:
         config = parse_config(BuildingsConfig, argv, __doc__)
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     features = Features(dict.fromkeys(("image_before", "image_after", "label"), ImageFeature()))
+    features["captions"] = List(Value("string"))
     for split in PHOTOGRAPHS:
-        rows = list(draw_pairs(split, getattr(config, f"num_{split}"), config.size, config.seed))
+        number = getattr(config, f"num_{split}")
+        rows = list(draw_pairs(split, number, config.size, config.seed, config.change_probability))
         columns = {name: [row[name] for row in rows] for name in features}
         path = Path(config.output_dir) / f"{split}.parquet"
         Dataset.from_dict(columns, features=features).to_parquet(path)

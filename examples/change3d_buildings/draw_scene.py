@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from draw_pairs import PHOTOGRAPHS, SCALE, draw_dates, load_photograph, place_buildings, scaled, toned
+from draw_pairs import PHOTOGRAPHS, SCALE, draw_dates, draw_presence, load_photograph, place_buildings, scaled, toned
 from PIL import Image, ImageDraw
 
 from diffusers_lightningdit import Change3DPipeline
@@ -77,7 +77,7 @@ def draw_scene(photograph: Image.Image, width: int, height: int, seed: int) -> d
                 buildings.append(([tuple(point) for point in corner + np.array(corners)], roof))
         for _ in range(int(rng.integers(4, 20))):
             trees.append((corner + rng.uniform(0, CELL, 2), rng.uniform(0.02, 0.06) * CELL))
-    return draw_dates(ground, buildings, trees, CELL, rng)
+    return draw_dates(ground, buildings, draw_presence(len(buildings), 0.5, rng), trees, CELL, rng)
 
 
 def seam_ratio(probability: np.ndarray, tile: tuple[int, int], overlap: int) -> float:

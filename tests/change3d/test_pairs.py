@@ -256,6 +256,20 @@ def test_captions_that_are_too_long(tmp_path):
         PairDataset(source, form, file).check()
 
 
+def test_captions_for_a_model_of_shorter_ones(tmp_path):
+    """Words are as many ids as the model reads; ids that are there already are refused if they are more."""
+    file = write_raw_captions(tmp_path, number=2)
+    source = open_pairs("captioning", file, "train")
+    form = form_of("captioning", vocabulary=known_vocabulary(source, None, 1), max_caption_length=8)
+    assert PairDataset(source, form, file, seed=0)[0]["captions"].shape == (8,)
+    source.rows[1]["captions"][2] = ["a"] * 7
+    with pytest.raises(UnusablePair, match=r"A/train_1.png: a caption has 7 words; required: 1 to 6"):
+        PairDataset(source, form, file).check()
+    source.rows[1]["captions"] = [[11, 1, 12, *[0] * 49]]
+    with pytest.raises(UnusablePair, match=r"train_1.png: a caption has 52 ids; required: at most 8, the model's"):
+        PairDataset(source, form, file).check()
+
+
 @pytest.mark.parametrize(
     ("captions", "message"),
     [(None, "has no caption; required: at least one"), ([None], "a caption has 0 words; required: 1 to 50")],

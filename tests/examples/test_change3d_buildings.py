@@ -21,7 +21,9 @@ def data(tmp_path_factory) -> Path:
 
 
 def pixels(split: str, number: int, seed: int = 0) -> list[np.ndarray]:
-    return [np.array(image) for pair in draw_pairs.draw_pairs(split, number, 64, seed) for image in pair.values()]
+    return [
+        np.array(image) for pair in draw_pairs.draw_pairs(split, number, 64, seed) for image in list(pair.values())[:3]
+    ]
 
 
 def test_the_same_pixels_at_every_run():
@@ -47,6 +49,44 @@ def test_the_label_is_where_a_building_is_at_one_date_only():
     differences = np.abs(np.array(with_building, int) - np.array(without, int)).sum(-1)
     assert differences[20 * draw_pairs.SCALE, 32 * draw_pairs.SCALE] > 20
     assert differences[55 * draw_pairs.SCALE :].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("presence", "first", "last"),
+    [
+        ([(True, True)] * 3, "nothing has changed", "all buildings are still there"),
+        (
+            [(False, True), (True, True), (True, True)],
+            "a building has appeared at the top left",
+            "there is now a building at the top left",
+        ),
+        (
+            [(True, False), (False, True), (True, False)],
+            "a building has appeared in the middle and two buildings have vanished",
+            "there is now a building in the middle and there are no longer two buildings",
+        ),
+    ],
+)
+def test_captions_by_hand(presence, first, last):
+    buildings = [
+        [(x - 3, y - 2), (x + 3, y - 2), (x + 3, y + 2), (x - 3, y + 2)] for x, y in ((8, 9), (30, 35), (60, 20))
+    ]
+    captions = draw_pairs.describe(buildings, presence, 64)
+    assert len(captions) == len(set(captions)) == 5
+    assert (captions[0], captions[-1]) == (first, last)
+
+
+def test_captions_say_what_the_label_shows():
+    """Where nothing has changed, and only there, the label is empty; a single change is where the caption says."""
+    numbers = {"top": 0, "bottom": 2, "left": 0, "right": 2}
+    for pair in draw_pairs.draw_pairs("test", 60, 64, 0, change_probability=0.2):
+        label, caption = np.array(pair["label"]) > 0, pair["captions"][0]
+        assert label.any() != (caption == draw_pairs.UNCHANGED[0])
+        if " and " not in caption and "a building" in caption:
+            y, x = np.argwhere(label).mean(0) / 64 * 3
+            for word in caption.split():
+                if word in numbers:
+                    assert abs((y if word in ("top", "bottom") else x) - numbers[word] - 0.5) < 0.75, caption
 
 
 def test_labels_and_sizes(data):
@@ -81,3 +121,6 @@ def test_settings_that_cannot_be_used(tmp_path, capsys):
     with pytest.raises(SystemExit):
         draw_pairs.main([f"output_dir={tmp_path / 'new'}", "size=60"])
     assert "`size` is 60; required: a multiple of 8" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        draw_pairs.main([f"output_dir={tmp_path / 'new'}", "change_probability=1.5"])
+    assert "`change_probability` is 1.5; required: at most 1" in capsys.readouterr().err

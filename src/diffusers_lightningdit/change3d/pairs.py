@@ -44,6 +44,7 @@ class PairFormat:
         palette: The colour [red, green, blue] of each class in label maps that are pictures; None if they are numbers.
         resize: Whether images of another size are resized, as the original does; otherwise they are refused.
         vocabulary: The vocabulary of captions.
+        max_caption_length: The number of ids of a caption, with `<start>`, `<end>` and `<pad>`.
 
     Raises:
         ValueError: For a palette that is not a colour for each class.
@@ -55,6 +56,7 @@ class PairFormat:
     palette: tuple[tuple[int, int, int], ...] | None = None
     resize: bool = False
     vocabulary: dict[str, int] | None = None
+    max_caption_length: int = MAX_LENGTH
 
     def __post_init__(self):
         if self.palette is None:
@@ -218,10 +220,15 @@ def encoded_captions(row: dict, number: int | str, form: PairFormat) -> list[lis
     encoded = []
     for caption in listed_captions(row):
         if isinstance(caption, list) and caption and isinstance(caption[0], int):
+            if len(caption) > form.max_caption_length:
+                raise UnusablePair(
+                    f"{row_name(row, IMAGES[0], number)}: a caption has {len(caption)} ids; required: at most "
+                    f"{form.max_caption_length}, the model's `max_caption_length`."
+                )
             encoded.append(caption)
             continue
         try:
-            encoded.append(encode_caption(words_of_caption(caption), form.vocabulary, MAX_LENGTH))
+            encoded.append(encode_caption(words_of_caption(caption), form.vocabulary, form.max_caption_length))
         except ValueError as error:
             raise UnusablePair(f"{row_name(row, IMAGES[0], number)}: {error}") from error
     if not encoded:

@@ -56,7 +56,7 @@ class Change3DTrainingConfig(OptionalAverageSettings, TrainedPipelineSettings, T
     pretrained_encoder: str | None = setting(
         None,
         "File X3D_L.pyth of Kinetics-400, or user/name:file on the Hub, that the encoder begins with, as the paper's; "
-        "null: it begins with random weights.",
+        "or folder or Hub id of a Change3D of any task, whose encoder it begins with; null: random weights.",
     )
     pretrained_channel_order: str = setting(
         "as_read",

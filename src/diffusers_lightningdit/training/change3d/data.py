@@ -2,9 +2,11 @@
 """The pairs that a Change3D is trained and validated with, and the model that fits them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from ...change3d.captions import MAX_LENGTH
 from ...change3d.pairs import PairDataset, PairFormat, StreamedPairs, known_vocabulary
 from ...change3d.sources import open_pairs
 from ...files import read_model
@@ -12,6 +14,8 @@ from ...models import Change3DModel
 from ...original.change3d import initialize_from_x3d
 from ...pipelines import Change3DPipeline
 from .config import Change3DTrainingConfig
+
+MODELS = "a folder or Hub id of a Change3DModel or a Change3DPipeline"
 
 
 @dataclass
@@ -57,7 +61,10 @@ def load_pairs(
         vocabulary = known_vocabulary(source, config.vocabulary, config.min_word_count)
         if config.weight_init is not None:
             _check_words(config.weight_init, vocabulary, model_config["vocab_size"], words_of_model)
-    form = PairFormat(config.task, size, num_classes, config.label_palette, config.resize, vocabulary)
+    max_caption_length = model_config.get("max_caption_length", MAX_LENGTH)
+    form = PairFormat(
+        config.task, size, num_classes, config.label_palette, config.resize, vocabulary, max_caption_length
+    )
     if config.streaming:
         arguments = (config.split, config.columns, config.allow_left_out, config.random_variation)
         train = StreamedPairs(form, config.data, *arguments)
@@ -114,22 +121,60 @@ def initial_model_config(
     """
     if config.weight_init is None:
         return {"task": config.task, **config.model}, None, None
-    required = "a folder or Hub id of a Change3DModel or a Change3DPipeline"
-    try:
-        pipeline_config = Change3DPipeline.load_config(config.weight_init)
-    except Exception:  # diffusers raises many kinds where there is no model_index.json
-        pipeline_config = {}
-    subfolder = "model" if pipeline_config.get("_class_name") == Change3DPipeline.__name__ else None
-    model = read_model(Change3DModel, config.weight_init, "weight_init", required, subfolder=subfolder)
+    model, words = _read_model(config.weight_init, "weight_init", MODELS)
     if model.config.task != config.task:
         raise ValueError(
             f"`weight_init` is {config.weight_init!r}, of the task {model.config.task!r}; required: {config.task!r}."
         )
-    return dict(model.config), model, pipeline_config.get("vocabulary")
+    return dict(model.config), model, words
+
+
+def _read_model(name: str, argument: str, required: str) -> tuple[Change3DModel, list[str] | None]:
+    """The model of a folder or Hub id, and the words of a pipeline that has them."""
+    try:
+        pipeline_config = Change3DPipeline.load_config(name)
+    except Exception:  # diffusers raises many kinds where there is no model_index.json
+        pipeline_config = {}
+    subfolder = "model" if pipeline_config.get("_class_name") == Change3DPipeline.__name__ else None
+    model = read_model(Change3DModel, name, argument, required, subfolder=subfolder)
+    return model, pipeline_config.get("vocabulary")
+
+
+def initialize_encoder(model: Change3DModel, name: str) -> None:
+    """Load a pretrained encoder: X3D-L of Kinetics-400, or that of a Change3D of any task.
+
+    Of a Change3D, the stem and the stages that both models have are taken, and the perception frames if their number
+    and size are the same.
+
+    Args:
+        model: The model to be trained.
+        name: The file X3D_L.pyth, or `user/name:file` on the Hub; or folder or Hub id of a model or pipeline.
+
+    Raises:
+        ValueError: In one line, if it cannot be used.
+    """
+    is_file = Path(name).is_file() or ":" in name or "/" not in name
+    if is_file and not Path(name).is_dir():
+        try:
+            initialize_from_x3d(model, name)
+        except ValueError as error:
+            raise ValueError(f"`pretrained_encoder`: {error}") from error
+        return
+    source, _ = _read_model(name, "pretrained_encoder", f"the file X3D_L.pyth, or {MODELS}")
+    widths = ("width_factor", "depth_factor")
+    found, wanted = ({key: each.config[key] for key in widths} for each in (source, model))
+    if found != wanted:
+        raise ValueError(f"`pretrained_encoder` is {name!r}, an X3D with {found}; required: {wanted}, as `model` has.")
+    ours, theirs = model.encoder, source.encoder
+    ours.stem.load_state_dict(theirs.stem.state_dict())
+    for stage, other in zip(ours.stages, theirs.stages, strict=False):  # captioning has one more
+        stage.load_state_dict(other.state_dict())
+    if ours.perception_frames.shape == theirs.perception_frames.shape:
+        ours.perception_frames.data.copy_(theirs.perception_frames)
 
 
 def initial_model(config: Change3DTrainingConfig, arguments: dict, form: PairFormat) -> Change3DModel:
-    """A new model, whose random numbers are torch's global ones, with the weights of X3D-L where they are given.
+    """A new model, whose random numbers are torch's global ones, with the weights of `pretrained_encoder`.
 
     Raises:
         ValueError: In one line, if the file cannot be used.
@@ -138,10 +183,7 @@ def initial_model(config: Change3DTrainingConfig, arguments: dict, form: PairFor
         arguments = {**arguments, "vocab_size": len(form.vocabulary)}
     model = Change3DModel(**arguments)
     if config.pretrained_encoder is not None:
-        try:
-            initialize_from_x3d(model, config.pretrained_encoder)
-        except ValueError as error:
-            raise ValueError(f"`pretrained_encoder`: {error}") from error
+        initialize_encoder(model, config.pretrained_encoder)
         if config.pretrained_channel_order == "rgb":
             with torch.no_grad():
                 weight = model.encoder.stem.conv_space.weight
