@@ -22,6 +22,7 @@ from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw, ImageFilter
 
+from diffusers_lightningdit.change3d.caption_metrics import NO_CHANGE_CAPTIONS
 from diffusers_lightningdit.files import check_output_dir
 from diffusers_lightningdit.settings import check_settings, one_line_errors, parse_config, required, setting
 
@@ -247,13 +248,6 @@ VANISHED = (
     "someone has removed {}|someone has removed {}",
     "there is no longer {}|there are no longer {}",
 )
-UNCHANGED = (
-    "nothing has changed",
-    "the scene is the same as before",
-    "no building has changed",
-    "there is no difference",
-    "all buildings are still there",
-)
 
 
 def place_name(polygon: Polygon, size: int) -> str:
@@ -272,7 +266,7 @@ def describe(buildings: list[Polygon], presence: list[tuple[bool, bool]], size: 
             subject = NUMBERS.get(len(changed), "many buildings")
             place = f" {place_name(changed[0], size)}" if len(changed) == 1 else ""
             sentences.append([verb.split("|")[len(changed) > 1].format(subject) + place for verb in verbs])
-    return [" and ".join(parts) for parts in zip(*sentences, strict=True)] or list(UNCHANGED)
+    return [" and ".join(parts) for parts in zip(*sentences, strict=True)] or list(NO_CHANGE_CAPTIONS)
 
 
 def draw_pairs(

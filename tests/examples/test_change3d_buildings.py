@@ -54,7 +54,7 @@ def test_the_label_is_where_a_building_is_at_one_date_only():
 @pytest.mark.parametrize(
     ("presence", "first", "last"),
     [
-        ([(True, True)] * 3, "nothing has changed", "all buildings are still there"),
+        ([(True, True)] * 3, "the scene is the same as before", "almost nothing has changed"),
         (
             [(False, True), (True, True), (True, True)],
             "a building has appeared at the top left",
@@ -81,7 +81,7 @@ def test_captions_say_what_the_label_shows():
     numbers = {"top": 0, "bottom": 2, "left": 0, "right": 2}
     for pair in draw_pairs.draw_pairs("test", 60, 64, 0, change_probability=0.2):
         label, caption = np.array(pair["label"]) > 0, pair["captions"][0]
-        assert label.any() != (caption == draw_pairs.UNCHANGED[0])
+        assert label.any() != (caption == draw_pairs.NO_CHANGE_CAPTIONS[0])
         if " and " not in caption and "a building" in caption:
             y, x = np.argwhere(label).mean(0) / 64 * 3
             for word in caption.split():
