@@ -117,10 +117,12 @@ class LatentsDataset(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
         """Items, which a DataLoader asks for a batch at a time: they are copied and checked at once."""
         flips = [self.random_flip and is_flipped(self.seed, getattr(i, "epoch", 0), int(i)) for i in indices]
-        columns = {"latents": self._read_all(indices, flips), "class_labels": self.labels[list(indices)].tolist()}
+        latents, labels = self._read_all(indices, flips), self.labels[list(indices)].tolist()
+        items = [{"latents": x, "class_labels": label} for x, label in zip(latents, labels, strict=True)]
         if self.feature_shape is not None:
-            columns["features"] = self._read_all(indices, flips, "features")
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            for item, features in zip(items, self._read_all(indices, flips, "features"), strict=True):
+                item["features"] = features
+        return items
 
     def read(self, index: int, flip: bool) -> torch.Tensor:
         """Raw latents of an image, or of the mirrored image: float32 [C, height, width].
