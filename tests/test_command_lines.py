@@ -45,6 +45,7 @@ SCRIPTS = [
     "conversion/convert_lpips_to_safetensors.py",
     "conversion/convert_vavae_to_diffusers.py",
     "conversion/convert_yaml_to_recipe.py",
+    "examples/change3d_buildings/caption_figures.py",
     "examples/change3d_buildings/difference.py",
     "examples/change3d_buildings/draw_pairs.py",
     "examples/change3d_buildings/draw_scene.py",

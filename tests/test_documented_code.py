@@ -71,7 +71,8 @@ def checkout(tmp_path_factory) -> Path:
     cards = ("model_cards/lightningdit-digits", "model_cards/lightningdit-digits-few-step")
     for name in (*cards, "model", "FOLDER_OR_HUB_ID"):
         pipeline.save_pretrained(folder / name)
-    (folder / "model_cards" / "change3d-buildings").symlink_to(REPOSITORY / "model_cards" / "change3d-buildings")
+    for name in ("change3d-buildings", "change3d-buildings-captions"):
+        (folder / "model_cards" / name).symlink_to(REPOSITORY / "model_cards" / name)
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 

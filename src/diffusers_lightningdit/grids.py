@@ -78,7 +78,11 @@ def draw_class_images(
 
 
 def labelled_grid(
-    rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[str] = (), zoom: int = 1, caption: str = ""
+    rows: Sequence[tuple[str, Sequence[Image.Image]]],
+    columns: Sequence[str] = (),
+    zoom: int = 1,
+    caption: str = "",
+    title_width: int | None = None,
 ) -> Image.Image:
     """Arrange images in rows, with a title at the left of each row, a name above each column and a caption below.
 
@@ -87,6 +91,7 @@ def labelled_grid(
         columns: The names of the columns, one for each image of the longest row; or no names.
         zoom: The factor by which images are enlarged, a whole number; each pixel becomes a square.
         caption: The text below the images, which is wrapped to their width.
+        title_width: The width in pixels that titles are wrapped to; None: each is one line.
 
     Raises:
         ValueError: If there are no images, their sizes differ, the number of names is another one, or the grid would
@@ -102,8 +107,9 @@ def labelled_grid(
     width, height = (side * zoom for side in sizes.pop())
     font_size = min(max(height // 4, FONT_SIZES[0]), FONT_SIZES[1])
     font = ImageFont.load_default(font_size)
-    title_width = max(font.getlength(title) for title, _ in rows)
-    left = round(title_width) + 2 * MARGIN if title_width else 0
+    titles = [[title] if title_width is None else _wrapped(title, font, title_width) for title, _ in rows]
+    widest = max((font.getlength(line) for lines in titles for line in lines), default=0)
+    left = round(widest) + 2 * MARGIN if widest else 0
     top = 2 * MARGIN + font_size if columns else 0
     total_width, bottom = left + (width + GAP) * length, top + (height + GAP) * len(rows)
     lines = _wrapped(caption, font, total_width - 2 * MARGIN)
@@ -118,9 +124,11 @@ def labelled_grid(
         draw.text((MARGIN, bottom + MARGIN + number * line_height), line, fill="black", anchor="la", font=font)
     for column, name in enumerate(columns):
         draw.text((left + column * (width + GAP) + width // 2, top // 2), name, fill="black", anchor="mm", font=font)
-    for row, (title, images) in enumerate(rows):
+    for row, (lines, (_, images)) in enumerate(zip(titles, rows, strict=True)):
         y = top + row * (height + GAP)
-        draw.text((MARGIN, y + height // 2), title, fill="black", anchor="lm", font=font)
+        for number, line in enumerate(lines):
+            offset = line_height * (2 * number + 1 - len(lines)) // 2  # around the middle of the row
+            draw.text((MARGIN, y + height // 2 + offset), line, fill="black", anchor="lm", font=font)
         for column, image in enumerate(images):
             tile = image.convert("RGB").resize((width, height), resample=Image.Resampling.NEAREST)
             grid.paste(tile, (left + column * (width + GAP), y))

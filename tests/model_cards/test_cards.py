@@ -19,7 +19,13 @@ CARDS = sorted(file.parent.name for file in FOLDER.glob("*/README.md"))
 PIPELINES = ["lightningdit-xl-imagenet256-64ep", "lightningdit-xl-imagenet256-800ep"]
 AUTOENCODER, VARIANTS = "vavae-imagenet256-f16d32-dinov2", "vavae-imagenet256-experimental-variants"
 PUBLISHED = [*PIPELINES, AUTOENCODER, VARIANTS]
-EMBEDDED = ["change3d-buildings", "dinov2-digits", "lightningdit-digits", "lightningdit-digits-few-step"]
+EMBEDDED = [
+    "change3d-buildings",
+    "change3d-buildings-captions",
+    "dinov2-digits",
+    "lightningdit-digits",
+    "lightningdit-digits-few-step",
+]
 
 
 def card(name: str) -> str:
