@@ -49,7 +49,7 @@ def pairs() -> list[dict[str, Image.Image]]:
 @pytest.fixture(scope="module")
 def data(pairs, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("buildings") / "data"
-    features = Features(dict.fromkeys(pairs[0], ImageFeature()))
+    features = Features(dict.fromkeys(("image_before", "image_after", "label"), ImageFeature()))
     folder.mkdir()
     Dataset.from_dict({name: [pair[name] for pair in pairs] for name in features}, features=features).to_parquet(
         folder / "test.parquet"
