@@ -5,7 +5,7 @@ import sys
 import threading
 
 import pytest
-from accelerate import Accelerator
+import torch
 
 from diffusers_lightningdit import interruption
 from diffusers_lightningdit.interruption import Interruption, exit_status
@@ -28,9 +28,29 @@ def test_a_signal_is_noted_and_the_handlers_come_back(number, status):
         assert request.requested is None
         os.kill(os.getpid(), number)
         assert request.requested == number
-        assert request.of_any_process(Accelerator(cpu=True)) == number
+        assert request.of_any_process is None
+        request.agree(request.requests(torch.device("cpu")).tolist())
+        assert request.of_any_process == number
     assert signal.getsignal(number) is before
     assert exit_status(request.requested) == status
+
+
+@pytest.mark.parametrize(
+    ("sent", "agreed"),
+    [
+        ([None, None, None], None),
+        ([None, None, signal.SIGTERM], signal.SIGTERM),
+        ([signal.SIGTERM, signal.SIGINT, signal.SIGTERM], signal.SIGINT),
+    ],
+)
+def test_processes_agree_on_a_signal_that_any_of_them_was_sent(sent, agreed):
+    processes = [Interruption() for _ in sent]
+    for process, number in zip(processes, sent, strict=True):
+        process.requested = number
+    means = torch.stack([process.requests(torch.device("cpu")) for process in processes]).mean(0).tolist()
+    for process in processes:
+        process.agree(means)
+        assert process.of_any_process == agreed
 
 
 @pytest.mark.parametrize(("same_request", "status", "output"), [("5", 0, "goes on\n"), ("-1", -signal.SIGTERM, "")])

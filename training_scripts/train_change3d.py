@@ -22,7 +22,6 @@ from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
 from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.hub.repository import HubError, create_repository
 from diffusers_lightningdit.hub.trained_pipeline import save_trained_pipeline
-from diffusers_lightningdit.interruption import Interruption
 from diffusers_lightningdit.locks import locked_by_run
 from diffusers_lightningdit.models import Change3DModel
 from diffusers_lightningdit.settings import one_line_errors, parse_config
@@ -157,7 +156,7 @@ def train(
                 best.offer(step, score, model.state_dict())
             progress.record(step, metrics)
 
-    with progress, Interruption() as interruption:
+    with progress, state.interruption:
         observe(only_missing=True)
         while state.step < config.max_train_steps:
             scalars_of_batches, micro_batches = [], next(steps)
@@ -172,8 +171,7 @@ def train(
             )
             progress.update(state.step, metrics)
 
-            stop = interruption.of_any_process(accelerator)
-            if state.secure(config.checkpointing_steps, config.max_train_steps, stop):
+            if state.secure(config.checkpointing_steps, config.max_train_steps):
                 continue  # back at an earlier step
             observe()
     state.check_result()

@@ -23,7 +23,6 @@ from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.data.streamed_rows import FirstRows, StreamedImages
 from diffusers_lightningdit.files import write_result
 from diffusers_lightningdit.hub.trained_pipeline import write_autoencoder_card
-from diffusers_lightningdit.interruption import Interruption
 from diffusers_lightningdit.locks import locked_by_run
 from diffusers_lightningdit.losses import VAELossSettings, autoencoder_losses, discriminator_losses
 from diffusers_lightningdit.settings import call_all, one_line_errors, parse_config
@@ -156,7 +155,7 @@ def train(
                 progress.record_image(step, reconstructions_grid(vae, shown, config.num_samples))
             accelerator.wait_for_everyone()
 
-    with progress, Interruption() as interruption:
+    with progress, state.interruption:
         observe(only_missing=True)
         while state.step < config.max_train_steps:
             stage = config.stage_at(state.step)
@@ -181,8 +180,7 @@ def train(
             metrics = finish_step(state, scalars, loss_of, config.max_grad_norm, taking_part)
             progress.update(state.step, metrics)
 
-            stop = interruption.of_any_process(accelerator)
-            if state.secure(config.checkpointing_steps, config.max_train_steps, stop):
+            if state.secure(config.checkpointing_steps, config.max_train_steps):
                 continue  # back at an earlier step
             observe()
     state.check_result()

@@ -6,11 +6,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 
 import torch
-from accelerate import Accelerator
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAME_REQUEST = 2.0  # seconds; a launcher passes on the signal that a terminal has sent to all processes already
@@ -35,11 +34,13 @@ class Interruption:
     the main thread can handle signals.
 
     Attributes:
-        requested: The signal, or None.
+        requested: The signal that this process was sent, or None.
+        of_any_process: The signal that any process of the run was sent by the last `agree`, the same on all of them.
     """
 
     def __init__(self):
         self.requested: signal.Signals | None = None
+        self.of_any_process: signal.Signals | None = None
         self._pid, self._time, self._handlers = os.getpid(), 0.0, {}
 
     def __enter__(self) -> "Interruption":
@@ -60,13 +61,16 @@ class Interruption:
             signal.signal(number, signal.SIG_DFL)
             os.kill(self._pid, number)
 
-    def of_any_process(self, accelerator: Accelerator) -> signal.Signals | None:
-        """The signal that any process of the run was sent, the same on all of them; every process has to call this."""
-        if accelerator.num_processes == 1:
-            return self.requested
-        number = torch.tensor([self.requested or 0], device=accelerator.device)
-        number = int(accelerator.gather(number).max())
-        return signal.Signals(number) if number else None
+    def requests(self, device: torch.device) -> torch.Tensor:
+        """float32 [2], for each of `SIGNALS` 1 if this process was sent it, else 0."""
+        return torch.stack([torch.full((), float(self.requested == number), device=device) for number in SIGNALS])
+
+    def agree(self, means: Sequence[float]) -> None:
+        """Set `of_any_process` by the means of all processes' `requests`.
+
+        A step of training takes them along with the means of its losses: asking on its own would be a second wait.
+        """
+        self.of_any_process = next((number for number, mean in zip(SIGNALS, means, strict=True) if mean > 0), None)
 
 
 class _StoppingSignals(Interruption):

@@ -154,7 +154,7 @@ def test_the_host_reads_numbers_of_the_device_once_a_step(tmp_path, monkeypatch)
     backward_of_both(state)
     with Reads() as reads:
         finish_both(state)
-    assert (reads.number, lists) == (0, [3])  # the loss and two norms
+    assert (reads.number, lists) == (0, [5])  # the loss, two norms, and a request for each of two signals
 
 
 def test_due():

@@ -80,7 +80,8 @@ def finish_step(
 
     The host waits for the device once a step, in `global_mean`. This has to stay: a bad step must be known before the
     optimisers take it, since judging it one step later would leave its gradients in the weights, the moments and the
-    averages. (In fp16 the loss scaler waits once more for each optimiser, for the same reason.)
+    averages. (In fp16 the loss scaler waits once more for each optimiser, for the same reason.) The processes also tell
+    each other there whether one of them was sent a signal to end.
 
     Args:
         state: The run.
@@ -100,8 +101,10 @@ def finish_step(
     norm = clip_gradients(accelerator, state.models[first], math.inf if max_grad_norm is None else max_grad_norm)
     other_norms = {f"{name}_grad_norm": gradient_norm(state.models[name]) for name in others}
     measured = {**scalars, "grad_norm": norm, **other_norms}
-    means = global_mean(accelerator, torch.stack(list(measured.values())))
-    metrics = dict(zip(measured, means, strict=True))
+    values = torch.stack(list(measured.values())).float()
+    means = global_mean(accelerator, torch.cat([values, state.interruption.requests(values.device)]))
+    metrics = dict(zip(measured, means[: len(measured)], strict=True))
+    state.interruption.agree(means[len(measured) :])
     grad_norm, has_scaler = metrics["grad_norm"], accelerator.scaler is not None
     # gradients that overflow are the loss scaler's business
     finite = {name: metrics[name] for name in (scalars if has_scaler else {**scalars, **other_norms})}

@@ -9,7 +9,6 @@ the data is a stream, whose place is saved.
 """
 
 import dataclasses
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..data.global_batches import GlobalBatchSampler
 from ..data.row_stream import RowStream
 from ..files import json_values, write_json
-from ..interruption import Interrupted
+from ..interruption import Interrupted, Interruption
 from ..processes import on_main_process
 from .checkpoints import (
     STATE_FILE,
@@ -80,6 +79,7 @@ class RunState:
         step: Optimiser steps done, those that were skipped included.
         batch_index: Global batches consumed. It is ahead of `step` after a return to a checkpoint, so that the data and
             noise that went wrong do not come again.
+        interruption: A context of the steps, within which a signal ends the run after a step and a checkpoint.
     """
 
     accelerator: Accelerator
@@ -97,6 +97,7 @@ class RunState:
     report: Callable[[str], None] = print
     step: int = field(default=0, init=False)
     batch_index: int = field(default=0, init=False)
+    interruption: Interruption = field(default_factory=Interruption, init=False)
     _checkpoint_is_due: bool = field(default=False, init=False)
 
     def __post_init__(self):
@@ -330,15 +331,16 @@ class RunState:
             set_schedule(scheduler, scheduler.last_epoch + 1)
         self.step, self.batch_index = self.step + 1, self.batch_index + 1
 
-    def secure(self, checkpointing_steps: int | None, last_step: int, stop: signal.Signals | None = None) -> bool:
+    def secure(self, checkpointing_steps: int | None, last_step: int) -> bool:
         """After each step: save a checkpoint where one is due, or return to one after too many bad steps.
+
+        The run ends, after a checkpoint, if a signal asks for it.
 
         No checkpoint is saved while steps are bad, because the weights may be: it is saved after the next good step.
 
         Args:
             checkpointing_steps: The steps between two checkpoints; None for none at all.
             last_step: The last step of the run.
-            stop: The signal that asks the run to end, after a checkpoint.
 
         Returns:
             Whether the run went back to an earlier step.
@@ -350,6 +352,7 @@ class RunState:
         if self.spike_guard.must_roll_back:
             self.roll_back()
             return True
+        stop = self.interruption.of_any_process
         if checkpointing_steps is not None:
             is_due = self.step % checkpointing_steps == 0 or self.step == last_step or stop is not None
             self._checkpoint_is_due |= is_due

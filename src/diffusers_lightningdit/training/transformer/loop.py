@@ -15,7 +15,6 @@ from ...data.row_stream import RowStream
 from ...flow_anchored_consistency import expand_times
 from ...flow_matching import arctan_times, flow_matching_losses, logit_normal_times, uniform_times
 from ...grids import draw_grid
-from ...interruption import Interruption
 from ...keyed_random import KeyedRandom
 from ...models import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from ...pixels import height_and_width
@@ -259,7 +258,7 @@ def train(
                 progress.record_image(step, grid)
             accelerator.wait_for_everyone()
 
-    with progress, Interruption() as interruption:
+    with progress, state.interruption:
         if state.step > 0:
             observe(only_missing=True)
         while state.step < config.max_train_steps:
@@ -281,8 +280,7 @@ def train(
             metrics = finish_step(state, mean_of_parts(parts), lambda means: means["loss"], config.max_grad_norm, names)
             progress.update(state.step, metrics)
 
-            stop = interruption.of_any_process(accelerator)
-            if state.secure(config.checkpointing_steps, config.max_train_steps, stop):
+            if state.secure(config.checkpointing_steps, config.max_train_steps):
                 continue  # back at an earlier step
             observe()
     state.check_result()
