@@ -353,6 +353,8 @@ class RunState:
             self.roll_back()
             return True
         stop = self.interruption.of_any_process
+        if self.accelerator.num_processes == 1:  # no need to wait for the next step's means
+            stop = self.interruption.requested
         if checkpointing_steps is not None:
             is_due = self.step % checkpointing_steps == 0 or self.step == last_step or stop is not None
             self._checkpoint_is_due |= is_due
