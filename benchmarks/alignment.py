@@ -148,10 +148,8 @@ def measure_cell(folder: Path, channels: int, is_aligned: bool, seed: int, confi
         "seed": seed,
     }
     run_script(TRAINING_SCRIPTS / "train_vavae.py", *settings(SHARED, VAE, vae), log=log)
-    caching = {"data": folder / "data", "vae": cell / "vae", "output_dir": cell / "latents"}
-    words = [word for name, value in caching.items() for word in (f"--{name}", str(value))]
-    words += ["--resolution", "32", "--dtype", "float32"]
-    run_script(TRAINING_SCRIPTS / "cache_latents.py", *words, log=log)
+    caching = {"data": str(folder / "data"), "vae": str(cell / "vae"), "output_dir": str(cell / "latents")}
+    run_script(TRAINING_SCRIPTS / "cache_latents.py", *settings(caching, {"resolution": 32}), log=log)
     transformer = {
         "data": str(cell / "latents"),
         "vae": str(cell / "latents" / "vae"),
@@ -234,12 +232,10 @@ def table(rows: list[dict]) -> str:
 
 def plot(rows: list[dict], file: Path) -> None:
     """A panel for each measure: bars of the means, with their values, and a dot for each seed."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, len(MEASURES), figsize=(3.2 * len(MEASURES), 3.2), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(MEASURES), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(MEASURES))
     channels = sorted({row["latent_channels"] for row in rows})
     for panel, (name, title) in zip(panels, MEASURES.items(), strict=True):
         for row in rows:
