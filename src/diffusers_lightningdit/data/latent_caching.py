@@ -226,24 +226,19 @@ class ShardedImages(ImageRows):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass
 class ShardEncoder:
     """Encodes the images of a shard, and of their mirror images."""
 
-    def __init__(
-        self,
-        vae: AutoencoderVAVAE,
-        images: ShardedImages,
-        config: CachingConfig,
-        interruption: Interruption,
-        foundation_model: FoundationModel | None = None,
-    ):
-        self.vae = vae
-        self.foundation_model = foundation_model
-        self.interruption = interruption
-        self.images = images
-        self.config = config
-        self.shape = (vae.config.latent_channels, *latents_size(images.resolution, vae))
-        self.grid_size = height_and_width(config.feature_grid_size or self.shape[1:])
+    vae: AutoencoderVAVAE
+    images: ShardedImages
+    config: CachingConfig
+    interruption: Interruption
+    foundation_model: FoundationModel | None
+
+    def __post_init__(self):
+        self.shape = (self.vae.config.latent_channels, *latents_size(self.images.resolution, self.vae))
+        self.grid_size = height_and_width(self.config.feature_grid_size or self.shape[1:])
 
     def encode(
         self, rows: Iterator[tuple[int, dict]], progress_bar: tqdm
