@@ -25,8 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers import DiffusionPipeline
 
 from diffusers_lightningdit.files import read_json, write_json
+from diffusers_lightningdit.metrics.frechet import FeatureStatistics
+from diffusers_lightningdit.metrics.image_similarity import peak_signal_to_noise_ratio
+from diffusers_lightningdit.metrics.linear_classifier import class_accuracy
+from diffusers_lightningdit.networks.foundation_model import FoundationModel
 from diffusers_lightningdit.settings import check_settings, one_line_errors, parse_config, required, setting
 
 REPOSITORY = Path(__file__).parents[1]
@@ -167,14 +172,7 @@ def measure_cell(folder: Path, channels: int, is_aligned: bool, seed: int, confi
 
 def measure(folder: Path, cell: Path, num_images: int) -> dict[str, float]:
     """Measure a finished cell: reconstruction, accuracy, Fréchet distance, organisation of the latents."""
-    from diffusers import DiffusionPipeline
     from judge import classifier_features, fit_classifier, generate, real_images, reconstruct
-
-    import diffusers_lightningdit  # noqa: F401  (makes the pipeline's classes loadable)
-    from diffusers_lightningdit.metrics.frechet import FeatureStatistics
-    from diffusers_lightningdit.metrics.image_similarity import peak_signal_to_noise_ratio
-    from diffusers_lightningdit.metrics.linear_classifier import class_accuracy
-    from diffusers_lightningdit.networks.foundation_model import FoundationModel
 
     pipeline = DiffusionPipeline.from_pretrained(cell / "pipeline")
     real, real_labels, id2label = real_images(str(folder / "data"), 32)
