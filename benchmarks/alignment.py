@@ -25,8 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers import DiffusionPipeline
 
 from diffusers_lightningdit.files import read_json, write_json
+from diffusers_lightningdit.metrics.frechet import FeatureStatistics
+from diffusers_lightningdit.metrics.image_similarity import peak_signal_to_noise_ratio
+from diffusers_lightningdit.metrics.linear_classifier import class_accuracy
+from diffusers_lightningdit.networks.foundation_model import FoundationModel
 from diffusers_lightningdit.settings import check_settings, one_line_errors, parse_config, required, setting
 
 REPOSITORY = Path(__file__).parents[1]
@@ -148,10 +153,8 @@ def measure_cell(folder: Path, channels: int, is_aligned: bool, seed: int, confi
         "seed": seed,
     }
     run_script(TRAINING_SCRIPTS / "train_vavae.py", *settings(SHARED, VAE, vae), log=log)
-    caching = {"data": folder / "data", "vae": cell / "vae", "output_dir": cell / "latents"}
-    words = [word for name, value in caching.items() for word in (f"--{name}", str(value))]
-    words += ["--resolution", "32", "--dtype", "float32"]
-    run_script(TRAINING_SCRIPTS / "cache_latents.py", *words, log=log)
+    caching = {"data": str(folder / "data"), "vae": str(cell / "vae"), "output_dir": str(cell / "latents")}
+    run_script(TRAINING_SCRIPTS / "cache_latents.py", *settings(caching, {"resolution": 32}), log=log)
     transformer = {
         "data": str(cell / "latents"),
         "vae": str(cell / "latents" / "vae"),
@@ -169,14 +172,7 @@ def measure_cell(folder: Path, channels: int, is_aligned: bool, seed: int, confi
 
 def measure(folder: Path, cell: Path, num_images: int) -> dict[str, float]:
     """Measure a finished cell: reconstruction, accuracy, Fréchet distance, organisation of the latents."""
-    from diffusers import DiffusionPipeline
     from judge import classifier_features, fit_classifier, generate, real_images, reconstruct
-
-    import diffusers_lightningdit  # noqa: F401  (makes the pipeline's classes loadable)
-    from diffusers_lightningdit.metrics.frechet import FeatureStatistics
-    from diffusers_lightningdit.metrics.image_similarity import peak_signal_to_noise_ratio
-    from diffusers_lightningdit.metrics.linear_classifier import class_accuracy
-    from diffusers_lightningdit.networks.foundation_model import FoundationModel
 
     pipeline = DiffusionPipeline.from_pretrained(cell / "pipeline")
     real, real_labels, id2label = real_images(str(folder / "data"), 32)
@@ -234,12 +230,10 @@ def table(rows: list[dict]) -> str:
 
 def plot(rows: list[dict], file: Path) -> None:
     """A panel for each measure: bars of the means, with their values, and a dot for each seed."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, len(MEASURES), figsize=(3.2 * len(MEASURES), 3.2), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(MEASURES), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(MEASURES))
     channels = sorted({row["latent_channels"] for row in rows})
     for panel, (name, title) in zip(panels, MEASURES.items(), strict=True):
         for row in rows:

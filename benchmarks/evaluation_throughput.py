@@ -11,13 +11,12 @@ together and one after another, and the time that drawing had to wait for writin
 
 import dataclasses
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from timing import timed
 
 from diffusers_lightningdit.evaluation.autoencoders import decode, mean_latents
 from diffusers_lightningdit.evaluation.drawn_images import DrawnImages, draw_block, load_pipeline
@@ -56,16 +55,6 @@ class ThroughputConfig:
     num_threads: int = setting(1, "Threads of the networks on a CPU.")
 
 
-def seconds_of(function: Callable[[], object], device: torch.device) -> tuple[float, object]:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    result = function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, result
-
-
 def write_all(folder: Path, images: list[np.ndarray], num_threads: int) -> None:
     with ImageWriter(num_threads) as writer:
         for index, image in enumerate(images):
@@ -97,29 +86,29 @@ def measure(config: GenerationConfig, folder: Path) -> tuple[dict[str, float], D
 
     size = draw(blocks[:1])[0].shape[:2]  # a first call is slower
     seconds = {}
-    seconds["drawing"], images = seconds_of(lambda: draw(blocks), device)
+    seconds["drawing"], images = timed(lambda: draw(blocks), device)
     (folder / "alone").mkdir()
-    seconds["writing"], _ = seconds_of(lambda: write_all(folder / "alone", images, config.num_workers), device)
+    seconds["writing"], _ = timed(lambda: write_all(folder / "alone", images, config.num_workers), device)
     written = NumberedImages(folder / "alone", config.num_images, config.num_workers)
-    seconds["reading"], arrays = seconds_of(lambda: list(written.read_blocks(blocks)), device)
+    seconds["reading"], arrays = timed(lambda: list(written.read_blocks(blocks)), device)
     vae, pixels = pipeline.vae, [from_8_bits(torch.from_numpy(block)).permute(0, 3, 1, 2) for block in arrays]
     with torch.no_grad():
-        seconds["encoding"], latents = seconds_of(
+        seconds["encoding"], latents = timed(
             lambda: [mean_latents(vae, block.to(device, vae.dtype)) for block in pixels], device
         )
-        seconds["decoding"], _ = seconds_of(lambda: [decode(vae, block) for block in latents], device)
+        seconds["decoding"], _ = timed(lambda: [decode(vae, block) for block in latents], device)
     features_of(network, arrays[:1], device)
-    seconds["features"], features = seconds_of(lambda: features_of(network, arrays, device), device)
-    seconds["sums"], _ = seconds_of(lambda: sum_up(features), device)
+    seconds["features"], features = timed(lambda: features_of(network, arrays, device), device)
+    seconds["sums"], _ = timed(lambda: sum_up(features), device)
     (folder / "together").mkdir()
     together = DrawnImages(
         pipeline, folder / "together", config.num_images, size, *recipe, config.num_workers, 4 * config.batch_size
     )
-    seconds[TOGETHER], _ = seconds_of(
+    seconds[TOGETHER], _ = timed(
         lambda: measure_images(together, network, accelerator, config.micro_batch_size, config.batch_size), device
     )
     on_device = features.to(device)
-    seconds["precision and recall"], _ = seconds_of(lambda: precision_and_recall(on_device, on_device), device)
+    seconds["precision and recall"], _ = timed(lambda: precision_and_recall(on_device, on_device), device)
     return seconds, together
 
 

@@ -16,15 +16,18 @@ scheduler, and has the name of its folder. Writes `samplers.json` and `samplers.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from diffusers import DiffusionPipeline
 
+from diffusers_lightningdit.evaluation.drawn_images import load_pipeline, set_scheduler
+from diffusers_lightningdit.evaluation.plots import check_matplotlib
 from diffusers_lightningdit.files import atomic_write, read_json, write_json
+from diffusers_lightningdit.grids import draw_images
+from diffusers_lightningdit.metrics.frechet import FeatureStatistics
+from diffusers_lightningdit.networks.vision_features import VisionFeatures
+from diffusers_lightningdit.pixels import to_8_bits
 from diffusers_lightningdit.settings import check_settings, one_line_errors, parse_config, required, setting
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY / "examples" / "digits"))
@@ -100,8 +103,6 @@ class Judge:
     def __init__(self, data: str, features: str, resolution: int):
         from judge import fit_classifier, real_images, within_class_variance
 
-        from diffusers_lightningdit.networks.vision_features import VisionFeatures
-
         self.real, self.real_labels, id2label = real_images(data, resolution)
         self.num_classes = len(id2label)
         self.classifier, _ = fit_classifier(self.real, self.real_labels)
@@ -109,11 +110,8 @@ class Judge:
         self.real_variance = torch.tensor(within_class_variance(self.real, self.real_labels, self.num_classes))
         self.real_statistics = self.statistics(self.real)
 
-    def statistics(self, pixels: torch.Tensor):
+    def statistics(self, pixels: torch.Tensor) -> FeatureStatistics:
         """Mean and covariance of the features of images [B, 3, height, width] in [0, 1]."""
-        from diffusers_lightningdit.metrics.frechet import FeatureStatistics
-        from diffusers_lightningdit.pixels import to_8_bits
-
         blocks = [self.network(to_8_bits(2 * block - 1))["features"] for block in pixels.split(100)]
         return FeatureStatistics.of(torch.cat(blocks))
 
@@ -132,15 +130,13 @@ class Judge:
 
 
 def draw(
-    pipeline: "DiffusionPipeline",
+    pipeline: DiffusionPipeline,
     labels: torch.Tensor,
     num_evaluations: int,
     config: SamplersConfig,
     equal_steps: bool = False,
 ):
     """Draw one image [3, height, width] in [0, 1] for each label: (images, evaluations that it took)."""
-    from diffusers_lightningdit.grids import draw_images
-
     is_heun = "Heun" in type(pipeline.scheduler).__name__  # N steps take 2 N - 1 evaluations
     num_steps = (num_evaluations + 1) // 2 if is_heun else num_evaluations
     if equal_steps:
@@ -206,9 +202,6 @@ def begun(folder: Path, settings: dict) -> list[dict]:
 def main(argv: list[str] | None = None) -> list[dict]:
     with one_line_errors():
         config = parse_config(SamplersConfig, argv, __doc__)
-        from diffusers_lightningdit.evaluation.drawn_images import load_pipeline, set_scheduler
-        from diffusers_lightningdit.evaluation.plots import check_matplotlib
-
         check_matplotlib()
         settings = {"num_images": config.num_images, "seed": config.seed}
         results = begun(Path(config.output_dir), settings)

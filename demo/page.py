@@ -67,18 +67,6 @@ ONE_AT_A_TIME = {"concurrency_id": "drawing", "concurrency_limit": 1, "show_prog
 AT_ONCE = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
-@contextlib.contextmanager
-def readable_errors() -> Iterator[None]:
-    """Show a ValueError with its words on the page, and others in a line, with a traceback in the log."""
-    try:
-        yield
-    except ValueError as error:
-        raise gr.Error(one_line(error), title="This cannot be drawn", print_exception=False) from error
-    except Exception as error:
-        logger.exception("a drawing failed")
-        raise gr.Error(one_line(error)[:300], title="The drawing failed", print_exception=False) from error
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Page
 # ---------------------------------------------------------------------------------------------------------------------
@@ -208,8 +196,11 @@ def launch(page: gr.Blocks, limits: Limits, **arguments: Any) -> str:
 def _draw(
     pipeline: DiffusionPipeline, limits: Limits, defaults: DrawingSettings, name: str, *values: Any
 ) -> Iterator[tuple]:
-    """Answer a request: the pictures of a drawing as they come, each with its text."""
-    with readable_errors():
+    """Answer a request: the pictures of a drawing as they come, each with its text.
+
+    A ValueError is shown with its words on the page, and others in a line, with a traceback in the log.
+    """
+    try:
         uploads, values = (values[:1], values[1:]) if name in OF_UPLOADS else ((), values)
         settings = settings_of(name, values, defaults)
         check_drawing(settings, pipeline, limits)
@@ -217,6 +208,11 @@ def _draw(
         with contextlib.closing(DRAWINGS[name](pipeline, settings, *images)) as frames:
             for frame in frames:
                 yield frame.picture or gr.skip(), frame.text
+    except ValueError as error:
+        raise gr.Error(one_line(error), title="This cannot be drawn", print_exception=False) from error
+    except Exception as error:
+        logger.exception("a drawing failed")
+        raise gr.Error(one_line(error)[:300], title="The drawing failed", print_exception=False) from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -572,12 +572,12 @@ def one_line_errors(
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as stop:
-        if _is_main_process():
+        if is_main_process():
             print(stop if isinstance(stop, Interrupted) else interrupted, file=sys.stderr)
         number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
         raise SystemExit(exit_status(number)) from stop
     except (*kinds, *of_one_process) as error:
-        if _is_main_process() or isinstance(error, of_one_process):
+        if is_main_process() or isinstance(error, of_one_process):
             message = one_line(error)
             if TRACEBACK in message:  # of a data loader's worker, which ends in "<module>.<class>: <message>"
                 message = str(error).strip().splitlines()[-1].split(f"{type(error).__name__}: ", maxsplit=1)[-1]
@@ -588,6 +588,6 @@ def one_line_errors(
 TRACEBACK = "Traceback (most recent call last)"
 
 
-def _is_main_process() -> bool:
+def is_main_process() -> bool:
     """Whether this is the main process, without starting process groups."""
     return PartialState._shared_state.get("process_index", 0) == 0

@@ -12,7 +12,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
 
 from diffusers_lightningdit.commands import push
-from diffusers_lightningdit.hub.cards import check_card, find_card, pipeline_card, python_blocks, with_section
+from diffusers_lightningdit.hub.cards import check_card, find_card, pipeline_card, with_section
 
 FOLDER = Path(__file__).parents[2] / "model_cards"
 CARDS = sorted(file.parent.name for file in FOLDER.glob("*/README.md"))
@@ -30,6 +30,10 @@ EMBEDDED = [
 
 def card(name: str) -> str:
     return (FOLDER / name / "README.md").read_text(encoding="utf-8")
+
+
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def test_there_is_a_card_for_each_repository():

@@ -22,12 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from ..evaluate import COMMANDS as EVALUATIONS
 from ..evaluation.commands.tools import TOOLS
 from ..files import json_values, one_line
-from ..settings import one_line_errors, wrapped
+from ..settings import is_main_process, one_line_errors, wrapped
 
 PACKAGE = __name__.partition(".")[0]
 NAME = "diffusers-lightningdit"
@@ -41,7 +39,7 @@ class Command:
     Attributes:
         about: What the command does, in a phrase.
         module: The module with `main(argv)`, within the package; of a group None.
-        settings: The dataclass of its settings, "module:class" within the package.
+        settings: The dataclass of its settings, by its name in `module`.
         configs: The folder of the package with the YAML files that `--config` may name without folder and ending.
         first: The words that `main` gets before those of the command line.
         commands: The commands of a group by name.
@@ -58,13 +56,20 @@ class Command:
 def _evaluation(name: str, about: str) -> Command:
     module = f"evaluation.commands.{name}"
     if name != "tools":
-        home = "evaluation.generation_config" if name == "generation" else module
-        return Command(about, module, f"{home}:{name.capitalize()}Config")
+        return Command(about, module, f"{name.capitalize()}Config")
     tools = {
-        tool: Command(TOOL_PHRASES[tool], module, f"{module}:{config_class.__name__}", first=(tool,))
+        tool: Command(TOOL_PHRASES[tool], module, config_class.__name__, first=(tool,))
         for tool, (config_class, _) in TOOLS.items()
     }
     return Command(about, commands=tools)
+
+
+def _conversion(about: str, script: str, configs: str | None = None) -> Command:
+    return Command(about, f"conversion.{script}", "ConversionConfig", configs)
+
+
+def _training(about: str, script: str, settings: str) -> Command:
+    return Command(about, f"training_scripts.{script}", settings, "training_scripts/recipes")
 
 
 TOOL_PHRASES = {
@@ -74,52 +79,37 @@ TOOL_PHRASES = {
     "grid": "a grid of images with a titled row for each class",
     "curves": "the metrics of a training run over its steps",
 }
-RECIPES = "training_scripts/recipes"
 COMMANDS = {
-    "sample": Command("draw images of classes into a folder", "commands.sample", "commands.sample:SampleConfig"),
+    "sample": Command("draw images of classes into a folder", "commands.sample", "SampleConfig"),
     "convert": Command(
         "original checkpoints and YAML files to diffusers, and back",
         commands={
-            "pipeline": Command(
+            "pipeline": _conversion(
                 "an original LightningDiT to a transformer, or with --vae to a pipeline",
-                "conversion.convert_lightningdit_to_diffusers",
-                "conversion.convert_lightningdit_to_diffusers:ConversionConfig",
+                "convert_lightningdit_to_diffusers",
                 "conversion/configs",
             ),
-            "vae": Command(
-                "an original VA-VAE, LDM or MAR-VAE to AutoencoderVAVAE",
-                "conversion.convert_vavae_to_diffusers",
-                "conversion.convert_vavae_to_diffusers:ConversionConfig",
+            "vae": _conversion("an original VA-VAE, LDM or MAR-VAE to AutoencoderVAVAE", "convert_vavae_to_diffusers"),
+            "original": _conversion(
+                "a folder of diffusers to files that the original loads", "convert_diffusers_to_lightningdit"
             ),
-            "original": Command(
-                "a folder of diffusers to files that the original loads",
-                "conversion.convert_diffusers_to_lightningdit",
-                "conversion.convert_diffusers_to_lightningdit:ConversionConfig",
+            "yaml": _conversion(
+                "a YAML of the original to recipes for training and evaluation", "convert_yaml_to_recipe"
             ),
-            "yaml": Command(
-                "a YAML of the original to recipes for training and evaluation",
-                "conversion.convert_yaml_to_recipe",
-                "conversion.convert_yaml_to_recipe:ConversionConfig",
-            ),
-            "change3d": Command(
+            "change3d": _conversion(
                 "an original Change3D to a model or pipeline, X3D-L to one to train, and back",
-                "conversion.convert_change3d_to_diffusers",
-                "conversion.convert_change3d_to_diffusers:ConversionConfig",
+                "convert_change3d_to_diffusers",
             ),
-            "checkpoint": Command(
+            "checkpoint": _conversion(
                 "a checkpoint of a training run to the pipeline, autoencoder or LoRA that the run would leave",
-                "conversion.convert_checkpoint_to_diffusers",
-                "conversion.convert_checkpoint_to_diffusers:ConversionConfig",
+                "convert_checkpoint_to_diffusers",
             ),
-            "change3d_checkpoint": Command(
-                "a checkpoint of a training run of Change3D to a pipeline",
-                "conversion.convert_change3d_checkpoint",
-                "conversion.convert_change3d_checkpoint:ConversionConfig",
+            "change3d_checkpoint": _conversion(
+                "a checkpoint of a training run of Change3D to a pipeline", "convert_change3d_checkpoint"
             ),
-            "lpips": Command(
+            "lpips": _conversion(
                 "the published weights of LPIPS to the file that VA-VAE's training reads",
-                "conversion.convert_lpips_to_safetensors",
-                "conversion.convert_lpips_to_safetensors:ConversionConfig",
+                "convert_lpips_to_safetensors",
             ),
         },
     ),
@@ -130,59 +120,37 @@ COMMANDS = {
     "train": Command(
         "cache latents; train autoencoder, transformer, LoRA, few-step student or Change3D",
         commands={
-            "latents": Command(
-                "encode the images of a data set once, for training on them",
-                "training_scripts.cache_latents",
-                "data.latent_caching:CachingConfig",
-                RECIPES,
+            "latents": _training(
+                "encode the images of a data set once, for training on them", "cache_latents", "CachingConfig"
             ),
-            "vae": Command(
-                "the autoencoder, the first stage",
-                "training_scripts.train_vavae",
-                "training.vavae.config:VAVAETrainingConfig",
-                RECIPES,
+            "vae": _training("the autoencoder, the first stage", "train_vavae", "VAVAETrainingConfig"),
+            "transformer": _training(
+                "the transformer, the second stage", "train_lightningdit", "LightningDiTTrainingConfig"
             ),
-            "transformer": Command(
-                "the transformer, the second stage",
-                "training_scripts.train_lightningdit",
-                "training.transformer.config:LightningDiTTrainingConfig",
-                RECIPES,
-            ),
-            "lora": Command(
+            "lora": _training(
                 "low-rank additions to a pipeline, also for new classes",
-                "training_scripts.train_lightningdit_lora",
-                "training.transformer.lora:LoraTrainingConfig",
-                RECIPES,
+                "train_lightningdit_lora",
+                "LoraTrainingConfig",
             ),
-            "few_step": Command(
+            "few_step": _training(
                 "a student of a pipeline that draws in a few steps",
-                "training_scripts.train_lightningdit_few_step",
-                "training.transformer.few_step:FewStepTrainingConfig",
-                RECIPES,
+                "train_lightningdit_few_step",
+                "FewStepTrainingConfig",
             ),
-            "change3d": Command(
-                "a model of changes between two images of one place",
-                "training_scripts.train_change3d",
-                "training.change3d.config:Change3DTrainingConfig",
-                RECIPES,
+            "change3d": _training(
+                "a model of changes between two images of one place", "train_change3d", "Change3DTrainingConfig"
             ),
         },
     ),
-    "demo": Command(
-        "draw every class of the embedded checkpoint", "demo.generate_grid", "demo.generate_grid:GridConfig"
-    ),
-    "page": Command("serve a page to draw on, interpolate, and try the autoencoder", "demo.app", "demo.app:PageConfig"),
+    "demo": Command("draw every class of the embedded checkpoint", "demo.generate_grid", "GridConfig"),
+    "page": Command("serve a page to draw on, interpolate, and try the autoencoder", "demo.app", "PageConfig"),
     "push": Command(
         "a complete repository on the Hub of a checkpoint or pipeline",
         "commands.push",
-        "commands.push:PushConfig",
+        "PushConfig",
         "conversion/configs",
     ),
-    "completion": Command(
-        "print the completion script of a shell",
-        "commands.completion",
-        "commands.completion:CompletionConfig",
-    ),
+    "completion": Command("print the completion script of a shell", "commands.completion", "CompletionConfig"),
 }
 
 
@@ -195,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Whatever prints, a library's progress bar too, is no part of the object.
     with contextlib.redirect_stdout(sys.stderr):
         outcome, status = _outcome([word for word in words if word != JSON_FLAG])
-    if PartialState._shared_state.get("process_index", 0) == 0:
+    if is_main_process():
         print(json.dumps(outcome, indent=2))
     if status:
         raise SystemExit(status)

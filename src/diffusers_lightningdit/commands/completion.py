@@ -37,15 +37,14 @@ class CompletionConfig:
 
 def settings_class(command: Command) -> type:
     """The dataclass of a command's settings."""
-    module, _, name = command.settings.partition(":")
-    return getattr(importlib.import_module(f"{PACKAGE}.{module}"), name)
+    return getattr(importlib.import_module(f"{PACKAGE}.{command.module}"), command.settings)
 
 
-def argument_parser(commands: dict[str, Command] | None = None) -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
     """The tree of commands as a parser of argparse, which completes lines and parses none."""
     parser = argparse.ArgumentParser(prog=NAME)
     parser.add_argument(JSON_FLAG, action="store_true", help="Print one JSON object.")
-    _add_commands(parser, commands or COMMANDS)
+    _add_commands(parser, COMMANDS)
     return parser
 
 

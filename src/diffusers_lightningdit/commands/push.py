@@ -17,7 +17,7 @@ import contextlib
 import dataclasses
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,15 +212,9 @@ def compose_card(config: PushConfig, source: Source) -> str:
     return card
 
 
-@contextlib.contextmanager
-def _folder(output_dir: str | None) -> Iterator[Path]:
+def _folder(output_dir: str | None) -> contextlib.AbstractContextManager[str | Path]:
     """The folder of the repository: whole or not at all, or for the time of the upload."""
-    if output_dir is not None:
-        with new_folder(output_dir) as folder:
-            yield folder
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
+    return tempfile.TemporaryDirectory() if output_dir is None else new_folder(output_dir)
 
 
 def push(config: PushConfig) -> dict[str, Any]:
@@ -256,7 +250,7 @@ def push(config: PushConfig) -> dict[str, Any]:
                 max_shard_size=config.max_shard_size,
                 subfolder=config.subfolder,
             )
-        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        files = sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
         if not config.dry_run:
             url = upload_repository(folder, config.repository, keep_card=config.card is None)
     result = {"repository": config.repository, "url": url, "files": files, "differences": source.differences}

@@ -27,8 +27,12 @@ class EpochIndex(int):
         return int(self), self.epoch
 
 
-def part_size(global_batch_size: int, rank: int, world_size: int, gradient_accumulation_steps: int) -> int:
-    """Samples of a process's batch; raises ValueError if a global batch cannot be cut into equal parts."""
+def own_parts(global_batch_size: int, rank: int, world_size: int, gradient_accumulation_steps: int) -> list[range]:
+    """The samples of a global batch that each batch of a process has, by their indices in it.
+
+    Raises:
+        ValueError: if a global batch cannot be cut into equal parts.
+    """
     for name, value in (
         ("global_batch_size", global_batch_size),
         ("world_size", world_size),
@@ -44,7 +48,8 @@ def part_size(global_batch_size: int, rank: int, world_size: int, gradient_accum
             f"`global_batch_size` is {global_batch_size}; required: a multiple of {num_parts}, the {world_size} "
             f"processes times the {gradient_accumulation_steps} accumulation steps."
         )
-    return global_batch_size // num_parts
+    size = global_batch_size // num_parts
+    return [range(first, first + size) for first in range(rank * size, global_batch_size, world_size * size)]
 
 
 class GlobalBatchSampler(Sampler):
@@ -65,6 +70,9 @@ class GlobalBatchSampler(Sampler):
         gradient_accumulation_steps: The number of batches that this process has in one optimiser step.
         data_sha256: The hash of the data that the indices are of, for `identity`.
 
+    Attributes:
+        parts: The samples of a global batch that each batch of this process has.
+
     Raises:
         ValueError: if a global batch cannot be cut into equal parts, or the data set has less than one.
     """
@@ -81,7 +89,7 @@ class GlobalBatchSampler(Sampler):
     ):
         if seed < 0:
             raise ValueError(f"`seed` is {seed}; required: at least 0.")
-        self._part_size = part_size(global_batch_size, rank, world_size, gradient_accumulation_steps)
+        self.parts = own_parts(global_batch_size, rank, world_size, gradient_accumulation_steps)
         if num_samples < global_batch_size:
             raise ValueError(
                 f"`global_batch_size` is {global_batch_size}; required: at most the {num_samples} samples of the data "
@@ -90,9 +98,6 @@ class GlobalBatchSampler(Sampler):
         self.num_samples = num_samples
         self.global_batch_size = global_batch_size
         self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.gradient_accumulation_steps = gradient_accumulation_steps
         self.data_sha256 = data_sha256
         self.start = 0  # global batches since the beginning of training, where iterating begins
 
@@ -108,10 +113,9 @@ class GlobalBatchSampler(Sampler):
         while True:
             order = keyed_permutation(self.num_samples, self.seed, epoch)
             for batch in range(first_batch, num_batches):
-                for step in range(self.gradient_accumulation_steps):
-                    offset = batch * self.global_batch_size
-                    offset += (step * self.world_size + self.rank) * self._part_size
-                    yield [EpochIndex(index, epoch) for index in order[offset : offset + self._part_size]]
+                global_batch = order[batch * self.global_batch_size :]
+                for part in self.parts:
+                    yield [EpochIndex(index, epoch) for index in global_batch[part.start : part.stop]]
             epoch, first_batch = epoch + 1, 0
 
     def identity(self) -> dict:

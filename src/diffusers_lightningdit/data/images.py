@@ -175,7 +175,7 @@ def image_name(encoded: dict | None) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class ImageDataset(Dataset):
+class ImageDataset(ImageRows, Dataset):
     """A data set of images with a length.
 
     Items are `{"pixel_values": float32 [channels, height, width] in [-1, 1], "class_labels": int}`.
@@ -205,17 +205,12 @@ class ImageDataset(Dataset):
         channels: int = 3,
     ):
         check_choice("preprocessing", preprocessing, PREPROCESSINGS)
-        self.images = ImageRows(data, split, image_column, label_column, allow_left_out=allow_left_out)
-        self.rows, self.id2label = self.images.rows, self.images.id2label
-        self.summary, self.data_sha256 = self.images.summary, self.images.data_sha256
+        super().__init__(data, split, image_column, label_column, allow_left_out=allow_left_out)
         self._num_classes = len(self.id2label) if self.id2label else num_classes
         if label_column is not None:
-            check_labels(self.images, self._num_classes)
-        self.data = data
+            check_labels(self, self._num_classes)
         self.resolution = resolution
         self.channels = channels
-        self.image_column = image_column
-        self.label_column = label_column
         self.preprocessing = preprocessing
 
     @property

@@ -26,17 +26,7 @@ from datasets import Array3D, ClassLabel, Features, Value
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from ..files import (
-    HOLDER_FILE,
-    LOCK_FILE,
-    atomic_write,
-    check_output_dir,
-    new_folder,
-    one_line,
-    read_json,
-    weights_sha256,
-    write_json,
-)
+from ..files import atomic_write, check_output_dir, new_folder, one_line, read_json, weights_sha256, write_json
 from ..interruption import Interrupted, Interruption
 from ..keyed_random import posterior_noise
 from ..locks import locked_by_run
@@ -236,24 +226,19 @@ class ShardedImages(ImageRows):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass
 class ShardEncoder:
     """Encodes the images of a shard, and of their mirror images."""
 
-    def __init__(
-        self,
-        vae: AutoencoderVAVAE,
-        images: ShardedImages,
-        config: CachingConfig,
-        interruption: Interruption,
-        foundation_model: FoundationModel | None = None,
-    ):
-        self.vae = vae
-        self.foundation_model = foundation_model
-        self.interruption = interruption
-        self.images = images
-        self.config = config
-        self.shape = (vae.config.latent_channels, *latents_size(images.resolution, vae))
-        self.grid_size = height_and_width(config.feature_grid_size or self.shape[1:])
+    vae: AutoencoderVAVAE
+    images: ShardedImages
+    config: CachingConfig
+    interruption: Interruption
+    foundation_model: FoundationModel | None
+
+    def __post_init__(self):
+        self.shape = (self.vae.config.latent_channels, *latents_size(self.images.resolution, self.vae))
+        self.grid_size = height_and_width(self.config.feature_grid_size or self.shape[1:])
 
     def encode(
         self, rows: Iterator[tuple[int, dict]], progress_bar: tqdm
@@ -374,8 +359,10 @@ class LatentFiles:
                     )
             if self.is_complete:
                 self._check_images(info.get("data_sha256"))
-        elif not self._was_just_made():
-            check_output_dir(config.output_dir)
+        else:
+            # a run may have been interrupted before its settings were on the disk
+            was_made = self.progress.is_dir() and all(path.suffix == ".partial" for path in self.progress.iterdir())
+            check_output_dir(config.output_dir, leftovers=(PROGRESS_FOLDER,) if was_made else ())
 
     def _check_images(self, before: object) -> None:
         """Raise ValueError if a complete data set was made from other images."""
@@ -391,14 +378,6 @@ class LatentFiles:
                 f"{self.folder} is complete, but the images of {first_names(changed) or INFO_FILE} have changed since, "
                 f"or others are in their place; required: {self.config.data} as it was, or another `output_dir`."
             )
-
-    def _was_just_made(self) -> bool:
-        """Whether a run was interrupted before its settings were on the disk."""
-        if not self.progress.is_dir():
-            return False
-        if {path.name for path in self.folder.iterdir()} - {PROGRESS_FOLDER, LOCK_FILE, HOLDER_FILE}:
-            return False
-        return all(path.suffix == ".partial" for path in self.progress.iterdir())
 
     def prepare(self) -> list[str]:
         """Make the folder, clear what an interrupted run left half written, and shards of images that have changed.
@@ -514,10 +493,6 @@ class LatentFiles:
         shutil.rmtree(self.progress)
         return info
 
-    def clear_progress(self) -> None:
-        """Remove what a run left that was killed when all was done; for one process."""
-        shutil.rmtree(self.progress, ignore_errors=True)
-
     def _write_vae(self, statistics: LatentsStatistics) -> None:
         """A copy of the VAE whose config holds these statistics."""
         vae = load_frozen_vae(self.config.vae, with_statistics=False)
@@ -576,18 +551,17 @@ def cache_latents(config: CachingConfig, accelerator: Accelerator) -> None:
         accelerator.wait_for_everyone()  # every process has looked at the folder
         if not files.is_complete:
             with interruption:
-                _fill(files, images, encoder, config, accelerator)
+                _fill(files, encoder, accelerator)
             return
-        if accelerator.is_main_process:
-            files.clear_progress()
+        if accelerator.is_main_process:  # a run may have been killed when all was done
+            shutil.rmtree(files.progress, ignore_errors=True)
         accelerator.print(f"{config.output_dir} is complete")
 
 
-def _fill(
-    files: LatentFiles, images: ShardedImages, encoder: ShardEncoder, config: CachingConfig, accelerator: Accelerator
-) -> None:
+def _fill(files: LatentFiles, encoder: ShardEncoder, accelerator: Accelerator) -> None:
     """Make the shards that are not there yet, and what belongs to all of them."""
-    rank, world_size, vae = accelerator.process_index, accelerator.num_processes, encoder.vae
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    config, images, vae = encoder.config, encoder.images, encoder.vae
     if accelerator.is_main_process:
         changed = files.prepare()
         if changed:

@@ -19,7 +19,7 @@ from ..keyed_random import is_flipped
 from ..models import AutoencoderVAVAE
 from .latent_shards import LatentShards, read_info
 from .latent_statistics import check_statistics
-from .rows import UnusableData, describe_classes, known_num_classes, load_rows
+from .rows import UnusableData, describe_classes, known_num_classes, open_source
 
 
 class UnusableLatents(UnusableData):
@@ -190,7 +190,7 @@ class LatentRows:
     """The rows of a Hugging Face data set of latents, as `LatentShards` has those of its files."""
 
     def __init__(self, data: str, split: str, with_flips: bool):
-        rows = load_rows(data, split)
+        rows = open_source(data, split).rows
         self.shape, self.id2label = check_latent_features(data, rows.features, with_flips)
         if len(rows) == 0:
             raise ValueError(f"`data` is {data!r}, split {split!r}, without a row; required: at least one.")

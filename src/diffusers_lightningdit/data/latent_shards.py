@@ -11,6 +11,7 @@ A folder has, in sorted order, `latents_rank00_shard000.safetensors`, ... with t
 import bisect
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -95,29 +96,26 @@ class LatentShards:
         if not self.paths:
             raise ValueError(f"{folder} has no *.safetensors file; required: at least one shard of latents.")
         labels, shapes = zip(*(_check_shard(path, with_flips) for path in self.paths), strict=True)
-        for path, shape in zip(self.paths, shapes, strict=True):
-            if shape != shapes[0]:
-                raise ValueError(
-                    f"{path} holds latents of shape {list(shape)}; required: {list(shapes[0])}, as in "
-                    f"{self.paths[0].name}."
-                )
         self.labels = torch.cat(labels)
-        self.shape = shapes[0]
+        self.shape = self._one_shape("latents", shapes)
         self.feature_shape = None
         if with_features:
-            found = {path: _check_features(path, with_flips) for path in self.paths}
-            self.feature_shape = found[self.paths[0]]
-            for path, shape in found.items():
-                if shape != self.feature_shape:
-                    raise ValueError(
-                        f"{path} holds features of shape {list(shape)}; required: {list(self.feature_shape)}, as in "
-                        f"{self.paths[0].name}."
-                    )
+            self.feature_shape = self._one_shape("features", [_check_features(path, with_flips) for path in self.paths])
         self._ends = list(itertools.accumulate(len(part) for part in labels))
         self._tensors: dict[tuple[int, str], torch.Tensor] = {}
         self.info = read_info(folder, len(self.labels))
         names = (self.info or {}).get("id2label")
         self.id2label = names and {int(label): name for label, name in names.items()}
+
+    def _one_shape(self, name: str, shapes: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
+        """The shape that a tensor has in all files; raises ValueError if a file has another one than the first."""
+        for path, shape in zip(self.paths, shapes, strict=True):
+            if shape != shapes[0]:
+                raise ValueError(
+                    f"{path} holds {name} of shape {list(shape)}; required: {list(shapes[0])}, as in "
+                    f"{self.paths[0].name}."
+                )
+        return shapes[0]
 
     def __len__(self) -> int:
         return len(self.labels)

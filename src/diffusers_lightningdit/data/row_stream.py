@@ -14,7 +14,7 @@ from functools import partial
 from torch.utils.data import default_collate
 
 from ..keyed_random import keyed_permutation
-from .global_batches import part_size
+from .global_batches import own_parts
 from .streamed_rows import Row, StreamedRows, StreamError, reading
 
 NUM_THREADS = 4  # that decode images, in each process
@@ -39,6 +39,9 @@ class RowStream:
         shuffle_block_size: The number of rows that are shuffled at a time, and kept in memory.
         num_open_files: The number of files that a block is mixed from; data that is sorted by label needs many.
 
+    Attributes:
+        parts: As of `GlobalBatchSampler`.
+
     Raises:
         ValueError: if a global batch cannot be cut into equal parts; while iterating, `StreamError` for a stream that
             breaks off and rows that cannot be used.
@@ -58,15 +61,12 @@ class RowStream:
         for name, value in (("shuffle_block_size", shuffle_block_size), ("num_open_files", num_open_files)):
             if value < 1:
                 raise ValueError(f"`{name}` is {value}; required: at least 1.")
-        self._part_size = part_size(global_batch_size, rank, world_size, gradient_accumulation_steps)
+        self.parts = own_parts(global_batch_size, rank, world_size, gradient_accumulation_steps)
         self.source = source
         self.global_batch_size = global_batch_size
         self.seed = seed
         self.shuffle_block_size = shuffle_block_size
         self.num_open_files = num_open_files
-        self.rank = rank
-        self.world_size = world_size
-        self.gradient_accumulation_steps = gradient_accumulation_steps
         self._num_files = source.rows.num_shards
         self._num_parts = min(self._num_files, MAX_PARTS)
         self._state = {"num_yielded": 0, "block": BEGINNING}
@@ -92,9 +92,8 @@ class RowStream:
             while True:
                 global_batch = list(itertools.islice(places, self.global_batch_size))
                 parts = []
-                for step in range(self.gradient_accumulation_steps):
-                    first = (step * self.world_size + self.rank) * self._part_size
-                    mine = global_batch[first : first + self._part_size]
+                for part in self.parts:
+                    mine = global_batch[part.start : part.stop]
                     parts.append(default_collate(list(threads.map(self._sample, mine))))
                 num_yielded += self.global_batch_size
                 block, _, _ = global_batch[-1]

@@ -111,11 +111,6 @@ def open_source(data: str, split: str = "train", streaming: bool = False, allow_
     return source
 
 
-def load_rows(data: str, split: str, streaming: bool = False) -> datasets.Dataset | datasets.IterableDataset:
-    """The rows alone; see `open_source`."""
-    return open_source(data, split, streaming).rows
-
-
 def _source_of_images(data: str, split: str, content: FolderContent) -> Source:
     splits, left_out = content.splits(), dict(content.left_out)
     left_out.update(dict.fromkeys((file.name for file in content.row_files), "rows beside files of images"))

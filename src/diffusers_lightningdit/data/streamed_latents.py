@@ -17,7 +17,7 @@ class StreamedLatents(StreamedRows):
     """Raw latents: `{"latents": float32 [C, height, width], "class_labels": int}`.
 
     Args:
-        data, split: As for `load_rows`: data with the columns latents, latents_flip and label, as
+        data, split: As for `open_source`: data with the columns latents, latents_flip and label, as
             `cache_latents.py --format parquet` writes it.
         random_flip: As for `StreamedRows`; without it, no column `latents_flip` is needed.
         num_classes: The number that labels have to be below; by default the number of names that came with the data.

@@ -43,7 +43,7 @@ class StreamedRows(ABC):
     """Rows that are read in a stream, and the samples that they decode to.
 
     Args:
-        data, split: As for `load_rows`.
+        data, split: As for `open_source`.
         random_flip: Whether samples are mirrored with probability 0.5 where they are taken in a random order.
 
     Attributes:

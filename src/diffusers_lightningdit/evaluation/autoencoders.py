@@ -6,21 +6,17 @@ Letters in the shape comments: B images, C latent channels, (h, w) grid.
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from accelerate import Accelerator
 from diffusers import AutoModel, ModelMixin
 
 from ..data.images import PREPROCESSINGS, ImageDataset
-from ..data.latent_dataset import LatentsDataset
 from ..data.latent_encoding import load_frozen_vae, resolution_for
 from ..files import first_line, one_line
 from ..models import AutoencoderVAVAE
 from ..networks.foundation_model import IMAGE_NORMALIZATIONS
 from ..pixels import height_and_width, square_or_pair
 from ..settings import check_settings, required, setting
-from .ordered_batches import ordered_batches
 
 METRICS_FILE = "metrics.json"
 
@@ -197,29 +193,3 @@ def check_num_images(num_images: int | None, available: int) -> None:
     """Raise ValueError if there are fewer than `num_images` images."""
     if num_images is not None and num_images > available:
         raise ValueError(f"`num_images` is {num_images}; required: at most {available}, which `data` has.")
-
-
-def measured_batches(
-    config: AutoencoderConfig,
-    dataset: ImageDataset | LatentsDataset,
-    indices: Sequence[int],
-    measure: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
-    accelerator: Accelerator,
-    description: str,
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield the results of `measure` for the batches of images, in order, on the main process; see `ordered_batches`.
-
-    Every process has to exhaust the iterator.
-
-    Args:
-        config: The settings of the command.
-        dataset: The images, or their latents.
-        indices: The indices of the images to measure.
-        measure: A function from a batch of images to tensors [B, ...] by name.
-        accelerator: The accelerator whose processes share the batches.
-        description: The description of the progress bar.
-    """
-    accelerator.print(dataset.summary())
-    return ordered_batches(
-        dataset, measure, accelerator, config.micro_batch_size, config.num_workers, indices, description
-    )

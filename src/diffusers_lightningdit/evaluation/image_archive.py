@@ -73,7 +73,7 @@ class ImageArchive:
 
     Attributes:
         num_images: The number N of images.
-        image_shape: Their shape, (height, width, 3).
+        size: Their (height, width).
 
     Raises:
         ValueError: If it is no such file. A file that was cut off is noticed when reading reaches its end.
@@ -86,19 +86,16 @@ class ImageArchive:
             pass
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or is_fortran_order:
             raise ValueError(f"{path} holds {ARRAY} of {dtype} and shape {list(shape)}; {required}.")
-        self.num_images, self.image_shape = shape[0], shape[1:]
-
-    def __len__(self) -> int:
-        return self.num_images
+        self.num_images, self.size = shape[0], tuple(shape[1:3])
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        size = math.prod(self.image_shape)
+        size = 3 * math.prod(self.size)
         with open_array(self.path, ARRAY, "required: a whole file") as (file, *_):
             for index in range(self.num_images):
                 content = read_bytes(self.path, file, size)
                 if len(content) < size:
                     raise ValueError(f"{self.path} ends in image {index}; required: {self.num_images} images.")
-                yield np.frombuffer(content, np.uint8).reshape(self.image_shape)
+                yield np.frombuffer(content, np.uint8).reshape(*self.size, 3)
 
 
 @contextlib.contextmanager
@@ -218,15 +215,15 @@ def unpack_archive(path: str | Path, folder: str | Path) -> int:
             partial.mkdir()
             for index, image in enumerate(archive):
                 write_png(partial / numbered_name(index), image)
-            for index in range(len(archive)):
+            for index in range(archive.num_images):
                 (partial / numbered_name(index)).rename(folder / numbered_name(index))
         except BaseException:  # all images or none, also after an interruption
-            for index in range(len(archive)):
+            for index in range(archive.num_images):
                 (folder / numbered_name(index)).unlink(missing_ok=True)
             raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return len(archive)
+    return archive.num_images
 
 
 def _check_unpacked(folder: Path) -> None:

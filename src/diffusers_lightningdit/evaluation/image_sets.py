@@ -164,22 +164,14 @@ class DatasetImages(ImageSet):
         return self.rows[index][self.column]
 
 
-class ArchiveImages:
-    """The images of an `.npz` file (see `ImageArchive`), which can be read in blocks only. They are never cropped.
-
-    Raises:
-        ValueError: As `ImageArchive`.
-    """
-
-    def __init__(self, path: str | Path):
-        self.archive = ImageArchive(path)
-        self.name, self.num_images, self.size = str(path), len(self.archive), tuple(self.archive.image_shape[:2])
+class ArchiveImages(ImageArchive):
+    """The images of an `.npz` file, which can be read in blocks only. They are never cropped."""
 
     def read_blocks(self, blocks: Sequence[range]) -> Iterator[np.ndarray]:
         """Yield the images of each block, as `ImageSet.read_blocks`; blocks must be in ascending order."""
 
         def read() -> Iterator[np.ndarray]:
-            images, next_index = iter(self.archive), 0
+            images, next_index = iter(self), 0
             for block in blocks:
                 num_skipped = block.start - next_index
                 yield np.stack(list(itertools.islice(images, num_skipped, num_skipped + len(block))))

@@ -21,29 +21,17 @@ from torch import nn
 from ..data.folders import nfc
 from ..files import file_sha256, one_line
 from ..networks.inception import InceptionFeatures
+from ..settings import settings_of
 from .generation_config import GenerationConfig
 from .image_archive import ARRAY, read_array
 from .image_sets import ArchiveImages, DatasetImages, ImageBlocks, open_images
 from .set_statistics import SetStatistics, measure_images
 
 # Settings that a measured reference depends on, beside the size of the images.
-REFERENCE_SETTINGS = (
-    "reference",
-    "reference_split",
-    "reference_image_column",
-    "reference_label_column",
-    "reference_allow_left_out",
-    "reference_crop",
-    "features",
-    "feature_normalization",
-    "feature_pooling",
-    "feature_size",
-    "inception",
-    "inception_sha256",
-    "precision_recall",
-    "micro_batch_size",
-    "num_threads",
-)
+REFERENCE_SETTINGS = [
+    *(name for name, field in settings_of(GenerationConfig).items() if field.group in ("Reference", "Measures")),
+    *("micro_batch_size", "num_threads"),
+]
 STATISTICS_ARRAYS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 # The rounding error of covariances, relative to the largest value, that `frechet_distance` tolerates as well.
 TOLERANCE = 1e-6

@@ -5,7 +5,7 @@ A card begins with the class-conditional call, because the Hub shows a text-prom
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -191,8 +191,3 @@ def check_card(text: str, name: str = "the card") -> ModelCardData:
     if not re.match(r"# [^\n]+\n+```python\n", body):
         raise ValueError(f"{name}: does not begin with a title and a block of Python; required: how to call the model.")
     return data
-
-
-def python_blocks(text: str) -> Sequence[str]:
-    """The blocks of Python in a card or page, in their order."""
-    return re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)

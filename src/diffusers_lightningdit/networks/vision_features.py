@@ -62,7 +62,6 @@ class VisionFeatures(nn.Module):
             self.patch_size, model = self.network.patch_size, self.network.model
         if size is not None:
             self._check("`feature_size` is", size, size)
-            self._try(size, size)
         self.description = {
             "features": name_or_path,
             "pooling": POOLINGS[pooling],
@@ -75,7 +74,6 @@ class VisionFeatures(nn.Module):
         """Raise ValueError if images of this size cannot be taken as they are, and aren't to be resized."""
         if self.size is None:
             self._check("`feature_size` is None and the images are", height, width)
-            self._try(height, width)
 
     def _check(self, what: str, height: int, width: int) -> None:
         patch = self.patch_size
@@ -83,8 +81,6 @@ class VisionFeatures(nn.Module):
             raise ValueError(
                 f"{what} {height}x{width}; required: multiples of the patch of `features`, {patch[0]}x{patch[1]}."
             )
-
-    def _try(self, height: int, width: int) -> None:
         try:
             features = self(torch.zeros(1, 3, height, width, dtype=torch.uint8))["features"]
             check_finite(features=features)

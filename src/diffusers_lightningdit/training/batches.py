@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.global_batches import GlobalBatchSampler, part_size
+from ..data.global_batches import GlobalBatchSampler
 from ..data.images import ImageDataset
 from ..data.row_stream import RowStream
 from ..data.rows import UnusableData
@@ -63,7 +63,6 @@ def train_steps(
         batch_index: The global batches that were consumed before.
         accelerator: The accelerator of the run.
     """
-    num_batches = config.gradient_accumulation_steps
     if isinstance(sampler, RowStream):
         global_batches = iter(sampler)
     else:
@@ -76,15 +75,12 @@ def train_steps(
             persistent_workers=config.num_workers > 0,
         )
         batches = iter(dataloader)
-        global_batches = ([next(batches) for _ in range(num_batches)] for _ in itertools.count())
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    size = part_size(config.global_batch_size, rank, world_size, num_batches)
+        global_batches = ([next(batches) for _ in sampler.parts] for _ in itertools.count())
     while True:
-        seed_process(config.seed, batch_index, rank)
+        seed_process(config.seed, batch_index, accelerator.process_index)
         step = []
-        for number, batch in enumerate(next(global_batches)):
-            first = (number * world_size + rank) * size
-            draws = KeyedRandom(config.seed, batch_index, range(first, first + size), accelerator.device)
+        for batch, part in zip(next(global_batches), sampler.parts, strict=True):
+            draws = KeyedRandom(config.seed, batch_index, part, accelerator.device)
             step.append((send_to_device(batch, accelerator.device, non_blocking=True), draws))
         yield step
         batch_index += 1

@@ -23,7 +23,7 @@ from torch import nn
 
 from ...files import write_json
 from ...locks import locked_by_run
-from ...processes import on_main_process, patient_accelerator
+from ...processes import on_main_process
 from ..drawn_images import DrawnImages, check_sampling, load_pipeline, set_scheduler, try_pipeline
 from ..generation_config import GenerationConfig
 from ..generation_metrics import compute_metrics, not_computed
@@ -137,14 +137,14 @@ def check_pixels(folder: Path, num_images: int, pixels_sha256: str) -> None:
 
 def evaluate_generation(
     config: GenerationConfig,
-    accelerator: Accelerator | None = None,
+    accelerator: Accelerator,
     known_references: dict[tuple, Reference] | None = None,
 ) -> dict[str, Any]:
     """Draw and measure a set of images, and write generation.json.
 
     Args:
         config: The settings of the command.
-        accelerator: The accelerator whose processes share the work; by default a new one.
+        accelerator: The accelerator whose processes share the work.
         known_references: The references that earlier runs of a sweep have measured (see `measure_reference`).
 
     Returns:
@@ -155,7 +155,6 @@ def evaluate_generation(
             anything is drawn, where possible; later, if an image is not finite or was replaced.
         ImportError: If `inception` is set and torch-fidelity is not installed.
     """
-    accelerator = patient_accelerator() if accelerator is None else accelerator
     with exact_arithmetic(config.num_threads, accelerator.device):
         return _evaluate(config, accelerator, known_references)
 

@@ -13,13 +13,13 @@ Letters in the shape comments: B images, C latent channels, F feature channels, 
 """
 
 import contextlib
-import csv
 import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import torch
 from accelerate import Accelerator
 from diffusers import ModelMixin
@@ -43,10 +43,9 @@ from ..autoencoders import (
     decode,
     load_autoencoder,
     mean_latents,
-    measured_batches,
     open_dataset,
 )
-from ..ordered_batches import exact_arithmetic
+from ..ordered_batches import exact_arithmetic, ordered_batches
 from ..plots import check_matplotlib, plot_density
 from ..records import SIGNIFICANT_DIGITS, collected_warnings, measurement_record, run_command, significant
 
@@ -245,7 +244,9 @@ def _evaluate(config: LatentsConfig, accelerator: Accelerator, stack: contextlib
     measures = LatentMeasures(vae.to(accelerator.device), foundation_model)
     stack.enter_context(locked_by_run(accelerator, config.output_dir))
     check_output_dir(config.output_dir, leftovers=LEFTOVERS)  # another run may have ended there in the meantime
-    batches = list(measured_batches(config, dataset, indices, measures, accelerator, "encoding"))
+    accelerator.print(dataset.summary())
+    sizes = (config.micro_batch_size, config.num_workers)
+    batches = list(ordered_batches(dataset, measures, accelerator, *sizes, indices, "encoding"))
     if not accelerator.is_main_process:
         return {}
     values = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
@@ -271,11 +272,9 @@ def write_points(
     columns = {"index": indices, "x": points[:, 0].tolist(), "y": points[:, 1].tolist(), "density": density.tolist()}
     if labels is not None:
         columns["label"] = labels.tolist()
-    with atomic_write(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        for row in zip(*columns.values(), strict=True):
-            writer.writerow([f"{value:.{SIGNIFICANT_DIGITS}g}" if isinstance(value, float) else value for value in row])
+    with atomic_write(path) as partial:
+        table = pandas.DataFrame(columns)
+        table.to_csv(partial, index=False, float_format=f"%.{SIGNIFICANT_DIGITS}g", lineterminator="\n")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

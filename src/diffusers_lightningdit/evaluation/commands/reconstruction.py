@@ -54,10 +54,9 @@ from ..autoencoders import (
     image_channels,
     load_autoencoder,
     mean_latents,
-    measured_batches,
     open_dataset,
 )
-from ..ordered_batches import exact_arithmetic
+from ..ordered_batches import exact_arithmetic, ordered_batches
 from ..records import collected_warnings, measurement_record, run_command, significant
 from ..set_statistics import make_network
 
@@ -277,7 +276,9 @@ def _evaluate(config: ReconstructionConfig, accelerator: Accelerator, stack: con
     measures({"pixel_values": torch.zeros(1, *size)})  # checks the size of the images
     stack.enter_context(locked_by_run(accelerator, config.output_dir))
     check_output_dir(config.output_dir, leftovers=LEFTOVERS)  # another run may have ended there in the meantime
-    measured = measured_batches(config, dataset, indices, measures, accelerator, "measuring")
+    accelerator.print(dataset.summary())
+    sizes = (config.micro_batch_size, config.num_workers)
+    measured = ordered_batches(dataset, measures, accelerator, *sizes, indices)
     if not accelerator.is_main_process:
         deque(measured, maxlen=0)
         return {}

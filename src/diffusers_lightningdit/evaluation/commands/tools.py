@@ -198,8 +198,8 @@ def draw_curves(output: str | Path, run: str, names: Sequence[str] | None = None
     return len(panels)
 
 
-def draw_class_grid(config: GridConfig) -> tuple[int, int]:
-    """Draw a grid with a titled row for each class, and return its numbers of rows and columns.
+def draw_class_grid(config: GridConfig) -> int:
+    """Draw a grid with a titled row for each class, and return the number of rows.
 
     The images are the first `num_columns` of each class in a balanced set of `evaluate generation` with this seed.
 
@@ -219,7 +219,7 @@ def draw_class_grid(config: GridConfig) -> tuple[int, int]:
         )
     with atomic_write(config.output) as partial:
         grid.save(partial, format="PNG")
-    return len(class_ids), config.num_columns
+    return len(class_ids)
 
 
 def measure_statistics(config: StatisticsConfig) -> int:
@@ -265,33 +265,13 @@ def measure_statistics(config: StatisticsConfig) -> int:
     return images.num_images
 
 
-def _pack(config: PackConfig) -> str:
-    return f"{pack_folder(config.images, config.output)} images"
-
-
-def _unpack(config: UnpackConfig) -> str:
-    return f"{unpack_archive(config.archive, config.output)} images"
-
-
-def _statistics(config: StatisticsConfig) -> str:
-    return f"mu and sigma of {measure_statistics(config)} images"
-
-
-def _grid(config: GridConfig) -> str:
-    num_rows, num_columns = draw_class_grid(config)
-    return f"{num_rows} rows of {num_columns} images"
-
-
-def _curves(config: CurvesConfig) -> str:
-    return f"{draw_curves(config.output, config.run, config.names)} curves"
-
-
+# The settings of each tool, and the function that runs it and says what it wrote.
 TOOLS: dict[str, tuple[type, Callable]] = {
-    "pack": (PackConfig, _pack),
-    "unpack": (UnpackConfig, _unpack),
-    "statistics": (StatisticsConfig, _statistics),
-    "grid": (GridConfig, _grid),
-    "curves": (CurvesConfig, _curves),
+    "pack": (PackConfig, lambda config: f"{pack_folder(config.images, config.output)} images"),
+    "unpack": (UnpackConfig, lambda config: f"{unpack_archive(config.archive, config.output)} images"),
+    "statistics": (StatisticsConfig, lambda config: f"mu and sigma of {measure_statistics(config)} images"),
+    "grid": (GridConfig, lambda config: f"{draw_class_grid(config)} rows of {config.num_columns} images"),
+    "curves": (CurvesConfig, lambda config: f"{draw_curves(config.output, config.run, config.names)} curves"),
 }
 
 
