@@ -62,6 +62,9 @@ from .lightningdit_sampling import (
     warn_of_too_many_steps,
 )
 
+# The blocks below state what they take and give as class attributes, where diffusers has properties. `inputs` are
+# properties here, too: diffusers changes `required` of the `InputParam`s that it reads, which must be new each time.
+
 logger = logging.get_logger(__name__)
 MODEL_NAME = "lightningdit"
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -170,18 +173,14 @@ class LightningDiTInputStep(ModularPipelineBlocks):
     """
 
     model_name = MODEL_NAME
-
-    @property
-    def description(self) -> str:
-        return "Turns names and ids of classes into one id for each image, and settles the size of the images."
-
-    @property
-    def expected_components(self) -> list[ComponentSpec]:
-        return [TRANSFORMER, VAE, SCHEDULER]
-
-    @property
-    def expected_configs(self) -> list[ConfigSpec]:
-        return [ID2LABEL]
+    description = "Turns names and ids of classes into one id for each image, and settles the size of the images."
+    expected_components = [TRANSFORMER, VAE, SCHEDULER]
+    expected_configs = [ID2LABEL]
+    intermediate_outputs = [
+        OutputParam("class_ids", type_hint=torch.Tensor, description="The id of each image's class, [B]."),
+        OutputParam("null_ids", type_hint=torch.Tensor, description="The null class for each image, [B]."),
+        OutputParam("num_labels", type_hint=int, description="The number of class labels."),
+    ]
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -196,14 +195,6 @@ class LightningDiTInputStep(ModularPipelineBlocks):
             InputParam("latents", type_hint=torch.Tensor, description="The noise, instead of drawing it."),
             InputParam("attention_kwargs", description='{"scale": s} scales the active LoRA adapters.'),
             InputParam("output_type", default="pil", type_hint=str, description='"pil", "np", "pt" or "latent".'),
-        ]
-
-    @property
-    def intermediate_outputs(self) -> list[OutputParam]:
-        return [
-            OutputParam("class_ids", type_hint=torch.Tensor, description="The id of each image's class, [B]."),
-            OutputParam("null_ids", type_hint=torch.Tensor, description="The null class for each image, [B]."),
-            OutputParam("num_labels", type_hint=int, description="The number of class labels."),
         ]
 
     @torch.no_grad()
@@ -242,29 +233,17 @@ class LightningDiTSetTimestepsStep(ModularPipelineBlocks):
     """Sets the time grid, from noise on or, with `strength`, from a noised image."""
 
     model_name = MODEL_NAME
-
-    @property
-    def description(self) -> str:
-        return "Sets the time grid of the scheduler, and the t of each evaluation of the network."
-
-    @property
-    def expected_components(self) -> list[ComponentSpec]:
-        return [SCHEDULER]
-
-    @property
-    def expected_configs(self) -> list[ConfigSpec]:
-        return [RECIPE]
+    description = "Sets the time grid of the scheduler, and the t of each evaluation of the network."
+    expected_components = [SCHEDULER]
+    expected_configs = [RECIPE]
+    intermediate_outputs = [
+        OutputParam("times", description="t of each evaluation and of the end, 0 = noise and 1 = image."),
+        OutputParam("timesteps", type_hint=torch.Tensor, description="The timesteps of the scheduler."),
+    ]
 
     @property
     def inputs(self) -> list[InputParam]:
         return [InputParam("num_inference_steps", type_hint=int, description="Steps; by default the recipe's.")]
-
-    @property
-    def intermediate_outputs(self) -> list[OutputParam]:
-        return [
-            OutputParam("times", description="t of each evaluation and of the end, 0 = noise and 1 = image."),
-            OutputParam("timesteps", type_hint=torch.Tensor, description="The timesteps of the scheduler."),
-        ]
 
     @torch.no_grad()
     def __call__(self, components, state: PipelineState) -> tuple:
@@ -317,14 +296,12 @@ class LightningDiTPrepareLatentsStep(ModularPipelineBlocks):
     """Draws the noise that generation starts from."""
 
     model_name = MODEL_NAME
-
-    @property
-    def description(self) -> str:
-        return "Draws the initial noise in float32, by one generator or by one for each image."
-
-    @property
-    def expected_components(self) -> list[ComponentSpec]:
-        return [TRANSFORMER, VAE, SCHEDULER]
+    description = "Draws the initial noise in float32, by one generator or by one for each image."
+    expected_components = [TRANSFORMER, VAE, SCHEDULER]
+    intermediate_outputs = [
+        OutputParam("latents", type_hint=torch.Tensor, description="The state of the flow, float32."),
+        OutputParam("noise", type_hint=torch.Tensor, description="The initial noise, float32."),
+    ]
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -334,13 +311,6 @@ class LightningDiTPrepareLatentsStep(ModularPipelineBlocks):
             InputParam("width", required=True, type_hint=int, description="The width in pixels."),
             GENERATOR,
             InputParam("latents", type_hint=torch.Tensor, description="The noise, instead of drawing it."),
-        ]
-
-    @property
-    def intermediate_outputs(self) -> list[OutputParam]:
-        return [
-            OutputParam("latents", type_hint=torch.Tensor, description="The state of the flow, float32."),
-            OutputParam("noise", type_hint=torch.Tensor, description="The initial noise, float32."),
         ]
 
     @torch.no_grad()
@@ -360,14 +330,14 @@ class LightningDiTVaeEncoderStep(ModularPipelineBlocks):
     """Encodes the images to start from."""
 
     model_name = MODEL_NAME
-
-    @property
-    def description(self) -> str:
-        return "Encodes images to normalised latents, and with masks says which of the latents are drawn anew."
-
-    @property
-    def expected_components(self) -> list[ComponentSpec]:
-        return [VAE]
+    description = "Encodes images to normalised latents, and with masks says which of the latents are drawn anew."
+    expected_components = [VAE]
+    intermediate_outputs = [
+        OutputParam("image_latents", type_hint=torch.Tensor, description="Normalised latents of the images."),
+        OutputParam("pixels", type_hint=torch.Tensor, description="The images, [B, 3, height, width] in [-1, 1]."),
+        OutputParam("masks", description="1 where pixels are drawn anew, [B, 1, height, width]; or None."),
+        OutputParam("latent_masks", description="1 where latents are drawn anew; or None."),
+    ]
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -378,15 +348,6 @@ class LightningDiTVaeEncoderStep(ModularPipelineBlocks):
             InputParam("num_labels", required=True, type_hint=int, description="The number of class labels."),
             InputParam("height", required=True, type_hint=int, description="The height in pixels."),
             InputParam("width", required=True, type_hint=int, description="The width in pixels."),
-        ]
-
-    @property
-    def intermediate_outputs(self) -> list[OutputParam]:
-        return [
-            OutputParam("image_latents", type_hint=torch.Tensor, description="Normalised latents of the images."),
-            OutputParam("pixels", type_hint=torch.Tensor, description="The images, [B, 3, height, width] in [-1, 1]."),
-            OutputParam("masks", description="1 where pixels are drawn anew, [B, 1, height, width]; or None."),
-            OutputParam("latent_masks", description="1 where latents are drawn anew; or None."),
         ]
 
     @torch.no_grad()
@@ -419,14 +380,11 @@ class LightningDiTNoiseImageStep(ModularPipelineBlocks):
     """Mixes the images' latents with noise, as the straight path from noise to data has them."""
 
     model_name = MODEL_NAME
-
-    @property
-    def description(self) -> str:
-        return "Puts the latents of the images back to the first t: t data + (1 - t) noise."
-
-    @property
-    def expected_components(self) -> list[ComponentSpec]:
-        return [SCHEDULER]
+    description = "Puts the latents of the images back to the first t: t data + (1 - t) noise."
+    expected_components = [SCHEDULER]
+    intermediate_outputs = [
+        OutputParam("latents", type_hint=torch.Tensor, description="The state of the flow, float32.")
+    ]
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -436,10 +394,6 @@ class LightningDiTNoiseImageStep(ModularPipelineBlocks):
             InputParam("times", required=True, description="t of each evaluation."),
             InputParam("strength", default=0.8, type_hint=float, description="How far to go back to noise."),
         ]
-
-    @property
-    def intermediate_outputs(self) -> list[OutputParam]:
-        return [OutputParam("latents", type_hint=torch.Tensor, description="The state of the flow, float32.")]
 
     @torch.no_grad()
     def __call__(self, components, state: PipelineState) -> tuple:
@@ -459,17 +413,11 @@ class LightningDiTLoopDenoiser(ModularPipelineBlocks):
     """Within the loop: the velocity as the guider combines it."""
 
     model_name = MODEL_NAME
-
-    @property
-    def description(self) -> str:
-        return "Within the loop: evaluates the network as often as the guider wants, and combines the velocities."
-
-    @property
-    def expected_components(self) -> list[ComponentSpec]:
-        guider = ComponentSpec(
-            "guider", LightningDiTGuidance, config=FrozenDict({}), default_creation_method="from_config"
-        )
-        return [TRANSFORMER, guider]
+    description = "Within the loop: evaluates the network as often as the guider wants, and combines the velocities."
+    expected_components = [
+        TRANSFORMER,
+        ComponentSpec("guider", LightningDiTGuidance, config=FrozenDict({}), default_creation_method="from_config"),
+    ]
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -514,14 +462,8 @@ class LightningDiTLoopStep(ModularPipelineBlocks):
     """Within the loop: a step of the scheduler."""
 
     model_name = MODEL_NAME
-
-    @property
-    def description(self) -> str:
-        return "Within the loop: a step of the scheduler along the velocity."
-
-    @property
-    def expected_components(self) -> list[ComponentSpec]:
-        return [SCHEDULER]
+    description = "Within the loop: a step of the scheduler along the velocity."
+    expected_components = [SCHEDULER]
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -538,10 +480,7 @@ class LightningDiTLoopKeep(ModularPipelineBlocks):
     """Within the loop of inpainting: what lies outside the masks stays on its own path."""
 
     model_name = MODEL_NAME
-
-    @property
-    def description(self) -> str:
-        return "Within the loop: latents outside the masks are put back to the path of the image that is kept."
+    description = "Within the loop: latents outside the masks are put back to the path of the image that is kept."
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -563,20 +502,14 @@ class LightningDiTDenoiseStep(LoopSequentialPipelineBlocks):
     """Integrates the flow along the time grid."""
 
     model_name = MODEL_NAME
+    description = "Integrates the flow from the first t to 1. The blocks within it are run once for each timestep."
     block_classes = [LightningDiTLoopDenoiser, LightningDiTLoopStep]
     block_names = ["denoiser", "step"]
-
-    @property
-    def description(self) -> str:
-        return "Integrates the flow from the first t to 1. The blocks within it are run once for each timestep."
-
-    @property
-    def loop_expected_components(self) -> list[ComponentSpec]:
-        return [SCHEDULER, TRANSFORMER]
-
-    @property
-    def loop_expected_configs(self) -> list[ConfigSpec]:
-        return [RECIPE]
+    loop_expected_components = [SCHEDULER, TRANSFORMER]
+    loop_expected_configs = [RECIPE]
+    loop_intermediate_outputs = [
+        OutputParam("latents", type_hint=torch.Tensor, description="Normalised latents of the images.")
+    ]
 
     @property
     def loop_inputs(self) -> list[InputParam]:
@@ -585,10 +518,6 @@ class LightningDiTDenoiseStep(LoopSequentialPipelineBlocks):
             InputParam("timesteps", required=True, type_hint=torch.Tensor, description="Timesteps of the scheduler."),
             InputParam("times", required=True, description="t of each evaluation and of the end."),
         ]
-
-    @property
-    def loop_intermediate_outputs(self) -> list[OutputParam]:
-        return [OutputParam("latents", type_hint=torch.Tensor, description="Normalised latents of the images.")]
 
     @torch.no_grad()
     def __call__(self, components, state: PipelineState) -> tuple:
@@ -621,20 +550,18 @@ class LightningDiTDecodeStep(ModularPipelineBlocks):
     """Decodes latents to images."""
 
     model_name = MODEL_NAME
-
-    @property
-    def description(self) -> str:
-        return "Decodes the latents to images."
-
-    @property
-    def expected_components(self) -> list[ComponentSpec]:
-        processor = ComponentSpec(
+    description = "Decodes the latents to images."
+    expected_components = [
+        VAE,
+        TRANSFORMER,
+        ComponentSpec(
             "image_processor",
             VaeImageProcessor,
             config=FrozenDict({"vae_scale_factor": 1}),
             default_creation_method="from_config",
-        )
-        return [VAE, TRANSFORMER, processor]
+        ),
+    ]
+    intermediate_outputs = [OutputParam("images", description="A list of PIL images, an array or a tensor.")]
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -642,10 +569,6 @@ class LightningDiTDecodeStep(ModularPipelineBlocks):
             InputParam("latents", required=True, type_hint=torch.Tensor, description="Normalised latents."),
             InputParam("output_type", default="pil", type_hint=str, description='"pil", "np", "pt" or "latent".'),
         ]
-
-    @property
-    def intermediate_outputs(self) -> list[OutputParam]:
-        return [OutputParam("images", description="A list of PIL images, an array or a tensor.")]
 
     @torch.no_grad()
     def __call__(self, components, state: PipelineState) -> tuple:
@@ -690,6 +613,7 @@ class LightningDiTGenerationBlocks(SequentialPipelineBlocks):
     """Images of classes from noise."""
 
     model_name = MODEL_NAME
+    description = "Draws images of classes from noise."
     block_classes = [
         LightningDiTInputStep,
         LightningDiTSetTimestepsStep,
@@ -699,15 +623,12 @@ class LightningDiTGenerationBlocks(SequentialPipelineBlocks):
     ]
     block_names = ["input", "set_timesteps", "prepare_latents", "denoise", "decode"]
 
-    @property
-    def description(self) -> str:
-        return "Draws images of classes from noise."
-
 
 class LightningDiTImg2ImgBlocks(SequentialPipelineBlocks):
     """Images of classes from given images."""
 
     model_name = MODEL_NAME
+    description = "Draws images of classes that start from given images."
     block_classes = [
         LightningDiTInputStep,
         LightningDiTVaeEncoderStep,
@@ -719,15 +640,12 @@ class LightningDiTImg2ImgBlocks(SequentialPipelineBlocks):
     ]
     block_names = ["input", "encode", "set_timesteps", "prepare_latents", "noise_image", "denoise", "decode"]
 
-    @property
-    def description(self) -> str:
-        return "Draws images of classes that start from given images."
-
 
 class LightningDiTInpaintBlocks(SequentialPipelineBlocks):
     """Images of classes within the masks of given images."""
 
     model_name = MODEL_NAME
+    description = "Draws parts of given images anew, as images of classes."
     block_classes = [
         *LightningDiTImg2ImgBlocks.block_classes[:-2],
         LightningDiTInpaintDenoiseStep,
@@ -735,19 +653,12 @@ class LightningDiTInpaintBlocks(SequentialPipelineBlocks):
     ]
     block_names = LightningDiTImg2ImgBlocks.block_names
 
-    @property
-    def description(self) -> str:
-        return "Draws parts of given images anew, as images of classes."
-
 
 class LightningDiTBlocks(AutoPipelineBlocks):
     """All three: inpainting if `mask_image` is given, image-to-image if `image` is, or else generation."""
 
     model_name = MODEL_NAME
+    description = "Draws images of classes: from noise, from `image`, or within `mask_image`."
     block_classes = [LightningDiTInpaintBlocks, LightningDiTImg2ImgBlocks, LightningDiTGenerationBlocks]
     block_names = ["inpaint", "img2img", "generation"]
     block_trigger_inputs = ["mask_image", "image", None]
-
-    @property
-    def description(self) -> str:
-        return "Draws images of classes: from noise, from `image`, or within `mask_image`."
