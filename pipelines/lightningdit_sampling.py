@@ -220,6 +220,29 @@ def predict_velocity(
     return velocity + (internal_guidance_scale - 1) * (velocity - internal[0].float())
 
 
+def velocity_of_guider(
+    guider: BaseGuidance, ids: tuple[torch.Tensor, torch.Tensor], transformer, **arguments
+) -> torch.Tensor:
+    """Evaluate the network as a guider wants it, and return the velocity [B, C, height, width] that it makes of it.
+
+    Args:
+        guider: Its `set_state` has been called. It says which calls of the network it needs, and may change the network
+            for some of them.
+        ids: The class and the null class of each image, [B] each.
+        arguments: Those of `predict_velocity` beside `class_ids` and `cache_context`.
+    """
+    calls = guider.prepare_inputs({"class_ids": ids})
+    for call in calls:
+        arguments |= {"class_ids": call.class_ids, "cache_context": getattr(call, guider._identifier_key)}
+        with exclusive(transformer):
+            guider.prepare_models(transformer)
+            try:
+                call.noise_pred = predict_velocity(transformer, **arguments)
+            finally:
+                guider.cleanup_models(transformer)
+    return guider(calls)[0]
+
+
 def guide(
     conditional: torch.Tensor, unconditional: torch.Tensor, scale: float, num_channels: int | None
 ) -> torch.Tensor:

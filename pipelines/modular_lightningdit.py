@@ -43,7 +43,6 @@ from .lightningdit_sampling import (
     check_scheduler,
     decode,
     encode,
-    exclusive,
     image_size,
     in_interval,
     initial_noise,
@@ -53,12 +52,12 @@ from .lightningdit_sampling import (
     noise_arguments,
     one_run_of_a_cache,
     postprocess,
-    predict_velocity,
     preprocess,
     require,
     require_finite,
     set_timesteps,
     vae_geometry,
+    velocity_of_guider,
     warn_of_too_many_steps,
 )
 
@@ -437,24 +436,16 @@ class LightningDiTLoopDenoiser(ModularPipelineBlocks):
                 components.transformer, guider.time, guider.internal_guidance_scale, guider.internal_guidance_interval
             )
         guider.set_state(step=i, num_inference_steps=len(block.timesteps), timestep=t)
-        calls = guider.prepare_inputs({"class_ids": (block.class_ids, block.null_ids)})
-        for call in calls:
-            with exclusive(components.transformer):  # which a guider may change for a call
-                guider.prepare_models(components.transformer)
-                try:
-                    call.noise_pred = predict_velocity(
-                        components.transformer,
-                        block.latents,
-                        block.times[i],
-                        call.class_ids,
-                        block.attention_kwargs,
-                        getattr(call, guider._identifier_key),
-                        jumps_to_data(components.scheduler),
-                        scale,
-                    )
-                finally:
-                    guider.cleanup_models(components.transformer)
-        block.velocity = guider(calls)[0]
+        block.velocity = velocity_of_guider(
+            guider,
+            (block.class_ids, block.null_ids),
+            components.transformer,
+            latents=block.latents,
+            t=block.times[i],
+            attention_kwargs=block.attention_kwargs,
+            jumps=jumps_to_data(components.scheduler),
+            internal_guidance_scale=scale,
+        )
         return components, block
 
 

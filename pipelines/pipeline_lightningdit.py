@@ -23,7 +23,6 @@ from .lightningdit_sampling import (
     RECIPE,
     SamplingMixin,
     check_arguments,
-    exclusive,
     guide,
     image_size,
     in_interval,
@@ -35,6 +34,7 @@ from .lightningdit_sampling import (
     set_timesteps,
     solve_ode,
     vae_geometry,
+    velocity_of_guider,
 )
 
 
@@ -253,27 +253,14 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
     def _velocity_of_guider(
         self, guider: BaseGuidance, class_ids: torch.Tensor, attention_kwargs: dict | None
     ) -> Callable[[torch.Tensor, float, int], torch.Tensor]:
-        """Return the velocity as a guider combines it, as a function of (latents, t, step).
-
-        The guider says which calls of the network it needs, and may change the network for some of them.
-        """
+        """Return the velocity as a guider combines it, as a function of (latents, t, step)."""
         null_ids = torch.full_like(class_ids, self.transformer.config.num_classes)
         jumps = jumps_to_data(self.scheduler)
 
         def velocity(latents: torch.Tensor, t: float, step: int) -> torch.Tensor:
             guider.set_state(step, num_inference_steps=self.num_timesteps, timestep=self.current_timestep)
-            calls = guider.prepare_inputs({"class_ids": (class_ids, null_ids)})
-            for call in calls:
-                context = getattr(call, guider._identifier_key)
-                with exclusive(self.transformer):
-                    guider.prepare_models(self.transformer)
-                    try:
-                        call.noise_pred = predict_velocity(
-                            self.transformer, latents, t, call.class_ids, attention_kwargs, context, jumps
-                        )
-                    finally:
-                        guider.cleanup_models(self.transformer)
-            return guider(calls)[0]
+            arguments = {"latents": latents, "t": t, "attention_kwargs": attention_kwargs, "jumps": jumps}
+            return velocity_of_guider(guider, (class_ids, null_ids), self.transformer, **arguments)
 
         return velocity
 
