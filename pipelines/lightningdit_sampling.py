@@ -335,6 +335,8 @@ def vae_geometry(vae) -> tuple[int, int]:
 
 def latents_statistics(vae, latents: torch.Tensor) -> tuple:
     """Return (mean, std, scaling_factor) of normalised = (raw - mean) / std * scaling_factor, from the VAE's config."""
+    if isinstance(vae, AutoencoderRAE):  # normalises inside encode and decode
+        return 0.0, 1.0, 1.0
     scaling_factor = vae.config.get("scaling_factor") or 1.0
     if vae.config.get("latents_mean") is None:
         return vae.config.get("shift_factor") or 0.0, 1.0, scaling_factor
@@ -347,8 +349,6 @@ def normalize_latents(vae, latents: torch.Tensor) -> torch.Tensor:
     """Convert raw latents of `vae.encode` into the normalised latents of the transformer."""
     if hasattr(vae, "normalize_latents"):
         return vae.normalize_latents(latents)
-    if isinstance(vae, AutoencoderRAE):  # normalises inside encode and decode
-        return latents
     mean, std, scaling_factor = latents_statistics(vae, latents)
     return (latents - mean) / std * scaling_factor
 
@@ -357,8 +357,6 @@ def denormalize_latents(vae, latents: torch.Tensor) -> torch.Tensor:
     """Convert normalised latents of the transformer into raw latents for `vae.decode`."""
     if hasattr(vae, "denormalize_latents"):
         return vae.denormalize_latents(latents)
-    if isinstance(vae, AutoencoderRAE):  # normalises inside encode and decode
-        return latents
     mean, std, scaling_factor = latents_statistics(vae, latents)
     return latents * std / scaling_factor + mean
 
@@ -1087,15 +1085,12 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
         place = Path(str(pretrained_model_name_or_path_or_dict)[:4096], str(kwargs.get("weight_name") or ""))
         try:
             return super().lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
-        except ValueError as error:
-            if not isinstance(error, UnicodeError):
-                raise
-            reason = error
         except Exception as error:  # a damaged file raises nearly anything
-            if not os.path.lexists(place):  # on the Hub, or missing, which diffusers says well
+            # diffusers says well that a file is missing, here or on the Hub
+            is_clear = isinstance(error, ValueError) or not os.path.lexists(place)
+            if is_clear and not isinstance(error, UnicodeError):
                 raise
-            reason = error
-        raise ValueError(f"{place} cannot be read as a LoRA ({shown(reason)}); required: a sound file.") from reason
+            raise ValueError(f"{place} cannot be read as a LoRA ({shown(error)}); required: a sound file.") from error
 
     # -- arguments -------------------------------------------------------------------------------------------------
 
