@@ -698,6 +698,12 @@ def check_components(transformer, vae) -> None:
         )
 
 
+def latents_shape(transformer, vae, batch_size: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the shape of the latents of images of a height and width in pixels."""
+    factor = vae_geometry(vae)[1]
+    return batch_size, transformer.config.in_channels, height // factor, width // factor
+
+
 def image_size(transformer, vae, height: int | None, width: int | None) -> tuple[int, int]:
     """Return the height and width of images in pixels, with the size of the training in place of None."""
     size, factor = transformer.config.sample_size, vae_geometry(vae)[1]
@@ -1113,13 +1119,11 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
         """
         check_scheduler(self.scheduler)
         check_components(self.transformer, self.vae)
-        factor = vae_geometry(self.vae)[1]
-        in_channels = self.transformer.config.in_channels
         arguments |= {"num_images_per_prompt": num_images_per_prompt, "height": height, "width": width}
         check_arguments(
             arguments,
-            in_channels=in_channels,
-            multiple=factor * self.transformer.config.patch_size,
+            in_channels=self.transformer.config.in_channels,
+            multiple=vae_geometry(self.vae)[1] * self.transformer.config.patch_size,
             output_types=("pil", "np", "pt", "latent"),
             ode_methods=ODE_METHODS,
             tensor_inputs=self._callback_tensor_inputs,
@@ -1128,7 +1132,7 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
         recipe = self.config.sampling_recipe or {}
         warn_of_too_many_steps(self.scheduler, recipe, arguments.get("num_inference_steps"))
         batch_size = num_labels * num_images_per_prompt
-        shape = (batch_size, in_channels, height // factor, width // factor)
+        shape = latents_shape(self.transformer, self.vae, batch_size, height, width)
         check_arguments({"latents": latents, "generator": generator}, number=batch_size, shape=shape)
 
     # -- the loop --------------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ from .lightningdit_sampling import (
     initial_noise,
     internal_scale,
     jumps_to_data,
+    latents_shape,
     list_images,
     noise_arguments,
     one_run_of_a_cache,
@@ -210,18 +211,16 @@ class LightningDiTInputStep(ModularPipelineBlocks):
         )
         block.null_ids = torch.full_like(block.class_ids, components.transformer.config.num_classes)
         block.height, block.width = image_size(components.transformer, components.vae, block.height, block.width)
-        factor = vae_geometry(components.vae)[1]
-        check_arguments(
-            {"height": block.height, "width": block.width}, multiple=factor * components.transformer.config.patch_size
-        )
+        multiple = vae_geometry(components.vae)[1] * components.transformer.config.patch_size
+        check_arguments({"height": block.height, "width": block.width}, multiple=multiple)
         if block.num_inference_steps is None:
             block.num_inference_steps = recipe_of(components)["num_inference_steps"]
         names = ("num_inference_steps", "generator", "latents", "attention_kwargs", "output_type")
-        number, channels = len(block.class_ids), components.transformer.config.in_channels
+        number = len(block.class_ids)
         check_arguments(
             {name: getattr(block, name) for name in names},
             number=number,
-            shape=(number, channels, block.height // factor, block.width // factor),
+            shape=latents_shape(components.transformer, components.vae, number, block.height, block.width),
             output_types=OUTPUT_TYPES,
         )
         self.set_block_state(state, block)
@@ -315,9 +314,7 @@ class LightningDiTPrepareLatentsStep(ModularPipelineBlocks):
     @torch.no_grad()
     def __call__(self, components, state: PipelineState) -> tuple:
         block = self.get_block_state(state)
-        factor = vae_geometry(components.vae)[1]
-        channels = components.transformer.config.in_channels
-        shape = (len(block.class_ids), channels, block.height // factor, block.width // factor)
+        shape = latents_shape(components.transformer, components.vae, len(block.class_ids), block.height, block.width)
         check_arguments({"latents": block.latents}, shape=shape)
         block.noise = initial_noise(block.latents, shape, block.generator, components._execution_device)
         block.latents = block.noise * getattr(components.scheduler, "init_noise_sigma", 1.0)

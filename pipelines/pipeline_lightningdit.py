@@ -29,11 +29,11 @@ from .lightningdit_sampling import (
     initial_noise,
     internal_scale,
     jumps_to_data,
+    latents_shape,
     predict_velocity,
     require,
     set_timesteps,
     solve_ode,
-    vae_geometry,
     velocity_of_guider,
 )
 
@@ -181,8 +181,7 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
         call = self._own_call(guidance["guidance_scale"] if guider is None else getattr(guider, "guidance_scale", 1.0))
         class_ids = torch.tensor(class_ids, device=device).repeat_interleave(num_images_per_prompt)
         times = set_timesteps(call.scheduler, num_inference_steps, device)
-        factor = vae_geometry(self.vae)[1]
-        shape = (len(class_ids), self.transformer.config.in_channels, height // factor, width // factor)
+        shape = latents_shape(self.transformer, self.vae, len(class_ids), height, width)
         latents = initial_noise(latents, shape, generator, device) * getattr(call.scheduler, "init_noise_sigma", 1.0)
 
         # 2. Solve the flow
