@@ -956,6 +956,11 @@ ODE_METHODS = ("dopri5", "heun2")
 RECIPE = "recipe"
 
 
+def recipe_of(pipeline) -> dict:
+    """The sampling recipe of a pipeline's checkpoint, with defaults for what it leaves out."""
+    return {**DEFAULT_RECIPE, **(pipeline.config.get("sampling_recipe") or {})}
+
+
 # The transformers with a cache that a run uses at the moment.
 CACHES_IN_USE: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
@@ -1102,7 +1107,7 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
 
     def _from_recipe(self, **arguments) -> dict:
         """Replace arguments that are `RECIPE` by the values of the checkpoint's recipe, or else the defaults."""
-        recipe = {**DEFAULT_RECIPE, **(self.config.sampling_recipe or {})}
+        recipe = recipe_of(self)
         return {
             name: recipe[name] if isinstance(value, str) and value == RECIPE else value
             for name, value in arguments.items()
@@ -1255,7 +1260,7 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
     def _model_card(self, repository: str) -> str:
         names = [name.split(",")[0].strip() for _, name in sorted(self.id2label.items())]
         label = next((repr(name) for name in names if len(self.labels[name]) == 1), "0")
-        recipe = {**DEFAULT_RECIPE, **(self.config.sampling_recipe or {})}
+        recipe = recipe_of(self)
         if recipe["ode_method"] is None:
             recipe |= {"ode_atol": None, "ode_rtol": None}
         if recipe["internal_guidance_scale"] == 1:

@@ -34,7 +34,6 @@ from diffusers.modular_pipelines import (
 from diffusers.utils import logging
 
 from .lightningdit_sampling import (
-    DEFAULT_RECIPE,
     TIME_TOLERANCE,
     ClassLabelsMixin,
     check_arguments,
@@ -54,6 +53,7 @@ from .lightningdit_sampling import (
     one_run_of_a_cache,
     postprocess,
     preprocess,
+    recipe_of,
     require,
     require_finite,
     set_timesteps,
@@ -147,11 +147,6 @@ class _Labels(ClassLabelsMixin):
     def __init__(self, transformer, id2label: dict | None):
         self.transformer = transformer
         self._id2label = {int(key): name for key, name in (id2label or {}).items()}
-
-
-def recipe_of(components) -> dict:
-    """The recipe of the checkpoint, with defaults for what it leaves out."""
-    return {**DEFAULT_RECIPE, **(components.config.get("sampling_recipe") or {})}
 
 
 def own_components(components):
