@@ -403,12 +403,10 @@ def noise_arguments(scheduler, generator: torch.Generator | list[torch.Generator
     return {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
 
 
-def warn_of_too_many_steps(scheduler, recipe: dict, num_inference_steps: int | None) -> None:
+def warn_of_too_many_steps(pipeline, num_inference_steps: int) -> None:
     """Say that a network for a few steps was distilled for fewer than these, which its recipe has."""
-    distilled_for = recipe.get("num_inference_steps")
-    if num_inference_steps is None or distilled_for is None or not jumps_to_data(scheduler):
-        return
-    if num_inference_steps > distilled_for:
+    distilled_for = (pipeline.config.get("sampling_recipe") or {}).get("num_inference_steps")
+    if jumps_to_data(pipeline.scheduler) and distilled_for is not None and num_inference_steps > distilled_for:
         logger.warning(
             f"`num_inference_steps` is {num_inference_steps}, and the transformer was distilled for "
             f"{distilled_for}: more steps cost more, and may make images worse."
@@ -729,6 +727,7 @@ def recipe_of(pipeline) -> dict:
 # ---------------------------------------------------------------------------------------------------------------------
 
 MAX_COUNT, MAX_SIDE, MAX_SCALE = 100_000, 16_384, 1e6
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")  # of what draws images
 
 
 def is_integer(value) -> bool:
@@ -813,8 +812,8 @@ REQUIREMENTS: dict[str, tuple[Callable[..., bool], str]] = {
     "strength": (lambda v, s: is_real(v, high=1) and v > 0, "a number above 0 and at most 1"),
     "divergence": any_of("divergences"),
     "ode_method": (
-        lambda v, s: v is None or (isinstance(v, str) and v in s["ode_methods"]),
-        "None or one of {ode_methods}",
+        lambda v, s: v is None or (isinstance(v, str) and v in ODE_METHODS),
+        f"None or one of {ODE_METHODS}",
     ),
     "ode_atol": TOLERANCE,
     "ode_rtol": TOLERANCE,
@@ -1188,13 +1187,11 @@ class SamplingMixin(DenoisingMixin, ClassLabelsMixin, SanaLoraLoaderMixin, HubMi
             arguments,
             in_channels=self.transformer.config.in_channels,
             multiple=vae_geometry(self.vae)[1] * self.transformer.config.patch_size,
-            output_types=("pil", "np", "pt", "latent"),
-            ode_methods=ODE_METHODS,
+            output_types=OUTPUT_TYPES,
             tensor_inputs=self._callback_tensor_inputs,
         )
-        check_internal_guidance(self.transformer, arguments.get("internal_guidance_scale", 1))
-        recipe = self.config.sampling_recipe or {}
-        warn_of_too_many_steps(self.scheduler, recipe, arguments.get("num_inference_steps"))
+        check_internal_guidance(self.transformer, arguments["internal_guidance_scale"])
+        warn_of_too_many_steps(self, arguments["num_inference_steps"])
         batch_size = num_labels * num_images_per_prompt
         shape = latents_shape(self.transformer, self.vae, batch_size, height, width)
         check_arguments({"latents": latents, "generator": generator}, number=batch_size, shape=shape)

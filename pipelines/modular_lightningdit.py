@@ -34,6 +34,7 @@ from diffusers.modular_pipelines import (
 from diffusers.utils import logging
 
 from .lightningdit_sampling import (
+    OUTPUT_TYPES,
     TIME_TOLERANCE,
     ClassLabelsMixin,
     check_arguments,
@@ -67,7 +68,6 @@ from .lightningdit_sampling import (
 
 logger = logging.get_logger(__name__)
 MODEL_NAME = "lightningdit"
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # Models are found by the repository's own code, and their classes are not known to this file.
 TRANSFORMER, VAE, SCHEDULER = ComponentSpec("transformer"), ComponentSpec("vae"), ComponentSpec("scheduler")
 RECIPE = ConfigSpec("sampling_recipe", default=None, description="The sampling that belongs to the checkpoint.")
@@ -244,11 +244,11 @@ class LightningDiTSetTimestepsStep(ModularPipelineBlocks):
         if block.num_inference_steps is None:
             block.num_inference_steps = recipe_of(components)["num_inference_steps"]
         check_arguments({"num_inference_steps": block.num_inference_steps})
-        recipe = components.config.get("sampling_recipe") or {}
-        warn_of_too_many_steps(components.scheduler, recipe, block.num_inference_steps)
-        if recipe.get("ode_method") is not None:
+        warn_of_too_many_steps(components, block.num_inference_steps)
+        ode_method = recipe_of(components)["ode_method"]
+        if ode_method is not None:
             logger.warning(
-                f"The recipe has `ode_method` {recipe['ode_method']!r}, which modular pipelines do not have: the "
+                f"The recipe has `ode_method` {ode_method!r}, which modular pipelines do not have: the "
                 f"{type(components.scheduler).__name__} samples."
             )
         times = set_timesteps(components.scheduler, block.num_inference_steps, components._execution_device).tolist()
