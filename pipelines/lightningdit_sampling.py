@@ -1,5 +1,8 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
-"""The code that the pipelines of LightningDiT (arXiv 2501.01423) share. `SamplingMixin._denoise` is the sampling loop.
+"""The code that the pipelines of LightningDiT (arXiv 2501.01423) share.
+
+First comes the sampling loop, `DenoisingMixin._denoise`; then velocity and guidance, the time grid, latents and images;
+last what calls share, the checks of arguments, the names of classes, and files and the Hub.
 
 A pipeline imports this file relatively, `from .lightningdit_sampling import ...`. diffusers' loader of custom pipelines
 follows that import: it copies or downloads this file together with the pipeline's, and `save_pretrained` writes both.
@@ -54,121 +57,159 @@ from diffusers.utils.torch_utils import randn_tensor
 
 logger = logging.get_logger(__name__)
 
+
 # ---------------------------------------------------------------------------------------------------------------------
-# Schedulers and their time grid
+# The loop
 # ---------------------------------------------------------------------------------------------------------------------
 
-SUPPORTED_SCHEDULERS = (
-    "Use FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, or DPMSolver / UniPC with "
-    "use_flow_sigmas=True, prediction_type='flow_prediction', flow_shift=<shift>."
-)
-REFUSED_SCHEDULERS = {
-    "DEISMultistepScheduler": "it repeats the last sigma instead of ending at 0, which leaves noise in the image",
-    "SASolverScheduler": "it repeats the last sigma instead of ending at 0, which leaves noise in the image",
-    "FlowMatchLCMScheduler": "it adds noise at every step, for distilled models only",
-}
 
+class DenoisingMixin:
+    """The loop of the pipelines that draw images, the velocity that it follows, and the state of a call."""
 
-# By name, since this file must not import the package that defines them.
-OUR_SCHEDULERS = ("FlowMatchAdamsBashforthScheduler", "FlowMatchSDEScheduler", "FlowMatchUCGMScheduler")
+    _callback_tensor_inputs = ["latents"]
+    _guidance_scale = None
+    _num_timesteps = None
+    _interrupt = False
+    _current_timestep = None
 
+    def _denoise(
+        self,
+        latents: torch.Tensor,
+        times: torch.Tensor,
+        velocity: Callable[[torch.Tensor, float, int], torch.Tensor],
+        generator: torch.Generator | list[torch.Generator] | None,
+        callback_on_step_end: Callable | None,
+        callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...],
+        after_step: Callable[[torch.Tensor, float], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Integrate the flow d latents / d sigma = -velocity along the grid of the scheduler.
 
-def check_scheduler(scheduler) -> None:
-    """Raise ValueError, with the reason, if a scheduler cannot integrate a flow with sigma = 1 - t."""
-    name = type(scheduler).__name__
-    if name in REFUSED_SCHEDULERS:
-        raise ValueError(f"`scheduler` is {name}: {REFUSED_SCHEDULERS[name]}. {SUPPORTED_SCHEDULERS}")
-    if name in OUR_SCHEDULERS:
-        required = {}
-    elif isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)):
-        required = {"use_dynamic_shifting": False, "invert_sigmas": False}
-    elif isinstance(scheduler, (DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, UniPCMultistepScheduler)):
-        required = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "final_sigmas_type": "zero"}
-        required |= {"use_dynamic_shifting": False}
-    else:
-        raise ValueError(
-            f"`scheduler` is {name}: it does not integrate a flow with sigma = 1 - t. {SUPPORTED_SCHEDULERS}"
-        )
-    for flag, value in required.items():
-        if scheduler.config.get(flag, value) != value:
-            raise ValueError(
-                f"`scheduler` is {name} with {flag}={scheduler.config[flag]!r}; required: {flag}={value!r}. "
-                f"{SUPPORTED_SCHEDULERS}"
+        Args:
+            latents: The state at times[0], float32 [B, C, height, width]. It stays in float32 whatever the network's
+                type is.
+            times: t of each network evaluation, the last ones of the grid of `set_timesteps`.
+            velocity: A function of (latents, t, step).
+            generator: Passed to schedulers that draw noise.
+            after_step: A function of (latents, t) that changes the latents after the step that ends at t.
+
+        Returns:
+            The state at t = 1.
+        """
+        timesteps = self.scheduler.timesteps[-len(times) :]
+        drawing = noise_arguments(self.scheduler, generator)
+        times = [*times.tolist(), 1.0]
+        self._num_timesteps = len(timesteps)
+
+        with one_run_of_a_cache(self.transformer), self.progress_bar(total=len(timesteps)) as progress_bar:
+            for i, timestep in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                self._current_timestep = self._pipeline._current_timestep = timestep
+                derivative = -velocity(latents, times[i], i)
+                latents = self.scheduler.step(derivative, timestep, latents, **drawing, return_dict=False)[0]
+                if after_step is not None:
+                    latents = after_step(latents, times[i + 1])
+                if callback_on_step_end is not None:
+                    tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
+                    latents = replaced_latents(callback_on_step_end(self, i, timestep, tensors), latents)
+                progress_bar.update()
+        self._current_timestep = self._pipeline._current_timestep = None
+        return latents
+
+    def _guided_velocity(
+        self,
+        class_ids: torch.Tensor,
+        attention_kwargs: dict | None,
+        *,
+        guidance_interval: tuple[float, float] | None,
+        guidance_channels: int | None,
+        internal_guidance_scale: float,
+        internal_guidance_interval: tuple[float, float] | None,
+    ) -> Callable[[torch.Tensor, float, int], torch.Tensor]:
+        """Return the velocity with internal and classifier-free guidance as a function of (latents, t, step).
+
+        Internal guidance is applied to each half. The unconditional half is computed only where guidance is applied, or
+        at every t for a cache that needs it. The function reads `self.guidance_scale` at each step, because callbacks
+        may change it.
+        """
+        null_ids = torch.full_like(class_ids, self.transformer.config.num_classes)
+        both_ids = torch.cat([null_ids, class_ids])
+        has_classes = not torch.equal(class_ids, null_ids)  # without, guidance would change nothing
+        needs_both = self.guidance_scale > 1 and isinstance(self.transformer._cache_config, SINGLE_BATCH_CACHES)
+        jumps = jumps_to_data(self.scheduler)
+
+        def predict(latents: torch.Tensor, t: float, ids: torch.Tensor) -> torch.Tensor:
+            scale = internal_scale(self.transformer, t, internal_guidance_scale, internal_guidance_interval)
+            return predict_velocity(
+                self.transformer, latents, t, ids, attention_kwargs, jumps=jumps, internal_guidance_scale=scale
             )
 
+        def velocity(latents: torch.Tensor, t: float, step: int) -> torch.Tensor:
+            is_guided = has_classes and self.guidance_scale > 1 and in_interval(t, guidance_interval)
+            if not (is_guided or needs_both):
+                return predict(latents, t, class_ids)
+            both = predict(latents, t, both_ids)
+            unconditional, conditional = both.chunk(2)
+            if not is_guided:
+                return conditional
+            return guide(conditional, unconditional, self.guidance_scale, guidance_channels)
 
-def set_timesteps(scheduler, num_inference_steps: int, device: torch.device) -> torch.Tensor:
-    """Set the grid of a scheduler and return t = 1 - sigma of each network evaluation, float32, on the CPU.
+        return velocity
 
-    A scheduler that accepts sigmas gets the grid of the original implementation, N + 1 equally spaced points for N
-    steps, before the shift; its own default would shift the smallest sigma twice. t is computed from `sigmas`, because
-    several schedulers round their `timesteps` to integers.
+    # -- state, which callbacks, guiders and caches read -----------------------------------------------------------
 
-    Raises:
-        ValueError: If its shift is so large or small that points of the grid coincide in float32.
-    """
-    has_own_grid = isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler))
-    if has_own_grid:
-        sigmas = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)[:-1]
-        scheduler.set_timesteps(sigmas=sigmas.numpy(), device=device)
-    else:
-        scheduler.set_timesteps(num_inference_steps, device=device)
-    times = 1.0 - scheduler.sigmas[: len(scheduler.timesteps)].to("cpu", torch.float32)
-    steps = times.diff()  # of schedulers that evaluate a point twice, some are 0
-    if not times.isfinite().all() or (len(times) > 1 and not (steps.min() if has_own_grid else steps.max()) > 0):
+    def _own_call(self, guidance_scale: float) -> "DenoisingMixin":
+        """Return a copy of the pipeline for one call: it has its own state and scheduler, and the same models.
+
+        Calls of other threads, and a call from within a callback, then leave this one alone. Callbacks get the copy.
+        `_pipeline` shows the timestep, which some caches read there, and after a call its other state.
+        """
+        self._interrupt = False
+        call = copy.copy(self)
+        call._pipeline = self
+        call._guidance_scale = guidance_scale
+        vars(call)["scheduler"] = copy.deepcopy(self.scheduler)  # not registered anew
+        return call
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """The scale of the next step, or after a call of its last one; a callback sets `pipe._guidance_scale`."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int | None:
+        """The number of network evaluations along the time grid."""
+        return self._num_timesteps
+
+    @property
+    def current_timestep(self) -> torch.Tensor | None:
+        """The timestep of the scheduler, from 1000 (noise) to 0; None outside the loop."""
+        return self._current_timestep
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the remaining steps are skipped; a callback sets `pipe._interrupt = True`, or another thread does."""
+        return self._interrupt or getattr(self, "_pipeline", self)._interrupt
+
+
+def replaced_latents(returned: dict | None, latents: torch.Tensor) -> torch.Tensor:
+    """Return the latents that a callback has returned, or those of the loop if it has returned none."""
+    required = 'a dictionary, whose "latents" replace those of the loop, or nothing'
+    if returned is not None and not isinstance(returned, dict):
+        raise ValueError(f"`callback_on_step_end` returned {shown(returned)}; required: {required}.")
+    replacement = (returned or {}).get("latents", latents)
+    if not isinstance(replacement, torch.Tensor) or replacement.shape != latents.shape:
+        found = tuple(replacement.shape) if isinstance(replacement, torch.Tensor) else shown(replacement)
         raise ValueError(
-            f"`scheduler` has {num_inference_steps} steps whose times coincide, with the shift "
-            f"{scheduler.config.get('shift', scheduler.config.get('flow_shift'))}; required: a shift nearer to 1."
+            f'`callback_on_step_end` returned the "latents" {found}; required: a tensor of the shape '
+            f"{tuple(latents.shape)}."
         )
-    return times
-
-
-def described_scheduler(scheduler) -> str:
-    """Return the call that makes a scheduler, with the arguments that are not its defaults."""
-    defaults = {name: given.default for name, given in inspect.signature(type(scheduler).__init__).parameters.items()}
-    given = {name: scheduler.config[name] for name in defaults if name in scheduler.config}
-    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}  # as a file has them
-    arguments = [f"{name}={value!r}" for name, value in given.items() if value != defaults[name]]
-    return f"{type(scheduler).__name__}({', '.join(arguments)})"
-
-
-def jumps_to_data(scheduler) -> bool:
-    """Whether each step goes on from the estimated data with new noise, as networks for a few steps are sampled.
-
-    Such a network predicts the average velocity from t to 1 (FACM, arXiv 2507.03738).
-    """
-    return bool(scheduler.config.get("stochastic_sampling")) or scheduler.config.get("stochastic_ratio") == 1
-
-
-def noise_arguments(scheduler, generator: torch.Generator | list[torch.Generator] | None) -> dict:
-    """Return the arguments of `step` by which a scheduler draws noise, none for one that draws none."""
-    return {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
-
-
-def warn_of_too_many_steps(scheduler, recipe: dict, num_inference_steps: int | None) -> None:
-    """Say that a network for a few steps was distilled for fewer than these, which its recipe has."""
-    distilled_for = recipe.get("num_inference_steps")
-    if num_inference_steps is None or distilled_for is None or not jumps_to_data(scheduler):
-        return
-    if num_inference_steps > distilled_for:
-        logger.warning(
-            f"`num_inference_steps` is {num_inference_steps}, and the transformer was distilled for "
-            f"{distilled_for}: more steps cost more, and may make images worse."
-        )
+    return replacement.to(latents)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Velocity and guidance
 # ---------------------------------------------------------------------------------------------------------------------
-
-# A point of the time grid that should coincide with an end of the guidance interval may miss it by float32 rounding.
-TIME_TOLERANCE = 1e-6
-
-# These caches count calls or keep states over all calls of the network, whatever their `cache_context`. Every call of
-# a run must therefore have the same batch size.
-SINGLE_BATCH_CACHES = (FasterCacheConfig, MagCacheConfig, PyramidAttentionBroadcastConfig)
-# These have no velocity of an earlier block where they skip computing.
-CACHES_OF_ONE_OUTPUT = (FasterCacheConfig, FirstBlockCacheConfig, MagCacheConfig)
 
 
 def predict_velocity(
@@ -237,21 +278,8 @@ def guide(
     return torch.cat([guided[:, :num_channels], conditional[:, num_channels:]], dim=1)
 
 
-def solve_ode(derivative: Callable, state, times: torch.Tensor, method: str, atol: float, rtol: float):
-    """Solve d state / dt = derivative(t, state) with torchdiffeq and return the states at `times`.
-
-    Raises:
-        ValueError: If the steps of "dopri5" became smaller than float32 can tell apart.
-    """
-    from torchdiffeq import odeint
-
-    try:
-        return odeint(derivative, state, times, method=method, atol=atol, rtol=rtol)
-    except AssertionError as error:
-        raise ValueError(
-            f"`ode_atol` is {atol} and `ode_rtol` is {rtol}, for which no step is small enough ({shown(error)}); "
-            "required: greater ones, and a transformer of finite weights."
-        ) from error
+# A point of the time grid that should coincide with an end of the guidance interval may miss it by float32 rounding.
+TIME_TOLERANCE = 1e-6
 
 
 def in_interval(t: float, interval: tuple[float, float] | None) -> bool:
@@ -269,6 +297,53 @@ def internal_scale(transformer, t: float, scale: float, interval: tuple[float, f
     return 1.0 if scale != 1 and transformer.is_cache_enabled else None
 
 
+def velocity_of_guider(
+    guider: BaseGuidance, ids: tuple[torch.Tensor, torch.Tensor], transformer, **arguments
+) -> torch.Tensor:
+    """Evaluate the network as a guider wants it, and return the velocity [B, C, height, width] that it makes of it.
+
+    Args:
+        guider: Its `set_state` has been called. It says which calls of the network it needs, and may change the network
+            for some of them.
+        ids: The class and the null class of each image, [B] each.
+        arguments: Those of `predict_velocity` beside `class_ids` and `cache_context`.
+    """
+    calls = guider.prepare_inputs({"class_ids": ids})
+    for call in calls:
+        arguments |= {"class_ids": call.class_ids, "cache_context": getattr(call, guider._identifier_key)}
+        with exclusive(transformer):
+            guider.prepare_models(transformer)
+            try:
+                call.noise_pred = predict_velocity(transformer, **arguments)
+            finally:
+                guider.cleanup_models(transformer)
+    return guider(calls)[0]
+
+
+def solve_ode(derivative: Callable, state, times: torch.Tensor, method: str, atol: float, rtol: float):
+    """Solve d state / dt = derivative(t, state) with torchdiffeq and return the states at `times`.
+
+    Raises:
+        ValueError: If the steps of "dopri5" became smaller than float32 can tell apart.
+    """
+    from torchdiffeq import odeint
+
+    try:
+        return odeint(derivative, state, times, method=method, atol=atol, rtol=rtol)
+    except AssertionError as error:
+        raise ValueError(
+            f"`ode_atol` is {atol} and `ode_rtol` is {rtol}, for which no step is small enough ({shown(error)}); "
+            "required: greater ones, and a transformer of finite weights."
+        ) from error
+
+
+# These caches count calls or keep states over all calls of the network, whatever their `cache_context`. Every call of
+# a run must therefore have the same batch size.
+SINGLE_BATCH_CACHES = (FasterCacheConfig, MagCacheConfig, PyramidAttentionBroadcastConfig)
+# These have no velocity of an earlier block where they skip computing.
+CACHES_OF_ONE_OUTPUT = (FasterCacheConfig, FirstBlockCacheConfig, MagCacheConfig)
+
+
 def check_internal_guidance(transformer, scale: float) -> None:
     """Raise ValueError for internal guidance of a transformer that has no velocity of an earlier block."""
     if scale == 1:
@@ -282,6 +357,106 @@ def check_internal_guidance(transformer, scale: float) -> None:
         scale,
         f"1 with {type(cache).__name__}, which has no velocity of an earlier block where it skips computing",
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Schedulers and their time grid
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def set_timesteps(scheduler, num_inference_steps: int, device: torch.device) -> torch.Tensor:
+    """Set the grid of a scheduler and return t = 1 - sigma of each network evaluation, float32, on the CPU.
+
+    A scheduler that accepts sigmas gets the grid of the original implementation, N + 1 equally spaced points for N
+    steps, before the shift; its own default would shift the smallest sigma twice. t is computed from `sigmas`, because
+    several schedulers round their `timesteps` to integers.
+
+    Raises:
+        ValueError: If its shift is so large or small that points of the grid coincide in float32.
+    """
+    has_own_grid = isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler))
+    if has_own_grid:
+        sigmas = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)[:-1]
+        scheduler.set_timesteps(sigmas=sigmas.numpy(), device=device)
+    else:
+        scheduler.set_timesteps(num_inference_steps, device=device)
+    times = 1.0 - scheduler.sigmas[: len(scheduler.timesteps)].to("cpu", torch.float32)
+    steps = times.diff()  # of schedulers that evaluate a point twice, some are 0
+    if not times.isfinite().all() or (len(times) > 1 and not (steps.min() if has_own_grid else steps.max()) > 0):
+        raise ValueError(
+            f"`scheduler` has {num_inference_steps} steps whose times coincide, with the shift "
+            f"{scheduler.config.get('shift', scheduler.config.get('flow_shift'))}; required: a shift nearer to 1."
+        )
+    return times
+
+
+def jumps_to_data(scheduler) -> bool:
+    """Whether each step goes on from the estimated data with new noise, as networks for a few steps are sampled.
+
+    Such a network predicts the average velocity from t to 1 (FACM, arXiv 2507.03738).
+    """
+    return bool(scheduler.config.get("stochastic_sampling")) or scheduler.config.get("stochastic_ratio") == 1
+
+
+def noise_arguments(scheduler, generator: torch.Generator | list[torch.Generator] | None) -> dict:
+    """Return the arguments of `step` by which a scheduler draws noise, none for one that draws none."""
+    return {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+
+
+def warn_of_too_many_steps(pipeline, num_inference_steps: int) -> None:
+    """Say that a network for a few steps was distilled for fewer than these, which its recipe has."""
+    distilled_for = (pipeline.config.get("sampling_recipe") or {}).get("num_inference_steps")
+    if jumps_to_data(pipeline.scheduler) and distilled_for is not None and num_inference_steps > distilled_for:
+        logger.warning(
+            f"`num_inference_steps` is {num_inference_steps}, and the transformer was distilled for "
+            f"{distilled_for}: more steps cost more, and may make images worse."
+        )
+
+
+SUPPORTED_SCHEDULERS = (
+    "Use FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, or DPMSolver / UniPC with "
+    "use_flow_sigmas=True, prediction_type='flow_prediction', flow_shift=<shift>."
+)
+REFUSED_SCHEDULERS = {
+    "DEISMultistepScheduler": "it repeats the last sigma instead of ending at 0, which leaves noise in the image",
+    "SASolverScheduler": "it repeats the last sigma instead of ending at 0, which leaves noise in the image",
+    "FlowMatchLCMScheduler": "it adds noise at every step, for distilled models only",
+}
+# By name, since this file must not import the package that defines them.
+OUR_SCHEDULERS = ("FlowMatchAdamsBashforthScheduler", "FlowMatchSDEScheduler", "FlowMatchUCGMScheduler")
+
+
+def check_scheduler(scheduler) -> None:
+    """Raise ValueError, with the reason, if a scheduler cannot integrate a flow with sigma = 1 - t."""
+    name = type(scheduler).__name__
+    if name in REFUSED_SCHEDULERS:
+        raise ValueError(f"`scheduler` is {name}: {REFUSED_SCHEDULERS[name]}. {SUPPORTED_SCHEDULERS}")
+    if name in OUR_SCHEDULERS:
+        required = {}
+    elif isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)):
+        required = {"use_dynamic_shifting": False, "invert_sigmas": False}
+    elif isinstance(scheduler, (DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, UniPCMultistepScheduler)):
+        required = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "final_sigmas_type": "zero"}
+        required |= {"use_dynamic_shifting": False}
+    else:
+        raise ValueError(
+            f"`scheduler` is {name}: it does not integrate a flow with sigma = 1 - t. {SUPPORTED_SCHEDULERS}"
+        )
+    for flag, value in required.items():
+        if scheduler.config.get(flag, value) != value:
+            raise ValueError(
+                f"`scheduler` is {name} with {flag}={scheduler.config[flag]!r}; required: {flag}={value!r}. "
+                f"{SUPPORTED_SCHEDULERS}"
+            )
+
+
+def described_scheduler(scheduler) -> str:
+    """Return the call that makes a scheduler, with the arguments that are not its defaults."""
+    defaults = {name: given.default for name, given in inspect.signature(type(scheduler).__init__).parameters.items()}
+    given = {name: scheduler.config[name] for name in defaults if name in scheduler.config}
+    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}  # as a file has them
+    arguments = [f"{name}={value!r}" for name, value in given.items() if value != defaults[name]]
+    return f"{type(scheduler).__name__}({', '.join(arguments)})"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -310,8 +485,32 @@ def vae_geometry(vae) -> tuple[int, int]:
     return latent_channels, factor
 
 
+def image_size(transformer, vae, height: int | None, width: int | None) -> tuple[int, int]:
+    """Return the height and width of images in pixels, with the size of the training in place of None."""
+    size, factor = transformer.config.sample_size, vae_geometry(vae)[1]
+    trained_height, trained_width = [size * factor] * 2 if isinstance(size, int) else [side * factor for side in size]
+    return trained_height if height is None else height, trained_width if width is None else width
+
+
+def latents_shape(transformer, vae, batch_size: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the shape of the latents of images of a height and width in pixels."""
+    factor = vae_geometry(vae)[1]
+    return batch_size, transformer.config.in_channels, height // factor, width // factor
+
+
+def initial_noise(
+    latents: torch.Tensor | None, shape: tuple[int, ...], generator, device: torch.device
+) -> torch.Tensor:
+    """Return the noise that the user gave as `latents`, or draw it from N(0, I), in float32."""
+    if latents is None:
+        return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+    return latents.to(device, torch.float32)
+
+
 def latents_statistics(vae, latents: torch.Tensor) -> tuple:
     """Return (mean, std, scaling_factor) of normalised = (raw - mean) / std * scaling_factor, from the VAE's config."""
+    if isinstance(vae, AutoencoderRAE):  # normalises inside encode and decode
+        return 0.0, 1.0, 1.0
     scaling_factor = vae.config.get("scaling_factor") or 1.0
     if vae.config.get("latents_mean") is None:
         return vae.config.get("shift_factor") or 0.0, 1.0, scaling_factor
@@ -324,8 +523,6 @@ def normalize_latents(vae, latents: torch.Tensor) -> torch.Tensor:
     """Convert raw latents of `vae.encode` into the normalised latents of the transformer."""
     if hasattr(vae, "normalize_latents"):
         return vae.normalize_latents(latents)
-    if isinstance(vae, AutoencoderRAE):  # normalises inside encode and decode
-        return latents
     mean, std, scaling_factor = latents_statistics(vae, latents)
     return (latents - mean) / std * scaling_factor
 
@@ -334,33 +531,8 @@ def denormalize_latents(vae, latents: torch.Tensor) -> torch.Tensor:
     """Convert normalised latents of the transformer into raw latents for `vae.decode`."""
     if hasattr(vae, "denormalize_latents"):
         return vae.denormalize_latents(latents)
-    if isinstance(vae, AutoencoderRAE):  # normalises inside encode and decode
-        return latents
     mean, std, scaling_factor = latents_statistics(vae, latents)
     return latents * std / scaling_factor + mean
-
-
-# One lock for each model: what a call changes on a model for a while must not meet another thread's call.
-LOCKS: weakref.WeakKeyDictionary[torch.nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
-
-
-def exclusive(model: torch.nn.Module) -> threading.RLock:
-    """Return the lock to be held while a model is evaluated."""
-    return LOCKS.setdefault(model, threading.RLock())
-
-
-@contextlib.contextmanager
-def upcast(vae) -> Iterator[None]:
-    """Hold a VAE in float32 if it is in float16 and its config has `force_upcast`: it would overflow (as SDXL's)."""
-    with exclusive(vae):
-        is_cast = vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
-        if is_cast:
-            vae.to(torch.float32)
-        try:
-            yield
-        finally:
-            if is_cast:
-                vae.to(torch.float16)
 
 
 def encode(vae, images: torch.Tensor) -> torch.Tensor:
@@ -378,30 +550,23 @@ def decode(vae, latents: torch.Tensor) -> torch.Tensor:
         return vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
 
 
-def require_finite(component: str, model: torch.nn.Module, values: torch.Tensor) -> None:
-    """Raise ValueError if a component of a pipeline has computed numbers that are not finite.
-
-    Args:
-        component: The name of the component.
-        model: The component.
-        values: What it has computed, [B, ...].
-    """
-    is_finite = values.isfinite().flatten(1).all(1)  # [B]
-    if is_finite.all():
-        return
-    weights = next((name for name, weight in model.named_parameters() if not weight.float().isfinite().all()), None)
-    reason = "its weights are finite" if weights is None else f"its weight `{weights}` is not finite, either"
-    raise ValueError(
-        f"`{component}` computed NaN or infinity for {int((~is_finite).sum())} of {len(values)} images; {reason}. "
-        "Required: finite weights, and a type, LoRAs, `guidance_scale`, `attention_kwargs` and `latents` that keep "
-        "numbers finite, or `check_finite=False`, which goes on."
-    )
+@contextlib.contextmanager
+def upcast(vae) -> Iterator[None]:
+    """Hold a VAE in float32 if it is in float16 and its config has `force_upcast`: it would overflow (as SDXL's)."""
+    with exclusive(vae):
+        is_cast = vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
+        if is_cast:
+            vae.to(torch.float32)
+        try:
+            yield
+        finally:
+            if is_cast:
+                vae.to(torch.float16)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Images
 # ---------------------------------------------------------------------------------------------------------------------
-
 
 # The modes of Pillow with at most 8 bits a channel; it would clip the others to white.
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -437,9 +602,8 @@ def list_images(image, name: str = "image", is_mask: bool = False) -> list:
         if not isinstance(one, (np.ndarray, torch.Tensor)):
             return f"a {type(one).__name__}"
         channel_axis = 2 if isinstance(one, np.ndarray) else 0
-        if one.ndim != ndim or not (is_mask or one.shape[channel_axis] == 3):
-            return f"the shape {tuple(one.shape)}"
-        if 0 in one.shape or max(one.shape) > MAX_SIDE:
+        has_channels = one.ndim == ndim and (is_mask or one.shape[channel_axis] == 3)
+        if not has_channels or 0 in one.shape or max(one.shape) > MAX_SIDE:
             return f"the shape {tuple(one.shape)}"
         if one.is_complex() if isinstance(one, torch.Tensor) else one.dtype.kind not in "fiub":
             return f"the type {one.dtype}"
@@ -493,21 +657,77 @@ def postprocess(processor: VaeImageProcessor, images: torch.Tensor, output_type:
     return processor.postprocess(images, output_type=output_type)
 
 
-def initial_noise(
-    latents: torch.Tensor | None, shape: tuple[int, ...], generator, device: torch.device
-) -> torch.Tensor:
-    """Return the noise that the user gave as `latents`, or draw it from N(0, I), in float32."""
-    if latents is None:
-        return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-    return latents.to(device, torch.float32)
+# ---------------------------------------------------------------------------------------------------------------------
+# Models that several calls share
+# ---------------------------------------------------------------------------------------------------------------------
+
+# One lock for each model: what a call changes on a model for a while must not meet another thread's call.
+LOCKS: weakref.WeakKeyDictionary[torch.nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+
+
+def exclusive(model: torch.nn.Module) -> threading.RLock:
+    """Return the lock to be held while a model is evaluated."""
+    return LOCKS.setdefault(model, threading.RLock())
+
+
+# The transformers with a cache that a run uses at the moment.
+CACHES_IN_USE: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+
+
+@contextlib.contextmanager
+def one_run_of_a_cache(transformer: torch.nn.Module) -> Iterator[None]:
+    """Keep a cache of the transformer, whose states belong to one run, from a second run at the same time."""
+    if not transformer.is_cache_enabled:
+        yield
+        return
+    with exclusive(transformer):
+        if transformer in CACHES_IN_USE:
+            raise ValueError(
+                "`transformer` has a cache, whose states belong to one call; required: no other call before that one "
+                "has ended, or `transformer.disable_cache()`."
+            )
+        CACHES_IN_USE.add(transformer)
+    try:
+        yield
+    finally:
+        CACHES_IN_USE.discard(transformer)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Arguments
+# Recipe
 # ---------------------------------------------------------------------------------------------------------------------
 
+# The values that replace those of a missing `sampling_recipe`: the defaults of diffusers for class-conditional
+# transformers.
+DEFAULT_RECIPE = {
+    "num_inference_steps": 50,
+    "guidance_scale": 4.0,
+    "guidance_interval": None,
+    "guidance_channels": None,
+    "internal_guidance_scale": 1.0,
+    "internal_guidance_interval": None,
+    "ode_method": None,
+    "ode_atol": 1e-6,
+    "ode_rtol": 1e-3,
+}
+# The solvers of torchdiffeq that the original offers beside Euler: "dopri5" chooses its own steps, "heun2" visits every
+# point of the time grid.
+ODE_METHODS = ("dopri5", "heun2")
+# The default of arguments that the recipe replaces. It is not None, because None is a value of some of them.
+RECIPE = "recipe"
+
+
+def recipe_of(pipeline) -> dict:
+    """The sampling recipe of a pipeline's checkpoint, with defaults for what it leaves out."""
+    return {**DEFAULT_RECIPE, **(pipeline.config.get("sampling_recipe") or {})}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments and components
+# ---------------------------------------------------------------------------------------------------------------------
 
 MAX_COUNT, MAX_SIDE, MAX_SCALE = 100_000, 16_384, 1e6
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")  # of what draws images
 
 
 def is_integer(value) -> bool:
@@ -567,15 +787,14 @@ INTERVAL = (
     lambda v, s: v is None or is_interval(v),
     "(start, end) with 0 <= start <= end <= 1, or None for all times",
 )
-
-# For each argument: the condition on its value v, and the requirement in words. Both may use the sizes s, the keyword
-# arguments of `check_arguments`, which follow from the components and from other arguments.
 FLAG = (lambda v, s: isinstance(v, bool), "True or False")
 TOLERANCE = (lambda v, s: is_real(v, high=1) and v > 0, "a positive number, at most 1")
 SIDE = (
     lambda v, s: is_integer(v) and 0 < v <= MAX_SIDE and v % s["multiple"] == 0,
     f"a positive multiple of {{multiple}} pixels, at most {MAX_SIDE}",
 )
+# For each argument: the condition on its value v, and the requirement in words. Both may use the sizes s, the keyword
+# arguments of `check_arguments`, which follow from the components and from other arguments.
 REQUIREMENTS: dict[str, tuple[Callable[..., bool], str]] = {
     "num_inference_steps": count_from(1),
     "num_images_per_prompt": count_from(1),
@@ -593,8 +812,8 @@ REQUIREMENTS: dict[str, tuple[Callable[..., bool], str]] = {
     "strength": (lambda v, s: is_real(v, high=1) and v > 0, "a number above 0 and at most 1"),
     "divergence": any_of("divergences"),
     "ode_method": (
-        lambda v, s: v is None or (isinstance(v, str) and v in s["ode_methods"]),
-        "None or one of {ode_methods}",
+        lambda v, s: v is None or (isinstance(v, str) and v in ODE_METHODS),
+        f"None or one of {ODE_METHODS}",
     ),
     "ode_atol": TOLERANCE,
     "ode_rtol": TOLERANCE,
@@ -627,13 +846,11 @@ REQUIREMENTS: dict[str, tuple[Callable[..., bool], str]] = {
 }
 
 
-def shown(value) -> str:
-    """Return a value as it stands in a message: one line of at most 100 characters."""
-    try:
-        text = " ".join(repr(value).split())
-    except ValueError:  # an integer of more than 4,300 digits
-        return f"a {type(value).__name__} of great length"
-    return text if len(text) <= 100 else text[:97] + "..."
+def check_arguments(arguments: dict, **sizes) -> None:
+    """Raise ValueError for the first of the arguments whose value does not meet `REQUIREMENTS`."""
+    for name, value in arguments.items():
+        condition, requirement = REQUIREMENTS[name]
+        require(condition(value, sizes), name, value, requirement.format(**sizes))
 
 
 def require(condition: bool, name: str, value, requirement: str) -> None:
@@ -653,11 +870,13 @@ def require(condition: bool, name: str, value, requirement: str) -> None:
     raise ValueError(f"`{name}` {found}; required: {requirement}.")
 
 
-def check_arguments(arguments: dict, **sizes) -> None:
-    """Raise ValueError for the first of the arguments whose value does not meet `REQUIREMENTS`."""
-    for name, value in arguments.items():
-        condition, requirement = REQUIREMENTS[name]
-        require(condition(value, sizes), name, value, requirement.format(**sizes))
+def shown(value) -> str:
+    """Return a value as it stands in a message: one line of at most 100 characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of more than 4,300 digits
+        return f"a {type(value).__name__} of great length"
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def check_components(transformer, vae) -> None:
@@ -677,118 +896,24 @@ def check_components(transformer, vae) -> None:
         )
 
 
-def image_size(transformer, vae, height: int | None, width: int | None) -> tuple[int, int]:
-    """Return the height and width of images in pixels, with the size of the training in place of None."""
-    size, factor = transformer.config.sample_size, vae_geometry(vae)[1]
-    trained_height, trained_width = [size * factor] * 2 if isinstance(size, int) else [side * factor for side in size]
-    return trained_height if height is None else height, trained_width if width is None else width
+def require_finite(component: str, model: torch.nn.Module, values: torch.Tensor) -> None:
+    """Raise ValueError if a component of a pipeline has computed numbers that are not finite.
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Hub
-# ---------------------------------------------------------------------------------------------------------------------
-
-# The library of our classes in model_index.json, and the name of the file with their code beside the weights. diffusers
-# uses the installed package if it is imported, and otherwise, with `trust_remote_code=True`, the file.
-PACKAGE = "diffusers_lightningdit"
-
-# This file, as it is saved beside `pipeline.py`. It is read on import and not when a pipeline is saved, because as
-# remote code it may by then have been overwritten by the file of another repository.
-SHARED_FILE = __name__.rpartition(".")[2] + ".py"
-SHARED_CODE = __spec__.loader.get_source(__name__)
-
-# The generic model card of diffusers consists of blanks to fill in. It is recognised by this sentence.
-GENERIC_CARD = "This model card has been automatically generated."
-MODEL_CARD = """---
-library_name: diffusers
-pipeline_tag: unconditional-image-generation
-tags:
-- lightningdit
-- class-conditional
----
-
-# {title}
-
-```python
-from diffusers import DiffusionPipeline
-
-repository = "{repository}"
-pipe = DiffusionPipeline.from_pretrained(repository, custom_pipeline=repository, trust_remote_code=True)
-{call}
-```
-
-This runs the Python files of this repository. With the package diffusers-lightningdit, which holds the same files,
-nothing from here is run:
-
-```python
-import diffusers_lightningdit  # makes its classes known to diffusers
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("{repository}")
-{call}
-```
-
-Images of {size} pixels of {num_classes} classes, drawn by a flow-matching transformer (LightningDiT,
-[arXiv 2501.01423](https://arxiv.org/abs/2501.01423), {transformer_parameters:,} parameters) in the latents of an
-autoencoder (`{vae}`, {vae_parameters:,} parameters). The argument is a class id{or_name}, or a list of them{names}.
-
-Unless given to the call, sampling takes: {recipe}. The scheduler is `{scheduler}`.
-"""
-
-
-class HubMixin:
-    """Saves pipelines to folders and repositories that load with the package and, as remote code, without it.
-
-    A pipeline has its own source code in `_source_code`.
+    Args:
+        component: The name of the component.
+        model: The component.
+        values: What it has computed, [B, ...].
     """
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        # Folders may hold different versions of the code. diffusers runs the pipeline's file of each folder anew; this
-        # makes Python import the shared file of each folder anew, too.
-        if __name__.startswith("diffusers_modules.") and cls.__module__ != __name__:
-            sys.modules.pop(__name__, None)
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """Save as diffusers does, but refuse a component that cannot be saved before any of them is written."""
-        for name, component in self.components.items():
-            component = getattr(component, "_orig_mod", component)  # a compiled model is a wrapper
-            if hasattr(component, "check_saving"):
-                component.check_saving(Path(save_directory, name))
-        super().save_pretrained(save_directory, *args, **kwargs)
-
-    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
-        """Write model_index.json, the code of this pipeline, and the code of its components beside their weights.
-
-        `save_pretrained` and `push_to_hub` of diffusers end with this call. Of a pipeline that was loaded as remote
-        code, diffusers alone would drop the code and write names that cannot be loaded again.
-        """
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, component in self.components.items():
-            cls = type(getattr(component, "_orig_mod", component))  # a compiled model is a wrapper
-            code = vars(cls).get("_source_code")  # not inherited: a user's subclass is defined in another file
-            if code is not None:
-                self.register_to_config(**{name: (PACKAGE, cls.__name__)})
-                if (folder / name).is_dir():
-                    (folder / name / f"{PACKAGE}.py").write_text(code, encoding="utf-8", newline="\n")
-        code = vars(type(self)).get("_source_code")
-        if code is not None:
-            (folder / "pipeline.py").write_text(code, encoding="utf-8", newline="\n")
-            (folder / SHARED_FILE).write_text(SHARED_CODE, encoding="utf-8", newline="\n")
-        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
-
-    @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> DiffusionPipeline:
-        """Create a pipeline from the components of another one, taken over by name.
-
-        diffusers alone would compare the classes of the components with the annotations of the constructor. These
-        files cannot import the class of the transformer, and any image autoencoder with the right latents will do.
-        """
-        for name in ("transformer", "vae"):
-            if name in pipeline.components and name in inspect.signature(cls.__init__).parameters:
-                kwargs.setdefault(name, pipeline.components[name])
-        return super().from_pipe(pipeline, **kwargs)
+    is_finite = values.isfinite().flatten(1).all(1)  # [B]
+    if is_finite.all():
+        return
+    weights = next((name for name, weight in model.named_parameters() if not weight.float().isfinite().all()), None)
+    reason = "its weights are finite" if weights is None else f"its weight `{weights}` is not finite, either"
+    raise ValueError(
+        f"`{component}` computed NaN or infinity for {int((~is_finite).sum())} of {len(values)} images; {reason}. "
+        "Required: finite weights, and a type, LoRAs, `guidance_scale`, `attention_kwargs` and `latents` that keep "
+        "numbers finite, or `check_finite=False`, which goes on."
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -906,68 +1031,116 @@ class ClassLabelsMixin:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Sampling
+# Hub
 # ---------------------------------------------------------------------------------------------------------------------
 
-# The values that replace those of a missing `sampling_recipe`: the defaults of diffusers for class-conditional
-# transformers.
-DEFAULT_RECIPE = {
-    "num_inference_steps": 50,
-    "guidance_scale": 4.0,
-    "guidance_interval": None,
-    "guidance_channels": None,
-    "internal_guidance_scale": 1.0,
-    "internal_guidance_interval": None,
-    "ode_method": None,
-    "ode_atol": 1e-6,
-    "ode_rtol": 1e-3,
-}
-# The solvers of torchdiffeq that the original offers beside Euler: "dopri5" chooses its own steps, "heun2" visits every
-# point of the time grid.
-ODE_METHODS = ("dopri5", "heun2")
-# The default of arguments that the recipe replaces. It is not None, because None is a value of some of them.
-RECIPE = "recipe"
+# The library of our classes in model_index.json, and the name of the file with their code beside the weights. diffusers
+# uses the installed package if it is imported, and otherwise, with `trust_remote_code=True`, the file.
+PACKAGE = "diffusers_lightningdit"
+# This file, as it is saved beside `pipeline.py`. It is read on import and not when a pipeline is saved, because as
+# remote code it may by then have been overwritten by the file of another repository.
+SHARED_FILE = __name__.rpartition(".")[2] + ".py"
+SHARED_CODE = __spec__.loader.get_source(__name__)
+# The generic model card of diffusers consists of blanks to fill in. It is recognised by this sentence.
+GENERIC_CARD = "This model card has been automatically generated."
+MODEL_CARD = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags:
+- lightningdit
+- class-conditional
+---
+
+# {title}
+
+```python
+from diffusers import DiffusionPipeline
+
+repository = "{repository}"
+pipe = DiffusionPipeline.from_pretrained(repository, custom_pipeline=repository, trust_remote_code=True)
+{call}
+```
+
+This runs the Python files of this repository. With the package diffusers-lightningdit, which holds the same files,
+nothing from here is run:
+
+```python
+import diffusers_lightningdit  # makes its classes known to diffusers
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{repository}")
+{call}
+```
+
+Images of {size} pixels of {num_classes} classes, drawn by a flow-matching transformer (LightningDiT,
+[arXiv 2501.01423](https://arxiv.org/abs/2501.01423), {transformer_parameters:,} parameters) in the latents of an
+autoencoder (`{vae}`, {vae_parameters:,} parameters). The argument is a class id{or_name}, or a list of them{names}.
+
+Unless given to the call, sampling takes: {recipe}. The scheduler is `{scheduler}`.
+"""
 
 
-# The transformers with a cache that a run uses at the moment.
-CACHES_IN_USE: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+class HubMixin:
+    """Saves pipelines to folders and repositories that load with the package and, as remote code, without it.
+
+    A pipeline has its own source code in `_source_code`.
+    """
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        # Folders may hold different versions of the code. diffusers runs the pipeline's file of each folder anew; this
+        # makes Python import the shared file of each folder anew, too.
+        if __name__.startswith("diffusers_modules.") and cls.__module__ != __name__:
+            sys.modules.pop(__name__, None)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """Save as diffusers does, but refuse a component that cannot be saved before any of them is written."""
+        for name, component in self.components.items():
+            component = getattr(component, "_orig_mod", component)  # a compiled model is a wrapper
+            if hasattr(component, "check_saving"):
+                component.check_saving(Path(save_directory, name))
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Write model_index.json, the code of this pipeline, and the code of its components beside their weights.
+
+        `save_pretrained` and `push_to_hub` of diffusers end with this call. Of a pipeline that was loaded as remote
+        code, diffusers alone would drop the code and write names that cannot be loaded again.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, component in self.components.items():
+            cls = type(getattr(component, "_orig_mod", component))  # a compiled model is a wrapper
+            code = vars(cls).get("_source_code")  # not inherited: a user's subclass is defined in another file
+            if code is not None:
+                self.register_to_config(**{name: (PACKAGE, cls.__name__)})
+                if (folder / name).is_dir():
+                    (folder / name / f"{PACKAGE}.py").write_text(code, encoding="utf-8", newline="\n")
+        code = vars(type(self)).get("_source_code")
+        if code is not None:
+            (folder / "pipeline.py").write_text(code, encoding="utf-8", newline="\n")
+            (folder / SHARED_FILE).write_text(SHARED_CODE, encoding="utf-8", newline="\n")
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> DiffusionPipeline:
+        """Create a pipeline from the components of another one, taken over by name.
+
+        diffusers alone would compare the classes of the components with the annotations of the constructor. These
+        files cannot import the class of the transformer, and any image autoencoder with the right latents will do.
+        """
+        for name in ("transformer", "vae"):
+            if name in pipeline.components and name in inspect.signature(cls.__init__).parameters:
+                kwargs.setdefault(name, pipeline.components[name])
+        return super().from_pipe(pipeline, **kwargs)
 
 
-@contextlib.contextmanager
-def one_run_of_a_cache(transformer: torch.nn.Module) -> Iterator[None]:
-    """Keep a cache of the transformer, whose states belong to one run, from a second run at the same time."""
-    if not transformer.is_cache_enabled:
-        yield
-        return
-    with exclusive(transformer):
-        if transformer in CACHES_IN_USE:
-            raise ValueError(
-                "`transformer` has a cache, whose states belong to one call; required: no other call before that one "
-                "has ended, or `transformer.disable_cache()`."
-            )
-        CACHES_IN_USE.add(transformer)
-    try:
-        yield
-    finally:
-        CACHES_IN_USE.discard(transformer)
+# ---------------------------------------------------------------------------------------------------------------------
+# The pipelines that draw images
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def replaced_latents(returned: dict | None, latents: torch.Tensor) -> torch.Tensor:
-    """Return the latents that a callback has returned, or those of the loop if it has returned none."""
-    required = 'a dictionary, whose "latents" replace those of the loop, or nothing'
-    if returned is not None and not isinstance(returned, dict):
-        raise ValueError(f"`callback_on_step_end` returned {shown(returned)}; required: {required}.")
-    replacement = (returned or {}).get("latents", latents)
-    if not isinstance(replacement, torch.Tensor) or replacement.shape != latents.shape:
-        found = tuple(replacement.shape) if isinstance(replacement, torch.Tensor) else shown(replacement)
-        raise ValueError(
-            f'`callback_on_step_end` returned the "latents" {found}; required: a tensor of the shape '
-            f"{tuple(latents.shape)}."
-        )
-    return replacement.to(latents)
-
-
-class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
+class SamplingMixin(DenoisingMixin, ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
     """The part that the pipelines that draw images have in common; each adds its `__call__`.
 
     Attributes:
@@ -975,11 +1148,6 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
     """
 
     model_cpu_offload_seq = "transformer->vae"
-    _callback_tensor_inputs = ["latents"]
-    _guidance_scale = None
-    _num_timesteps = None
-    _interrupt = False
-    _current_timestep = None
 
     def __init__(self, transformer, vae, scheduler, id2label: dict | None = None, sampling_recipe: dict | None = None):
         super().__init__()
@@ -993,40 +1161,64 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
         self.register_to_config(sampling_recipe=sampling_recipe)
         self.image_processor = VaeImageProcessor()
 
-    # -- state, which callbacks, guiders and caches read -----------------------------------------------------------
+    # -- arguments -------------------------------------------------------------------------------------------------
 
-    def _own_call(self, guidance_scale: float) -> "SamplingMixin":
-        """Return a copy of the pipeline for one call: it has its own state and scheduler, and the same models.
+    def _from_recipe(self, **arguments) -> dict:
+        """Replace arguments that are `RECIPE` by the values of the checkpoint's recipe, or else the defaults."""
+        recipe = recipe_of(self)
+        return {
+            name: recipe[name] if isinstance(value, str) and value == RECIPE else value
+            for name, value in arguments.items()
+        }
 
-        Calls of other threads, and a call from within a callback, then leave this one alone. Callbacks get the copy.
-        `_pipeline` shows the timestep, which some caches read there, and after a call its other state.
+    def check_inputs(
+        self, *, num_labels: int, height, width, generator, latents, num_images_per_prompt=1, **arguments
+    ) -> None:
+        """Raise ValueError for a component or an argument that does not fit, before anything is computed.
+
+        Args:
+            num_labels: The number of class labels.
+            arguments: Further arguments of the call, by name.
         """
-        self._interrupt = False
-        call = copy.copy(self)
-        call._pipeline = self
-        call._guidance_scale = guidance_scale
-        vars(call)["scheduler"] = copy.deepcopy(self.scheduler)  # not registered anew
-        return call
+        check_scheduler(self.scheduler)
+        check_components(self.transformer, self.vae)
+        arguments |= {"num_images_per_prompt": num_images_per_prompt, "height": height, "width": width}
+        check_arguments(
+            arguments,
+            in_channels=self.transformer.config.in_channels,
+            multiple=vae_geometry(self.vae)[1] * self.transformer.config.patch_size,
+            output_types=OUTPUT_TYPES,
+            tensor_inputs=self._callback_tensor_inputs,
+        )
+        check_internal_guidance(self.transformer, arguments["internal_guidance_scale"])
+        warn_of_too_many_steps(self, arguments["num_inference_steps"])
+        batch_size = num_labels * num_images_per_prompt
+        shape = latents_shape(self.transformer, self.vae, batch_size, height, width)
+        check_arguments({"latents": latents, "generator": generator}, number=batch_size, shape=shape)
 
-    @property
-    def guidance_scale(self) -> float | None:
-        """The scale of the next step, or after a call of its last one; a callback sets `pipe._guidance_scale`."""
-        return self._guidance_scale
+    # -- images ------------------------------------------------------------------------------------------------------
 
-    @property
-    def num_timesteps(self) -> int | None:
-        """The number of network evaluations along the time grid."""
-        return self._num_timesteps
+    def _decode(self, latents: torch.Tensor, check_finite: bool) -> torch.Tensor:
+        """Decode normalised latents [B, C, height, width] to images [B, 3, height, width]; see `require_finite`."""
+        images = decode(self.vae, latents)
+        if check_finite and not images.isfinite().all():
+            require_finite("transformer", self.transformer, latents)
+            require_finite("vae", self.vae, images)
+        return images
 
-    @property
-    def current_timestep(self) -> torch.Tensor | None:
-        """The timestep of the scheduler, from 1000 (noise) to 0; None outside the loop."""
-        return self._current_timestep
+    def _to_images(self, latents: torch.Tensor, output_type: str, check_finite: bool):
+        """Decode normalised latents [B, C, height, width], unless the output type is "latent"."""
+        if output_type != "latent":
+            return postprocess(self.image_processor, self._decode(latents, check_finite), output_type)
+        if check_finite:
+            require_finite("transformer", self.transformer, latents)
+        return latents
 
-    @property
-    def interrupt(self) -> bool:
-        """Whether the remaining steps are skipped; a callback sets `pipe._interrupt = True`, or another thread does."""
-        return self._interrupt or getattr(self, "_pipeline", self)._interrupt
+    def _output(self, images, return_dict: bool) -> ImagePipelineOutput | tuple:
+        """End the call of `_own_call`."""
+        self._pipeline._guidance_scale, self._pipeline._num_timesteps = self._guidance_scale, self._num_timesteps
+        self._pipeline.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     # -- compilation -------------------------------------------------------------------------------------------------
 
@@ -1064,162 +1256,12 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
         place = Path(str(pretrained_model_name_or_path_or_dict)[:4096], str(kwargs.get("weight_name") or ""))
         try:
             return super().lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
-        except ValueError as error:
-            if not isinstance(error, UnicodeError):
-                raise
-            reason = error
         except Exception as error:  # a damaged file raises nearly anything
-            if not os.path.lexists(place):  # on the Hub, or missing, which diffusers says well
+            # diffusers says well that a file is missing, here or on the Hub
+            is_clear = isinstance(error, ValueError) or not os.path.lexists(place)
+            if is_clear and not isinstance(error, UnicodeError):
                 raise
-            reason = error
-        raise ValueError(f"{place} cannot be read as a LoRA ({shown(reason)}); required: a sound file.") from reason
-
-    # -- arguments -------------------------------------------------------------------------------------------------
-
-    def _from_recipe(self, **arguments) -> dict:
-        """Replace arguments that are `RECIPE` by the values of the checkpoint's recipe, or else the defaults."""
-        recipe = {**DEFAULT_RECIPE, **(self.config.sampling_recipe or {})}
-        return {
-            name: recipe[name] if isinstance(value, str) and value == RECIPE else value
-            for name, value in arguments.items()
-        }
-
-    def check_inputs(
-        self, *, num_labels: int, height, width, generator, latents, num_images_per_prompt=1, **arguments
-    ) -> None:
-        """Raise ValueError for a component or an argument that does not fit, before anything is computed.
-
-        Args:
-            num_labels: The number of class labels.
-            arguments: Further arguments of the call, by name.
-        """
-        check_scheduler(self.scheduler)
-        check_components(self.transformer, self.vae)
-        factor = vae_geometry(self.vae)[1]
-        in_channels = self.transformer.config.in_channels
-        arguments |= {"num_images_per_prompt": num_images_per_prompt, "height": height, "width": width}
-        check_arguments(
-            arguments,
-            in_channels=in_channels,
-            multiple=factor * self.transformer.config.patch_size,
-            output_types=("pil", "np", "pt", "latent"),
-            ode_methods=ODE_METHODS,
-            tensor_inputs=self._callback_tensor_inputs,
-        )
-        check_internal_guidance(self.transformer, arguments.get("internal_guidance_scale", 1))
-        recipe = self.config.sampling_recipe or {}
-        warn_of_too_many_steps(self.scheduler, recipe, arguments.get("num_inference_steps"))
-        batch_size = num_labels * num_images_per_prompt
-        shape = (batch_size, in_channels, height // factor, width // factor)
-        check_arguments({"latents": latents, "generator": generator}, number=batch_size, shape=shape)
-
-    # -- the loop --------------------------------------------------------------------------------------------------
-
-    def _guided_velocity(
-        self,
-        class_ids: torch.Tensor,
-        attention_kwargs: dict | None,
-        *,
-        guidance_interval: tuple[float, float] | None,
-        guidance_channels: int | None,
-        internal_guidance_scale: float,
-        internal_guidance_interval: tuple[float, float] | None,
-    ) -> Callable[[torch.Tensor, float, int], torch.Tensor]:
-        """Return the velocity with internal and classifier-free guidance as a function of (latents, t, step).
-
-        Internal guidance is applied to each half. The unconditional half is computed only where guidance is applied, or
-        at every t for a cache that needs it. The function reads `self.guidance_scale` at each step, because callbacks
-        may change it.
-        """
-        null_ids = torch.full_like(class_ids, self.transformer.config.num_classes)
-        both_ids = torch.cat([null_ids, class_ids])
-        has_classes = not torch.equal(class_ids, null_ids)  # without, guidance would change nothing
-        needs_both = self.guidance_scale > 1 and isinstance(self.transformer._cache_config, SINGLE_BATCH_CACHES)
-        jumps = jumps_to_data(self.scheduler)
-
-        def predict(latents: torch.Tensor, t: float, ids: torch.Tensor) -> torch.Tensor:
-            scale = internal_scale(self.transformer, t, internal_guidance_scale, internal_guidance_interval)
-            return predict_velocity(
-                self.transformer, latents, t, ids, attention_kwargs, jumps=jumps, internal_guidance_scale=scale
-            )
-
-        def velocity(latents: torch.Tensor, t: float, step: int) -> torch.Tensor:
-            is_guided = has_classes and self.guidance_scale > 1 and in_interval(t, guidance_interval)
-            if not (is_guided or needs_both):
-                return predict(latents, t, class_ids)
-            both = predict(latents, t, both_ids)
-            unconditional, conditional = both.chunk(2)
-            if not is_guided:
-                return conditional
-            return guide(conditional, unconditional, self.guidance_scale, guidance_channels)
-
-        return velocity
-
-    def _denoise(
-        self,
-        latents: torch.Tensor,
-        times: torch.Tensor,
-        velocity: Callable[[torch.Tensor, float, int], torch.Tensor],
-        generator: torch.Generator | list[torch.Generator] | None,
-        callback_on_step_end: Callable | None,
-        callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...],
-        after_step: Callable[[torch.Tensor, float], torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """Integrate the flow d latents / d sigma = -velocity along the grid of the scheduler.
-
-        Args:
-            latents: The state at times[0], float32 [B, C, height, width]. It stays in float32 whatever the network's
-                type is.
-            times: t of each network evaluation, the last ones of the grid of `set_timesteps`.
-            velocity: A function of (latents, t, step).
-            generator: Passed to schedulers that draw noise.
-            after_step: A function of (latents, t) that changes the latents after the step that ends at t.
-
-        Returns:
-            The state at t = 1.
-        """
-        timesteps = self.scheduler.timesteps[-len(times) :]
-        drawing = noise_arguments(self.scheduler, generator)
-        times = [*times.tolist(), 1.0]
-        self._num_timesteps = len(timesteps)
-
-        with one_run_of_a_cache(self.transformer), self.progress_bar(total=len(timesteps)) as progress_bar:
-            for i, timestep in enumerate(timesteps):
-                if self.interrupt:
-                    continue
-                self._current_timestep = self._pipeline._current_timestep = timestep
-                derivative = -velocity(latents, times[i], i)
-                latents = self.scheduler.step(derivative, timestep, latents, **drawing, return_dict=False)[0]
-                if after_step is not None:
-                    latents = after_step(latents, times[i + 1])
-                if callback_on_step_end is not None:
-                    tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
-                    latents = replaced_latents(callback_on_step_end(self, i, timestep, tensors), latents)
-                progress_bar.update()
-        self._current_timestep = self._pipeline._current_timestep = None
-        return latents
-
-    def _decode(self, latents: torch.Tensor, check_finite: bool) -> torch.Tensor:
-        """Decode normalised latents [B, C, height, width] to images [B, 3, height, width]; see `require_finite`."""
-        images = decode(self.vae, latents)
-        if check_finite and not images.isfinite().all():
-            require_finite("transformer", self.transformer, latents)
-            require_finite("vae", self.vae, images)
-        return images
-
-    def _to_images(self, latents: torch.Tensor, output_type: str, check_finite: bool):
-        """Decode normalised latents [B, C, height, width], unless the output type is "latent"."""
-        if output_type != "latent":
-            return postprocess(self.image_processor, self._decode(latents, check_finite), output_type)
-        if check_finite:
-            require_finite("transformer", self.transformer, latents)
-        return latents
-
-    def _output(self, images, return_dict: bool) -> ImagePipelineOutput | tuple:
-        """End the call of `_own_call`."""
-        self._pipeline._guidance_scale, self._pipeline._num_timesteps = self._guidance_scale, self._num_timesteps
-        self._pipeline.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+            raise ValueError(f"{place} cannot be read as a LoRA ({shown(error)}); required: a sound file.") from error
 
     # -- model card ------------------------------------------------------------------------------------------------
 
@@ -1233,7 +1275,7 @@ class SamplingMixin(ClassLabelsMixin, SanaLoraLoaderMixin, HubMixin):
     def _model_card(self, repository: str) -> str:
         names = [name.split(",")[0].strip() for _, name in sorted(self.id2label.items())]
         label = next((repr(name) for name in names if len(self.labels[name]) == 1), "0")
-        recipe = {**DEFAULT_RECIPE, **(self.config.sampling_recipe or {})}
+        recipe = recipe_of(self)
         if recipe["ode_method"] is None:
             recipe |= {"ode_atol": None, "ode_rtol": None}
         if recipe["internal_guidance_scale"] == 1:

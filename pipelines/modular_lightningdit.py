@@ -34,7 +34,7 @@ from diffusers.modular_pipelines import (
 from diffusers.utils import logging
 
 from .lightningdit_sampling import (
-    DEFAULT_RECIPE,
+    OUTPUT_TYPES,
     TIME_TOLERANCE,
     ClassLabelsMixin,
     check_arguments,
@@ -43,28 +43,31 @@ from .lightningdit_sampling import (
     check_scheduler,
     decode,
     encode,
-    exclusive,
     image_size,
     in_interval,
     initial_noise,
     internal_scale,
     jumps_to_data,
+    latents_shape,
     list_images,
     noise_arguments,
     one_run_of_a_cache,
     postprocess,
-    predict_velocity,
     preprocess,
+    recipe_of,
     require,
     require_finite,
     set_timesteps,
     vae_geometry,
+    velocity_of_guider,
     warn_of_too_many_steps,
 )
 
+# The blocks below state what they take and give as class attributes, where diffusers has properties. `inputs` are
+# properties here, too: diffusers changes `required` of the `InputParam`s that it reads, which must be new each time.
+
 logger = logging.get_logger(__name__)
 MODEL_NAME = "lightningdit"
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # Models are found by the repository's own code, and their classes are not known to this file.
 TRANSFORMER, VAE, SCHEDULER = ComponentSpec("transformer"), ComponentSpec("vae"), ComponentSpec("scheduler")
 RECIPE = ConfigSpec("sampling_recipe", default=None, description="The sampling that belongs to the checkpoint.")
@@ -146,11 +149,6 @@ class _Labels(ClassLabelsMixin):
         self._id2label = {int(key): name for key, name in (id2label or {}).items()}
 
 
-def recipe_of(components) -> dict:
-    """The recipe of the checkpoint, with defaults for what it leaves out."""
-    return {**DEFAULT_RECIPE, **(components.config.get("sampling_recipe") or {})}
-
-
 def own_components(components):
     """A copy of the pipeline for one call, with a scheduler and a guider of its own, and the same models.
 
@@ -170,18 +168,14 @@ class LightningDiTInputStep(ModularPipelineBlocks):
     """
 
     model_name = MODEL_NAME
-
-    @property
-    def description(self) -> str:
-        return "Turns names and ids of classes into one id for each image, and settles the size of the images."
-
-    @property
-    def expected_components(self) -> list[ComponentSpec]:
-        return [TRANSFORMER, VAE, SCHEDULER]
-
-    @property
-    def expected_configs(self) -> list[ConfigSpec]:
-        return [ID2LABEL]
+    description = "Turns names and ids of classes into one id for each image, and settles the size of the images."
+    expected_components = [TRANSFORMER, VAE, SCHEDULER]
+    expected_configs = [ID2LABEL]
+    intermediate_outputs = [
+        OutputParam("class_ids", type_hint=torch.Tensor, description="The id of each image's class, [B]."),
+        OutputParam("null_ids", type_hint=torch.Tensor, description="The null class for each image, [B]."),
+        OutputParam("num_labels", type_hint=int, description="The number of class labels."),
+    ]
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -198,14 +192,6 @@ class LightningDiTInputStep(ModularPipelineBlocks):
             InputParam("output_type", default="pil", type_hint=str, description='"pil", "np", "pt" or "latent".'),
         ]
 
-    @property
-    def intermediate_outputs(self) -> list[OutputParam]:
-        return [
-            OutputParam("class_ids", type_hint=torch.Tensor, description="The id of each image's class, [B]."),
-            OutputParam("null_ids", type_hint=torch.Tensor, description="The null class for each image, [B]."),
-            OutputParam("num_labels", type_hint=int, description="The number of class labels."),
-        ]
-
     @torch.no_grad()
     def __call__(self, components, state: PipelineState) -> tuple:
         block = self.get_block_state(state)
@@ -220,18 +206,16 @@ class LightningDiTInputStep(ModularPipelineBlocks):
         )
         block.null_ids = torch.full_like(block.class_ids, components.transformer.config.num_classes)
         block.height, block.width = image_size(components.transformer, components.vae, block.height, block.width)
-        factor = vae_geometry(components.vae)[1]
-        check_arguments(
-            {"height": block.height, "width": block.width}, multiple=factor * components.transformer.config.patch_size
-        )
+        multiple = vae_geometry(components.vae)[1] * components.transformer.config.patch_size
+        check_arguments({"height": block.height, "width": block.width}, multiple=multiple)
         if block.num_inference_steps is None:
             block.num_inference_steps = recipe_of(components)["num_inference_steps"]
         names = ("num_inference_steps", "generator", "latents", "attention_kwargs", "output_type")
-        number, channels = len(block.class_ids), components.transformer.config.in_channels
+        number = len(block.class_ids)
         check_arguments(
             {name: getattr(block, name) for name in names},
             number=number,
-            shape=(number, channels, block.height // factor, block.width // factor),
+            shape=latents_shape(components.transformer, components.vae, number, block.height, block.width),
             output_types=OUTPUT_TYPES,
         )
         self.set_block_state(state, block)
@@ -242,29 +226,17 @@ class LightningDiTSetTimestepsStep(ModularPipelineBlocks):
     """Sets the time grid, from noise on or, with `strength`, from a noised image."""
 
     model_name = MODEL_NAME
-
-    @property
-    def description(self) -> str:
-        return "Sets the time grid of the scheduler, and the t of each evaluation of the network."
-
-    @property
-    def expected_components(self) -> list[ComponentSpec]:
-        return [SCHEDULER]
-
-    @property
-    def expected_configs(self) -> list[ConfigSpec]:
-        return [RECIPE]
+    description = "Sets the time grid of the scheduler, and the t of each evaluation of the network."
+    expected_components = [SCHEDULER]
+    expected_configs = [RECIPE]
+    intermediate_outputs = [
+        OutputParam("times", description="t of each evaluation and of the end, 0 = noise and 1 = image."),
+        OutputParam("timesteps", type_hint=torch.Tensor, description="The timesteps of the scheduler."),
+    ]
 
     @property
     def inputs(self) -> list[InputParam]:
         return [InputParam("num_inference_steps", type_hint=int, description="Steps; by default the recipe's.")]
-
-    @property
-    def intermediate_outputs(self) -> list[OutputParam]:
-        return [
-            OutputParam("times", description="t of each evaluation and of the end, 0 = noise and 1 = image."),
-            OutputParam("timesteps", type_hint=torch.Tensor, description="The timesteps of the scheduler."),
-        ]
 
     @torch.no_grad()
     def __call__(self, components, state: PipelineState) -> tuple:
@@ -272,11 +244,11 @@ class LightningDiTSetTimestepsStep(ModularPipelineBlocks):
         if block.num_inference_steps is None:
             block.num_inference_steps = recipe_of(components)["num_inference_steps"]
         check_arguments({"num_inference_steps": block.num_inference_steps})
-        recipe = components.config.get("sampling_recipe") or {}
-        warn_of_too_many_steps(components.scheduler, recipe, block.num_inference_steps)
-        if recipe.get("ode_method") is not None:
+        warn_of_too_many_steps(components, block.num_inference_steps)
+        ode_method = recipe_of(components)["ode_method"]
+        if ode_method is not None:
             logger.warning(
-                f"The recipe has `ode_method` {recipe['ode_method']!r}, which modular pipelines do not have: the "
+                f"The recipe has `ode_method` {ode_method!r}, which modular pipelines do not have: the "
                 f"{type(components.scheduler).__name__} samples."
             )
         times = set_timesteps(components.scheduler, block.num_inference_steps, components._execution_device).tolist()
@@ -317,14 +289,12 @@ class LightningDiTPrepareLatentsStep(ModularPipelineBlocks):
     """Draws the noise that generation starts from."""
 
     model_name = MODEL_NAME
-
-    @property
-    def description(self) -> str:
-        return "Draws the initial noise in float32, by one generator or by one for each image."
-
-    @property
-    def expected_components(self) -> list[ComponentSpec]:
-        return [TRANSFORMER, VAE, SCHEDULER]
+    description = "Draws the initial noise in float32, by one generator or by one for each image."
+    expected_components = [TRANSFORMER, VAE, SCHEDULER]
+    intermediate_outputs = [
+        OutputParam("latents", type_hint=torch.Tensor, description="The state of the flow, float32."),
+        OutputParam("noise", type_hint=torch.Tensor, description="The initial noise, float32."),
+    ]
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -336,19 +306,10 @@ class LightningDiTPrepareLatentsStep(ModularPipelineBlocks):
             InputParam("latents", type_hint=torch.Tensor, description="The noise, instead of drawing it."),
         ]
 
-    @property
-    def intermediate_outputs(self) -> list[OutputParam]:
-        return [
-            OutputParam("latents", type_hint=torch.Tensor, description="The state of the flow, float32."),
-            OutputParam("noise", type_hint=torch.Tensor, description="The initial noise, float32."),
-        ]
-
     @torch.no_grad()
     def __call__(self, components, state: PipelineState) -> tuple:
         block = self.get_block_state(state)
-        factor = vae_geometry(components.vae)[1]
-        channels = components.transformer.config.in_channels
-        shape = (len(block.class_ids), channels, block.height // factor, block.width // factor)
+        shape = latents_shape(components.transformer, components.vae, len(block.class_ids), block.height, block.width)
         check_arguments({"latents": block.latents}, shape=shape)
         block.noise = initial_noise(block.latents, shape, block.generator, components._execution_device)
         block.latents = block.noise * getattr(components.scheduler, "init_noise_sigma", 1.0)
@@ -360,14 +321,14 @@ class LightningDiTVaeEncoderStep(ModularPipelineBlocks):
     """Encodes the images to start from."""
 
     model_name = MODEL_NAME
-
-    @property
-    def description(self) -> str:
-        return "Encodes images to normalised latents, and with masks says which of the latents are drawn anew."
-
-    @property
-    def expected_components(self) -> list[ComponentSpec]:
-        return [VAE]
+    description = "Encodes images to normalised latents, and with masks says which of the latents are drawn anew."
+    expected_components = [VAE]
+    intermediate_outputs = [
+        OutputParam("image_latents", type_hint=torch.Tensor, description="Normalised latents of the images."),
+        OutputParam("pixels", type_hint=torch.Tensor, description="The images, [B, 3, height, width] in [-1, 1]."),
+        OutputParam("masks", description="1 where pixels are drawn anew, [B, 1, height, width]; or None."),
+        OutputParam("latent_masks", description="1 where latents are drawn anew; or None."),
+    ]
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -378,15 +339,6 @@ class LightningDiTVaeEncoderStep(ModularPipelineBlocks):
             InputParam("num_labels", required=True, type_hint=int, description="The number of class labels."),
             InputParam("height", required=True, type_hint=int, description="The height in pixels."),
             InputParam("width", required=True, type_hint=int, description="The width in pixels."),
-        ]
-
-    @property
-    def intermediate_outputs(self) -> list[OutputParam]:
-        return [
-            OutputParam("image_latents", type_hint=torch.Tensor, description="Normalised latents of the images."),
-            OutputParam("pixels", type_hint=torch.Tensor, description="The images, [B, 3, height, width] in [-1, 1]."),
-            OutputParam("masks", description="1 where pixels are drawn anew, [B, 1, height, width]; or None."),
-            OutputParam("latent_masks", description="1 where latents are drawn anew; or None."),
         ]
 
     @torch.no_grad()
@@ -419,14 +371,11 @@ class LightningDiTNoiseImageStep(ModularPipelineBlocks):
     """Mixes the images' latents with noise, as the straight path from noise to data has them."""
 
     model_name = MODEL_NAME
-
-    @property
-    def description(self) -> str:
-        return "Puts the latents of the images back to the first t: t data + (1 - t) noise."
-
-    @property
-    def expected_components(self) -> list[ComponentSpec]:
-        return [SCHEDULER]
+    description = "Puts the latents of the images back to the first t: t data + (1 - t) noise."
+    expected_components = [SCHEDULER]
+    intermediate_outputs = [
+        OutputParam("latents", type_hint=torch.Tensor, description="The state of the flow, float32.")
+    ]
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -436,10 +385,6 @@ class LightningDiTNoiseImageStep(ModularPipelineBlocks):
             InputParam("times", required=True, description="t of each evaluation."),
             InputParam("strength", default=0.8, type_hint=float, description="How far to go back to noise."),
         ]
-
-    @property
-    def intermediate_outputs(self) -> list[OutputParam]:
-        return [OutputParam("latents", type_hint=torch.Tensor, description="The state of the flow, float32.")]
 
     @torch.no_grad()
     def __call__(self, components, state: PipelineState) -> tuple:
@@ -459,17 +404,11 @@ class LightningDiTLoopDenoiser(ModularPipelineBlocks):
     """Within the loop: the velocity as the guider combines it."""
 
     model_name = MODEL_NAME
-
-    @property
-    def description(self) -> str:
-        return "Within the loop: evaluates the network as often as the guider wants, and combines the velocities."
-
-    @property
-    def expected_components(self) -> list[ComponentSpec]:
-        guider = ComponentSpec(
-            "guider", LightningDiTGuidance, config=FrozenDict({}), default_creation_method="from_config"
-        )
-        return [TRANSFORMER, guider]
+    description = "Within the loop: evaluates the network as often as the guider wants, and combines the velocities."
+    expected_components = [
+        TRANSFORMER,
+        ComponentSpec("guider", LightningDiTGuidance, config=FrozenDict({}), default_creation_method="from_config"),
+    ]
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -489,24 +428,16 @@ class LightningDiTLoopDenoiser(ModularPipelineBlocks):
                 components.transformer, guider.time, guider.internal_guidance_scale, guider.internal_guidance_interval
             )
         guider.set_state(step=i, num_inference_steps=len(block.timesteps), timestep=t)
-        calls = guider.prepare_inputs({"class_ids": (block.class_ids, block.null_ids)})
-        for call in calls:
-            with exclusive(components.transformer):  # which a guider may change for a call
-                guider.prepare_models(components.transformer)
-                try:
-                    call.noise_pred = predict_velocity(
-                        components.transformer,
-                        block.latents,
-                        block.times[i],
-                        call.class_ids,
-                        block.attention_kwargs,
-                        getattr(call, guider._identifier_key),
-                        jumps_to_data(components.scheduler),
-                        scale,
-                    )
-                finally:
-                    guider.cleanup_models(components.transformer)
-        block.velocity = guider(calls)[0]
+        block.velocity = velocity_of_guider(
+            guider,
+            (block.class_ids, block.null_ids),
+            components.transformer,
+            latents=block.latents,
+            t=block.times[i],
+            attention_kwargs=block.attention_kwargs,
+            jumps=jumps_to_data(components.scheduler),
+            internal_guidance_scale=scale,
+        )
         return components, block
 
 
@@ -514,14 +445,8 @@ class LightningDiTLoopStep(ModularPipelineBlocks):
     """Within the loop: a step of the scheduler."""
 
     model_name = MODEL_NAME
-
-    @property
-    def description(self) -> str:
-        return "Within the loop: a step of the scheduler along the velocity."
-
-    @property
-    def expected_components(self) -> list[ComponentSpec]:
-        return [SCHEDULER]
+    description = "Within the loop: a step of the scheduler along the velocity."
+    expected_components = [SCHEDULER]
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -538,10 +463,7 @@ class LightningDiTLoopKeep(ModularPipelineBlocks):
     """Within the loop of inpainting: what lies outside the masks stays on its own path."""
 
     model_name = MODEL_NAME
-
-    @property
-    def description(self) -> str:
-        return "Within the loop: latents outside the masks are put back to the path of the image that is kept."
+    description = "Within the loop: latents outside the masks are put back to the path of the image that is kept."
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -563,20 +485,14 @@ class LightningDiTDenoiseStep(LoopSequentialPipelineBlocks):
     """Integrates the flow along the time grid."""
 
     model_name = MODEL_NAME
+    description = "Integrates the flow from the first t to 1. The blocks within it are run once for each timestep."
     block_classes = [LightningDiTLoopDenoiser, LightningDiTLoopStep]
     block_names = ["denoiser", "step"]
-
-    @property
-    def description(self) -> str:
-        return "Integrates the flow from the first t to 1. The blocks within it are run once for each timestep."
-
-    @property
-    def loop_expected_components(self) -> list[ComponentSpec]:
-        return [SCHEDULER, TRANSFORMER]
-
-    @property
-    def loop_expected_configs(self) -> list[ConfigSpec]:
-        return [RECIPE]
+    loop_expected_components = [SCHEDULER, TRANSFORMER]
+    loop_expected_configs = [RECIPE]
+    loop_intermediate_outputs = [
+        OutputParam("latents", type_hint=torch.Tensor, description="Normalised latents of the images.")
+    ]
 
     @property
     def loop_inputs(self) -> list[InputParam]:
@@ -585,10 +501,6 @@ class LightningDiTDenoiseStep(LoopSequentialPipelineBlocks):
             InputParam("timesteps", required=True, type_hint=torch.Tensor, description="Timesteps of the scheduler."),
             InputParam("times", required=True, description="t of each evaluation and of the end."),
         ]
-
-    @property
-    def loop_intermediate_outputs(self) -> list[OutputParam]:
-        return [OutputParam("latents", type_hint=torch.Tensor, description="Normalised latents of the images.")]
 
     @torch.no_grad()
     def __call__(self, components, state: PipelineState) -> tuple:
@@ -621,20 +533,18 @@ class LightningDiTDecodeStep(ModularPipelineBlocks):
     """Decodes latents to images."""
 
     model_name = MODEL_NAME
-
-    @property
-    def description(self) -> str:
-        return "Decodes the latents to images."
-
-    @property
-    def expected_components(self) -> list[ComponentSpec]:
-        processor = ComponentSpec(
+    description = "Decodes the latents to images."
+    expected_components = [
+        VAE,
+        TRANSFORMER,
+        ComponentSpec(
             "image_processor",
             VaeImageProcessor,
             config=FrozenDict({"vae_scale_factor": 1}),
             default_creation_method="from_config",
-        )
-        return [VAE, TRANSFORMER, processor]
+        ),
+    ]
+    intermediate_outputs = [OutputParam("images", description="A list of PIL images, an array or a tensor.")]
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -642,10 +552,6 @@ class LightningDiTDecodeStep(ModularPipelineBlocks):
             InputParam("latents", required=True, type_hint=torch.Tensor, description="Normalised latents."),
             InputParam("output_type", default="pil", type_hint=str, description='"pil", "np", "pt" or "latent".'),
         ]
-
-    @property
-    def intermediate_outputs(self) -> list[OutputParam]:
-        return [OutputParam("images", description="A list of PIL images, an array or a tensor.")]
 
     @torch.no_grad()
     def __call__(self, components, state: PipelineState) -> tuple:
@@ -690,6 +596,7 @@ class LightningDiTGenerationBlocks(SequentialPipelineBlocks):
     """Images of classes from noise."""
 
     model_name = MODEL_NAME
+    description = "Draws images of classes from noise."
     block_classes = [
         LightningDiTInputStep,
         LightningDiTSetTimestepsStep,
@@ -699,15 +606,12 @@ class LightningDiTGenerationBlocks(SequentialPipelineBlocks):
     ]
     block_names = ["input", "set_timesteps", "prepare_latents", "denoise", "decode"]
 
-    @property
-    def description(self) -> str:
-        return "Draws images of classes from noise."
-
 
 class LightningDiTImg2ImgBlocks(SequentialPipelineBlocks):
     """Images of classes from given images."""
 
     model_name = MODEL_NAME
+    description = "Draws images of classes that start from given images."
     block_classes = [
         LightningDiTInputStep,
         LightningDiTVaeEncoderStep,
@@ -719,15 +623,12 @@ class LightningDiTImg2ImgBlocks(SequentialPipelineBlocks):
     ]
     block_names = ["input", "encode", "set_timesteps", "prepare_latents", "noise_image", "denoise", "decode"]
 
-    @property
-    def description(self) -> str:
-        return "Draws images of classes that start from given images."
-
 
 class LightningDiTInpaintBlocks(SequentialPipelineBlocks):
     """Images of classes within the masks of given images."""
 
     model_name = MODEL_NAME
+    description = "Draws parts of given images anew, as images of classes."
     block_classes = [
         *LightningDiTImg2ImgBlocks.block_classes[:-2],
         LightningDiTInpaintDenoiseStep,
@@ -735,19 +636,12 @@ class LightningDiTInpaintBlocks(SequentialPipelineBlocks):
     ]
     block_names = LightningDiTImg2ImgBlocks.block_names
 
-    @property
-    def description(self) -> str:
-        return "Draws parts of given images anew, as images of classes."
-
 
 class LightningDiTBlocks(AutoPipelineBlocks):
     """All three: inpainting if `mask_image` is given, image-to-image if `image` is, or else generation."""
 
     model_name = MODEL_NAME
+    description = "Draws images of classes: from noise, from `image`, or within `mask_image`."
     block_classes = [LightningDiTInpaintBlocks, LightningDiTImg2ImgBlocks, LightningDiTGenerationBlocks]
     block_names = ["inpaint", "img2img", "generation"]
     block_trigger_inputs = ["mask_image", "image", None]
-
-    @property
-    def description(self) -> str:
-        return "Draws images of classes: from noise, from `image`, or within `mask_image`."

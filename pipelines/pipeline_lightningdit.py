@@ -23,18 +23,18 @@ from .lightningdit_sampling import (
     RECIPE,
     SamplingMixin,
     check_arguments,
-    exclusive,
     guide,
     image_size,
     in_interval,
     initial_noise,
     internal_scale,
     jumps_to_data,
+    latents_shape,
     predict_velocity,
     require,
     set_timesteps,
     solve_ode,
-    vae_geometry,
+    velocity_of_guider,
 )
 
 
@@ -181,8 +181,7 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
         call = self._own_call(guidance["guidance_scale"] if guider is None else getattr(guider, "guidance_scale", 1.0))
         class_ids = torch.tensor(class_ids, device=device).repeat_interleave(num_images_per_prompt)
         times = set_timesteps(call.scheduler, num_inference_steps, device)
-        factor = vae_geometry(self.vae)[1]
-        shape = (len(class_ids), self.transformer.config.in_channels, height // factor, width // factor)
+        shape = latents_shape(self.transformer, self.vae, len(class_ids), height, width)
         latents = initial_noise(latents, shape, generator, device) * getattr(call.scheduler, "init_noise_sigma", 1.0)
 
         # 2. Solve the flow
@@ -253,27 +252,14 @@ class LightningDiTPipeline(SamplingMixin, DiffusionPipeline):
     def _velocity_of_guider(
         self, guider: BaseGuidance, class_ids: torch.Tensor, attention_kwargs: dict | None
     ) -> Callable[[torch.Tensor, float, int], torch.Tensor]:
-        """Return the velocity as a guider combines it, as a function of (latents, t, step).
-
-        The guider says which calls of the network it needs, and may change the network for some of them.
-        """
+        """Return the velocity as a guider combines it, as a function of (latents, t, step)."""
         null_ids = torch.full_like(class_ids, self.transformer.config.num_classes)
         jumps = jumps_to_data(self.scheduler)
 
         def velocity(latents: torch.Tensor, t: float, step: int) -> torch.Tensor:
             guider.set_state(step, num_inference_steps=self.num_timesteps, timestep=self.current_timestep)
-            calls = guider.prepare_inputs({"class_ids": (class_ids, null_ids)})
-            for call in calls:
-                context = getattr(call, guider._identifier_key)
-                with exclusive(self.transformer):
-                    guider.prepare_models(self.transformer)
-                    try:
-                        call.noise_pred = predict_velocity(
-                            self.transformer, latents, t, call.class_ids, attention_kwargs, context, jumps
-                        )
-                    finally:
-                        guider.cleanup_models(self.transformer)
-            return guider(calls)[0]
+            arguments = {"latents": latents, "t": t, "attention_kwargs": attention_kwargs, "jumps": jumps}
+            return velocity_of_guider(guider, (class_ids, null_ids), self.transformer, **arguments)
 
         return velocity
 

@@ -18,9 +18,9 @@ from .lightningdit_sampling import (
     exclusive,
     image_size,
     initial_noise,
+    latents_shape,
     set_timesteps,
     shown,
-    vae_geometry,
 )
 
 
@@ -154,8 +154,7 @@ class LightningDiTInterpolationPipeline(SamplingMixin, DiffusionPipeline):
         times = set_timesteps(call.scheduler, num_inference_steps, device)
         weights = torch.linspace(0, 1, num_images, device=device)
         class_ids = torch.tensor([class_ids[0]] * (num_images - 1) + [class_ids[1]], device=device)
-        factor = vae_geometry(self.vae)[1]
-        shape = (2, self.transformer.config.in_channels, height // factor, width // factor)
+        shape = latents_shape(self.transformer, self.vae, 2, height, width)
         first, last = initial_noise(latents, shape, generator, device)
         latents = slerp(first, last, weights) * getattr(call.scheduler, "init_noise_sigma", 1.0)
 

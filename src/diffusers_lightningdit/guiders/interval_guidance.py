@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.guiders import BaseGuidance
+from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
 
 # A point of the time grid that should coincide with an end of an interval may miss it by float32 rounding.
@@ -33,7 +33,7 @@ def check_interval(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` is {value!r}; required: (start, end) with 0 <= start <= end <= 1, or None.")
 
 
-class IntervalGuidance(BaseGuidance):
+class IntervalGuidance(ClassifierFreeGuidance):
     """Classifier-free guidance (arXiv 2207.12598) at some times (arXiv 2404.07724) and on the first channels.
 
     unconditional + scale (conditional - unconditional) at start <= t <= end on the first `guidance_channels` channels;
@@ -60,7 +60,8 @@ class IntervalGuidance(BaseGuidance):
         >>> image = pipe("seven", guider=guider, num_inference_steps=10).images[0]
     """
 
-    _input_predictions = ["pred_cond", "pred_uncond"]
+    guidance_rescale = 0.0  # this and the next are options of the base class that this one does not have
+    use_original_formulation = False
 
     @register_to_config
     def __init__(
@@ -73,7 +74,7 @@ class IntervalGuidance(BaseGuidance):
     ):
         if not isinstance(enabled, bool):
             raise ValueError(f"`enabled` is {enabled!r}; required: True or False.")
-        super().__init__(enabled=enabled)
+        BaseGuidance.__init__(self, enabled=enabled)  # that of the base class would add its options to the config
         check_scale("guidance_scale", guidance_scale)
         check_interval("guidance_interval", guidance_interval)
         is_number = isinstance(guidance_channels, int) and not isinstance(guidance_channels, bool)
@@ -90,8 +91,6 @@ class IntervalGuidance(BaseGuidance):
         self.guidance_channels = guidance_channels
         self.num_train_timesteps = num_train_timesteps
 
-    # -- which predictions there are -------------------------------------------------------------------------------
-
     def is_within(self, interval: tuple[float, float] | None) -> bool:
         """Whether the time of `set_state` is in an interval; None: all times."""
         if interval is None or self._timestep is None:
@@ -104,36 +103,13 @@ class IntervalGuidance(BaseGuidance):
         """Whether there is classifier-free guidance at the time of `set_state`."""
         return self._enabled and self.guidance_scale != 1 and self.is_within(self.guidance_interval)
 
-    @property
-    def num_conditions(self) -> int:
-        """The number of predictions that this step needs."""
-        return 2 if self.is_guided else 1
-
-    @property
-    def is_conditional(self) -> bool:
-        """Whether the prediction that is prepared is the conditional one."""
-        return self._count_prepared == 1
-
-    def prepare_inputs(self, data: dict[str, tuple[Any, Any]]) -> list:
-        """Split {name: (conditional, unconditional)} into the inputs of each prediction."""
-        names = self._input_predictions[: self.num_conditions]
-        return [self._prepare_batch(data, number, name) for number, name in enumerate(names)]
-
-    def prepare_inputs_from_block_state(self, data, input_fields: dict[str, str | tuple[str, str]]) -> list:
-        """Take the inputs of each prediction from the state of a modular pipeline."""
-        names = self._input_predictions[: self.num_conditions]
-        return [
-            self._prepare_batch_from_block_state(input_fields, data, number, name) for number, name in enumerate(names)
-        ]
-
-    # -- guidance --------------------------------------------------------------------------------------------------
+    def _is_cfg_enabled(self) -> bool:
+        return self.is_guided
 
     def forward(self, pred_cond: torch.Tensor, pred_uncond: torch.Tensor | None = None) -> GuiderOutput:
         """Combine predictions [B, C, ...]."""
-        pred = pred_cond
-        if pred_uncond is not None:
-            num_channels = self.guidance_channels
-            pred = pred_uncond + self.guidance_scale * (pred_cond - pred_uncond)
-            if num_channels is not None:
-                pred = torch.cat([pred[:, :num_channels], pred_cond[:, num_channels:]], dim=1)
-        return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
+        output = super().forward(pred_cond, pred_uncond)
+        num_channels = self.guidance_channels
+        if num_channels is not None:
+            output.pred = torch.cat([output.pred[:, :num_channels], pred_cond[:, num_channels:]], dim=1)
+        return output

@@ -295,10 +295,9 @@ class LightningDiTModelMixin:
             place = os.path.join(str(source), str(settings.get("weight_name") or ""))
             try:
                 source, found = SanaLoraLoaderMixin.lora_state_dict(source, return_lora_metadata=True, **settings)
-            except ValueError:
-                raise
             except Exception as error:  # a damaged file raises nearly anything
-                if not os.path.lexists(place):  # on the Hub, or missing, which diffusers says well
+                # diffusers says well that a file is missing, here or on the Hub
+                if isinstance(error, ValueError) or not os.path.lexists(place):
                     raise
                 text = " ".join(str(error).split()) or type(error).__name__
                 raise ValueError(f"{place} cannot be read as a LoRA ({text}); required: a sound file.") from error

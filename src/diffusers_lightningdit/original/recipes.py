@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .config import OriginalConfig
+from .config import REQUIRED_SETTINGS, OriginalConfig
 from .transformer import MODEL_TYPES
 
 GRID_POINTS_NOTE = "the original counts the points of the time grid, here the steps between them are counted"
@@ -62,6 +62,11 @@ def _as(name: str) -> Callable[[Any], dict[str, Any]]:
     return lambda value: {outer: {inner: value}} if dot else {name: value}
 
 
+def _renamed(kind: type, name: str, note: str = "") -> Key:
+    """A key whose value is that of the setting `name` as it is."""
+    return Key(kind, f"`{name}`", note, _as(name))
+
+
 def _chosen(name: str, if_true: Any, if_false: Any) -> Callable[[bool], dict[str, Any]]:
     return lambda value: _as(name)(if_true if value else if_false)
 
@@ -86,17 +91,13 @@ TRANSFORMER_KEYS = {
         "the original's shards are read as they are",
         lambda path: {"data": path, "data_kind": "latents"},
     ),
-    "data.valid_path": Key(
-        str, "`validation_data`", "the loss is measured every `validation_steps`, which is null", _as("validation_data")
-    ),
+    "data.valid_path": _renamed(str, "validation_data", "the loss is measured every `validation_steps`, which is null"),
     "data.fid_reference_file": Key(
         str, "`--reference` of `evaluate generation`", "", _as("reference"), recipe="evaluate"
     ),
-    "data.image_size": Key(
-        int, "`resolution`", "the size of latents follows from the data; this is of images", _as("resolution")
-    ),
-    "data.num_classes": Key(int, "`num_classes`", "names of classes in the data go before it", _as("num_classes")),
-    "data.num_workers": Key(int, "`num_workers`", "", _as("num_workers")),
+    "data.image_size": _renamed(int, "resolution", "the size of latents follows from the data; this is of images"),
+    "data.num_classes": _renamed(int, "num_classes", "names of classes in the data go before it"),
+    "data.num_workers": _renamed(int, "num_workers"),
     "data.latent_norm": Key(
         bool,
         "`latents_mean`, `latents_std` in the VAE's config",
@@ -113,14 +114,14 @@ TRANSFORMER_KEYS = {
         str, "`transformer.num_layers`, `num_attention_heads`, `attention_head_dim`, `patch_size`", "", _size
     ),
     "model.x_test_size": Key(dict, "the same", "no key of the original: of the recorded test data", _own_size),
-    "model.use_qknorm": Key(bool, "`transformer.use_qk_norm`", "", _as("transformer.use_qk_norm")),
+    "model.use_qknorm": _renamed(bool, "transformer.use_qk_norm"),
     "model.use_swiglu": Key(
         bool,
         "`transformer.activation_fn`: swiglu or gelu-approximate",
         "",
         _chosen("transformer.activation_fn", "swiglu", "gelu-approximate"),
     ),
-    "model.use_rope": Key(bool, "`transformer.use_rope`", "", _as("transformer.use_rope")),
+    "model.use_rope": _renamed(bool, "transformer.use_rope"),
     "model.use_rmsnorm": Key(
         bool,
         "`transformer.norm_type`: rms_norm or layer_norm",
@@ -131,28 +132,23 @@ TRANSFORMER_KEYS = {
         bool, "`transformer.use_adaln_shift`, the opposite", "", _chosen("transformer.use_adaln_shift", False, True)
     ),
     "model.in_chans": Key(int, "the VAE's `latent_channels`", "the transformer takes the channels of its data"),
-    "model.learn_sigma": Key(bool, "`transformer.learn_sigma`", "", _as("transformer.learn_sigma")),
-    "model.use_checkpoint": Key(
+    "model.learn_sigma": _renamed(bool, "transformer.learn_sigma"),
+    "model.use_checkpoint": _renamed(
         bool,
-        "`gradient_checkpointing`",
+        "gradient_checkpointing",
         "off here unless it is asked for: it saves memory, and costs a second forward pass",
-        _as("gradient_checkpointing"),
     ),
-    "train.max_steps": Key(int, "`max_train_steps`", "", _as("max_train_steps")),
-    "train.global_batch_size": Key(
+    "train.max_steps": _renamed(int, "max_train_steps"),
+    "train.global_batch_size": _renamed(
         int,
-        "`global_batch_size`",
+        "global_batch_size",
         "over all processes and accumulation steps; `gradient_accumulation_steps` has no counterpart there",
-        _as("global_batch_size"),
     ),
-    "train.global_seed": Key(int, "`seed`", "the random numbers are others", _as("seed")),
+    "train.global_seed": _renamed(int, "seed", "the random numbers are others"),
     "train.output_dir": Key(str, "`output_dir`", "together with `exp_name`: output_dir/exp_name"),
     "train.exp_name": Key(str, "`output_dir`", "together with `output_dir`: output_dir/exp_name"),
-    "train.ckpt": Key(
-        str,
-        "`resume_from_checkpoint`",
-        "a .pt of the original goes on with model, average and optimiser",
-        _as("resume_from_checkpoint"),
+    "train.ckpt": _renamed(
+        str, "resume_from_checkpoint", "a .pt of the original goes on with model, average and optimiser"
     ),
     "train.resume": Key(
         bool,
@@ -160,30 +156,26 @@ TRANSFORMER_KEYS = {
         "the newest checkpoint by its number, exactly as it was",
         _chosen("resume_from_checkpoint", "latest", None),
     ),
-    "train.log_every": Key(int, "`logging_steps`", "", _as("logging_steps")),
-    "train.ckpt_every": Key(
-        int,
-        "`checkpointing_steps`",
-        "the newest 3 are kept; `checkpoints_total_limit: null` keeps all, as the original",
-        _as("checkpointing_steps"),
+    "train.log_every": _renamed(int, "logging_steps"),
+    "train.ckpt_every": _renamed(
+        int, "checkpointing_steps", "the newest 3 are kept; `checkpoints_total_limit: null` keeps all, as the original"
     ),
-    "train.weight_init": Key(
+    "train.weight_init": _renamed(
         str,
-        "`weight_init`",
+        "weight_init",
         "takes `ema` where the original takes `model`, and copies all input channels where the original copies 16",
-        _as("weight_init"),
     ),
-    "optimizer.lr": Key(float, "`learning_rate`", "", _as("learning_rate")),
+    "optimizer.lr": _renamed(float, "learning_rate"),
     "optimizer.beta2": Key(float, "`adam_betas`", "the first is 0.9", lambda beta2: {"adam_betas": [0.9, beta2]}),
-    "optimizer.max_grad_norm": Key(
-        float, "`max_grad_norm`", "missing there means no clipping; the default here is 1.0", _as("max_grad_norm")
+    "optimizer.max_grad_norm": _renamed(
+        float, "max_grad_norm", "missing there means no clipping; the default here is 1.0"
     ),
     "transport.path_type": Key(str, "nothing: Linear", "another value is refused"),
     "transport.prediction": Key(str, "nothing: velocity", "another value is refused"),
     "transport.loss_weight": Key(str, "nothing", "it weighs the losses of noise and score, which are not trained here"),
     "transport.train_eps": Key(float, "`time_range`", "null there is [0.0, 1.0], the default; a number is left to you"),
     "transport.sample_eps": Key(float, "nothing", "null there integrates from 0 to 1, as here; a number is left"),
-    "transport.use_cosine_loss": Key(bool, "`use_cosine_loss`", "", _as("use_cosine_loss")),
+    "transport.use_cosine_loss": _renamed(bool, "use_cosine_loss"),
     "transport.use_lognorm": Key(
         bool,
         "`time_sampling`: logit_normal or uniform",
@@ -245,21 +237,19 @@ LOSS, SHAPE = "model.params.lossconfig.params", "model.params.ddconfig"
 FOUNDATION_MODELS = {"dinov2": "facebook/dinov2-large", "mae": "facebook/vit-mae-large"}
 VAE_KEYS = {
     "ckpt_path": Key(str, "`--checkpoint` of `convert vae`", "an AutoencoderVAVAE folder encodes, not a checkpoint"),
-    "weight_init": Key(str, "`weight_init`", "a checkpoint of the original, or a folder", _as("weight_init")),
-    "model.base_learning_rate": Key(
-        float, "`learning_rate`", "the rate itself, whatever the batch size", _as("learning_rate")
-    ),
+    "weight_init": _renamed(str, "weight_init", "a checkpoint of the original, or a folder"),
+    "model.base_learning_rate": _renamed(float, "learning_rate", "the rate itself, whatever the batch size"),
     "model.target": Key(str, "nothing", "`train vae` trains this class"),
     "model.params.monitor": Key(str, "nothing", "checkpoints are kept by age, not by a measure"),
-    "model.params.embed_dim": Key(int, "`vae.latent_channels`", "", _as("vae.latent_channels")),
+    "model.params.embed_dim": _renamed(int, "vae.latent_channels"),
     "model.params.use_vf": Key(
         str,
         "`foundation_model`: dinov2 is facebook/dinov2-large, mae facebook/vit-mae-large",
         "missing or null there means `vf_weight: 0`",
         lambda name: {"foundation_model": FOUNDATION_MODELS[name]},
     ),
-    "model.params.reverse_proj": Key(bool, "`reverse_proj`", "", _as("reverse_proj")),
-    "model.params.ckpt_path": Key(str, "`weight_init`", "", _as("weight_init")),
+    "model.params.reverse_proj": _renamed(bool, "reverse_proj"),
+    "model.params.ckpt_path": _renamed(str, "weight_init"),
     "model.params.lossconfig.target": Key(str, "nothing", "the losses follow from their weights"),
     f"{LOSS}.disc_start": Key(
         int,
@@ -267,30 +257,26 @@ VAE_KEYS = {
         "the original counts two steps a batch: 5001 is 2500 here",
         lambda start: {"disc_start": start // 2},
     ),
-    f"{LOSS}.kl_weight": Key(float, "`kl_weight`", "", _as("kl_weight")),
-    f"{LOSS}.disc_weight": Key(float, "`disc_weight`", "", _as("disc_weight")),
-    f"{LOSS}.perceptual_weight": Key(float, "`perceptual_weight`", "", _as("perceptual_weight")),
-    f"{LOSS}.vf_weight": Key(float, "`vf_weight`", "", _as("vf_weight")),
-    f"{LOSS}.adaptive_vf": Key(bool, "`adaptive_vf`", "", _as("adaptive_vf")),
-    f"{LOSS}.distmat_margin": Key(
-        float, "`distmat_margin`", "missing there means 0; the default here is 0.25", _as("distmat_margin")
-    ),
-    f"{LOSS}.cos_margin": Key(
-        float, "`cos_margin`", "missing there means 0; the default here is 0.5", _as("cos_margin")
-    ),
-    f"{LOSS}.distmat_weight": Key(float, "`distmat_weight`", "", _as("distmat_weight")),
-    f"{LOSS}.cos_weight": Key(float, "`cos_weight`", "", _as("cos_weight")),
+    f"{LOSS}.kl_weight": _renamed(float, "kl_weight"),
+    f"{LOSS}.disc_weight": _renamed(float, "disc_weight"),
+    f"{LOSS}.perceptual_weight": _renamed(float, "perceptual_weight"),
+    f"{LOSS}.vf_weight": _renamed(float, "vf_weight"),
+    f"{LOSS}.adaptive_vf": _renamed(bool, "adaptive_vf"),
+    f"{LOSS}.distmat_margin": _renamed(float, "distmat_margin", "missing there means 0; the default here is 0.25"),
+    f"{LOSS}.cos_margin": _renamed(float, "cos_margin", "missing there means 0; the default here is 0.5"),
+    f"{LOSS}.distmat_weight": _renamed(float, "distmat_weight"),
+    f"{LOSS}.cos_weight": _renamed(float, "cos_weight"),
     f"{LOSS}.pp_style": Key(bool, "`reduction`: mean or sum", "", _chosen("reduction", "mean", "sum")),
-    f"{LOSS}.disc_loss": Key(str, "`disc_loss`", "", _as("disc_loss")),
-    f"{LOSS}.disc_num_layers": Key(int, "`discriminator.num_layers`", "", _as("discriminator.num_layers")),
+    f"{LOSS}.disc_loss": _renamed(str, "disc_loss"),
+    f"{LOSS}.disc_num_layers": _renamed(int, "discriminator.num_layers"),
     f"{SHAPE}.double_z": Key(bool, "nothing: true", "false is refused: the posterior has a variance"),
-    f"{SHAPE}.z_channels": Key(int, "`vae.latent_channels`", "has to be `embed_dim`", _as("vae.latent_channels")),
-    f"{SHAPE}.resolution": Key(int, "`resolution`", "", _as("resolution")),
+    f"{SHAPE}.z_channels": _renamed(int, "vae.latent_channels", "has to be `embed_dim`"),
+    f"{SHAPE}.resolution": _renamed(int, "resolution"),
     f"{SHAPE}.in_channels": Key(int, "nothing: 3", "another number is refused"),
     f"{SHAPE}.out_ch": Key(int, "nothing: 3", "another number is refused"),
     f"{SHAPE}.ch": Key(int, "`vae.block_out_channels`", "`ch` times each of `ch_mult`"),
     f"{SHAPE}.ch_mult": Key(list, "`vae.block_out_channels`", "`ch` times each of `ch_mult`"),
-    f"{SHAPE}.num_res_blocks": Key(int, "`vae.layers_per_block`", "", _as("vae.layers_per_block")),
+    f"{SHAPE}.num_res_blocks": _renamed(int, "vae.layers_per_block"),
     f"{SHAPE}.attn_resolutions": Key(
         list, "`vae.down_block_types`, `vae.up_block_types`", "levels with attention, for images of `resolution`"
     ),
@@ -298,24 +284,20 @@ VAE_KEYS = {
     "data.params.batch_size": Key(
         int, "`global_batch_size`", "of all processes together: times devices, nodes and accumulation"
     ),
-    "data.params.num_workers": Key(int, "`num_workers`", "of each training process", _as("num_workers")),
+    "data.params.num_workers": _renamed(int, "num_workers", "of each training process"),
     "data.*": Key(object, "`data`, `validation_data`", "a folder or Hub id for `datasets`, in place of data classes"),
     "lightning.trainer.devices": Key(object, "`accelerate launch --quiet --num_processes`", ""),
     "lightning.trainer.gpus": Key(object, "`accelerate launch --quiet --num_processes`", ""),
     "lightning.trainer.num_nodes": Key(int, "`accelerate launch --quiet --num_machines`", ""),
-    "lightning.trainer.accumulate_grad_batches": Key(
-        int, "`gradient_accumulation_steps`", "", _as("gradient_accumulation_steps")
-    ),
+    "lightning.trainer.accumulate_grad_batches": _renamed(int, "gradient_accumulation_steps"),
     "lightning.trainer.max_epochs": Key(
         int, "`max_train_steps`", "optimiser steps: epochs times images / `global_batch_size`"
     ),
     "lightning.*": Key(object, "settings of `accelerate launch` and of `train vae`", "PyTorch Lightning is not used"),
 }
 ONLY_VALUES = {
-    "transport.path_type": "Linear",
-    "transport.prediction": "velocity",
+    **REQUIRED_SETTINGS,
     "sample.mode": "ODE",
-    "sample.reverse": False,
     "sample.likelihood": False,
     f"{SHAPE}.double_z": True,
     f"{SHAPE}.in_channels": 3,

@@ -413,9 +413,7 @@ def load_transformer(
         checkpoint: A file in any published layout (or `user/repo:file` of the Hub), or the result of `read_checkpoint`.
         weights: The weights to take, "ema", "model" or an average, "ema_models.N"; see `select_transformer_weights`.
         config: The original's YAML; None takes the one that a training checkpoint carries.
-        num_attention_heads: The number of heads, where neither YAML nor shapes nor the published sizes tell.
-        internal_guidance_layer: The block, counted from 1, before the output layer of internal guidance, where neither
-            YAML nor the published size tells.
+        num_attention_heads, internal_guidance_layer: As in `transformer_from_original`.
 
     Raises:
         ValueError: if it is not a complete LightningDiT checkpoint, or contradicts the YAML.

@@ -8,26 +8,17 @@ d sample / d sigma = -velocity.
 """
 
 import math
-from dataclasses import dataclass
 from numbers import Integral, Real
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import BaseOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 
 
 def check_count(name: str, value) -> None:
     """Raise ValueError unless a value is a whole number from 1 to a million."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= 1_000_000:
         raise ValueError(f"`{name}` is {value!r}; required: an integer of at least 1 and at most 1000000.")
-
-
-@dataclass
-class FlowMatchAdamsBashforthSchedulerOutput(BaseOutput):
-    """`prev_sample`: the sample to evaluate the model on next, or after the last step the result."""
-
-    prev_sample: torch.Tensor
 
 
 class FlowMatchAdamsBashforthScheduler(SchedulerMixin, ConfigMixin):
@@ -145,14 +136,14 @@ class FlowMatchAdamsBashforthScheduler(SchedulerMixin, ConfigMixin):
         timestep: float | torch.Tensor,
         sample: torch.Tensor,
         return_dict: bool = True,
-    ) -> FlowMatchAdamsBashforthSchedulerOutput | tuple[torch.Tensor]:
+    ) -> SchedulerOutput | tuple[torch.Tensor]:
         """From one evaluation of the model to the next.
 
         Args:
             model_output: -velocity at `sample`, [B, C, height, width].
             timestep: entry of `timesteps`; only the first call reads it, and only if no begin index is set.
             sample: the sample that the model was evaluated on, [B, C, height, width].
-            return_dict: return a `FlowMatchAdamsBashforthSchedulerOutput` instead of a tuple.
+            return_dict: return a `SchedulerOutput` instead of a tuple.
 
         Raises:
             ValueError: if `set_timesteps` has not been called, or all steps are done.
@@ -177,4 +168,4 @@ class FlowMatchAdamsBashforthScheduler(SchedulerMixin, ConfigMixin):
         self._step_index += 1
         if not return_dict:
             return (prev_sample,)
-        return FlowMatchAdamsBashforthSchedulerOutput(prev_sample=prev_sample)
+        return SchedulerOutput(prev_sample=prev_sample)

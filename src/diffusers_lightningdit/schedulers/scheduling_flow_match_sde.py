@@ -8,13 +8,11 @@ d sample / d sigma = -velocity.
 """
 
 import math
-from dataclasses import dataclass
 from numbers import Integral, Real
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import BaseOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 SOLVER_TYPES = ("euler", "heun")
@@ -26,13 +24,6 @@ def check_count(name: str, value) -> None:
     """Raise ValueError unless a value is a whole number from 1 to a million."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= 1_000_000:
         raise ValueError(f"`{name}` is {value!r}; required: an integer of at least 1 and at most 1000000.")
-
-
-@dataclass
-class FlowMatchSDESchedulerOutput(BaseOutput):
-    """`prev_sample`: the sample to evaluate the model on next, or after the last step the result."""
-
-    prev_sample: torch.Tensor
 
 
 class FlowMatchSDEScheduler(SchedulerMixin, ConfigMixin):
@@ -201,7 +192,7 @@ class FlowMatchSDEScheduler(SchedulerMixin, ConfigMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
         variance_noise: torch.Tensor | None = None,
         return_dict: bool = True,
-    ) -> FlowMatchSDESchedulerOutput | tuple[torch.Tensor]:
+    ) -> SchedulerOutput | tuple[torch.Tensor]:
         """From one evaluation of the model to the next.
 
         Args:
@@ -210,7 +201,7 @@ class FlowMatchSDEScheduler(SchedulerMixin, ConfigMixin):
             sample: what the model was evaluated on, [B, C, height, width].
             generator: one, or one for each image, to draw the noise with.
             variance_noise: standard normal noise to use instead, [B, C, height, width].
-            return_dict: return a `FlowMatchSDESchedulerOutput` instead of a tuple.
+            return_dict: return a `SchedulerOutput` instead of a tuple.
 
         Raises:
             ValueError: if `set_timesteps` has not been called, or all steps are done.
@@ -253,4 +244,4 @@ class FlowMatchSDEScheduler(SchedulerMixin, ConfigMixin):
         prev_sample = prev_sample.to(model_output.dtype)
         if not return_dict:
             return (prev_sample,)
-        return FlowMatchSDESchedulerOutput(prev_sample=prev_sample)
+        return SchedulerOutput(prev_sample=prev_sample)

@@ -8,13 +8,11 @@ d sample / d sigma = -velocity.
 """
 
 import math
-from dataclasses import dataclass
 from numbers import Integral, Real
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import BaseOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 
@@ -22,13 +20,6 @@ def check_count(name: str, value) -> None:
     """Raise ValueError unless a value is a whole number from 1 to a million."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= 1_000_000:
         raise ValueError(f"`{name}` is {value!r}; required: an integer of at least 1 and at most 1000000.")
-
-
-@dataclass
-class FlowMatchUCGMSchedulerOutput(BaseOutput):
-    """`prev_sample`: the sample to evaluate the model on next, or after the last evaluation the result."""
-
-    prev_sample: torch.Tensor
 
 
 class FlowMatchUCGMScheduler(SchedulerMixin, ConfigMixin):
@@ -188,7 +179,7 @@ class FlowMatchUCGMScheduler(SchedulerMixin, ConfigMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
         variance_noise: torch.Tensor | None = None,
         return_dict: bool = True,
-    ) -> FlowMatchUCGMSchedulerOutput | tuple[torch.Tensor]:
+    ) -> SchedulerOutput | tuple[torch.Tensor]:
         """From one evaluation of the model to the next.
 
         Args:
@@ -197,7 +188,7 @@ class FlowMatchUCGMScheduler(SchedulerMixin, ConfigMixin):
             sample: The model was evaluated on it, [B, C, height, width].
             generator: One, or one for each image, to draw the noise with. None is drawn for `stochastic_ratio` 0.
             variance_noise: Standard normal noise to use instead, [B, C, height, width].
-            return_dict: Whether to return a `FlowMatchUCGMSchedulerOutput` instead of a tuple.
+            return_dict: Whether to return a `SchedulerOutput` instead of a tuple.
 
         Raises:
             ValueError: If `set_timesteps` has not been called, or all evaluations are done.
@@ -224,7 +215,7 @@ class FlowMatchUCGMScheduler(SchedulerMixin, ConfigMixin):
         prev_sample = state.to(model_output.dtype)
         if not return_dict:
             return (prev_sample,)
-        return FlowMatchUCGMSchedulerOutput(prev_sample=prev_sample)
+        return SchedulerOutput(prev_sample=prev_sample)
 
     def _unrounded(self, sample: torch.Tensor) -> torch.Tensor:
         """The state that was returned as `sample`, in float64, unless somebody has changed the sample since.
