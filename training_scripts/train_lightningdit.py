@@ -11,13 +11,12 @@ tells more.
 """
 
 import contextlib
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from accelerate import Accelerator
 
-from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, LightningDiTTransformer2DModel
+from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
 from diffusers_lightningdit.data.latent_encoding import load_frozen_vae
 from diffusers_lightningdit.data.row_stream import RowStream
@@ -40,7 +39,7 @@ from diffusers_lightningdit.training.transformer.data import TransformerData, lo
 from diffusers_lightningdit.training.transformer.loop import (
     NAME,
     aligned_loss,
-    averaged_transformer,
+    averaged_pipeline,
     load_validation_data,
     make_transformer_run,
     train,
@@ -178,37 +177,19 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
         with one_line_errors((CheckpointWriteError, TrainingDiverged, HubError), status=1, of_one_process=DATA_ERRORS):
             if config.push_to_hub and accelerator.is_main_process:
                 create_repository(config.hub_model_id)  # now, not after days of training
-            make = partial(make_pipeline, config, state, vae, data.id2label)
+            pipeline_of = partial(flow_pipeline, config, vae=vae, id2label=data.id2label)
+            make_pipeline = partial(averaged_pipeline, config, state, pipeline_of)
             arguments = {}
             if alignment is not None:
                 arguments["loss"] = partial(aligned_loss, alignment, state.models[PROJECTOR])
                 arguments["trained_at"] = lambda step: [NAME, PROJECTOR][: 1 + alignment.settings.is_active(step)]
-            train(config, accelerator, vae, data, validation, sampler, state, make, **arguments)
-            save(config, accelerator, make)
+            train(config, accelerator, vae, data, validation, sampler, state, make_pipeline, **arguments)
+            pipeline = make_pipeline()
+            if pipeline is not None:
+                save_trained_pipeline(config, pipeline, SCRIPT)
+            accelerator.wait_for_everyone()
+            accelerator.end_training()
     return {"output_dir": config.output_dir}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Result
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def make_pipeline(
-    config: LightningDiTTrainingConfig, state: RunState, vae: AutoencoderVAVAE, id2label: dict[int, str] | None
-) -> LightningDiTPipeline | None:
-    """The pipeline with averaged weights, on the CPU of the main process, None on others; every process calls it."""
-    transformer = averaged_transformer(config, state)
-    return None if transformer is None else flow_pipeline(config, transformer, vae, id2label)
-
-
-def save(
-    config: LightningDiTTrainingConfig, accelerator: Accelerator, make: Callable[[], LightningDiTPipeline | None]
-) -> None:
-    pipeline = make()
-    if pipeline is not None:
-        save_trained_pipeline(config, pipeline, SCRIPT)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -11,10 +11,8 @@ The result is a complete pipeline folder with EMA weights, whose recipe says how
 """
 
 import contextlib
-from collections.abc import Callable
 from functools import partial
 
-from diffusers_lightningdit import LightningDiTPipeline
 from diffusers_lightningdit.files import weights_sha256
 from diffusers_lightningdit.hub.repository import HubError, create_repository
 from diffusers_lightningdit.hub.trained_pipeline import save_trained_pipeline
@@ -23,7 +21,6 @@ from diffusers_lightningdit.settings import call_all, one_line_errors, parse_con
 from diffusers_lightningdit.training.accelerator import make_accelerator
 from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_sampler
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
-from diffusers_lightningdit.training.run_state import RunState
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 from diffusers_lightningdit.training.transformer.data import TransformerData
 from diffusers_lightningdit.training.transformer.few_step import (
@@ -35,7 +32,7 @@ from diffusers_lightningdit.training.transformer.few_step import (
     make_student,
 )
 from diffusers_lightningdit.training.transformer.loop import (
-    averaged_transformer,
+    averaged_pipeline,
     load_validation_data,
     make_transformer_run,
     train,
@@ -85,33 +82,16 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
         with one_line_errors((CheckpointWriteError, TrainingDiverged, HubError), status=1, of_one_process=DATA_ERRORS):
             if config.push_to_hub and accelerator.is_main_process:
                 create_repository(config.hub_model_id)  # now, not after days of training
-            make = partial(make_pipeline, config, state, pipeline)
-            train(
-                config, accelerator, vae, data, validation, sampler, state, make, NUM_PASSES, classes.ids, distillation
-            )
-            save(config, state, make)
+            pipeline_of = partial(few_step_pipeline, config, teacher=pipeline)
+            make_pipeline = partial(averaged_pipeline, config, state, pipeline_of)
+            arguments = (NUM_PASSES, classes.ids, distillation)
+            train(config, accelerator, vae, data, validation, sampler, state, make_pipeline, *arguments)
+            result = make_pipeline()
+            if result is not None:
+                save_trained_pipeline(config, result, SCRIPT)
+            accelerator.wait_for_everyone()
+            accelerator.end_training()
     return {"output_dir": config.output_dir}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Result
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def make_pipeline(
-    config: FewStepTrainingConfig, state: RunState, teacher: LightningDiTPipeline
-) -> LightningDiTPipeline | None:
-    """The pipeline with averaged weights, on the CPU of the main process, None on others; every process calls it."""
-    student = averaged_transformer(config, state)
-    return None if student is None else few_step_pipeline(config, student, teacher)
-
-
-def save(config: FewStepTrainingConfig, state: RunState, make: Callable[[], LightningDiTPipeline | None]) -> None:
-    pipeline = make()
-    if pipeline is not None:
-        save_trained_pipeline(config, pipeline, SCRIPT)
-    state.accelerator.wait_for_everyone()
-    state.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -172,12 +172,16 @@ def make_optimizer(config: FlowTrainingConfig, module: torch.nn.Module) -> torch
     return make_adamw(config.optimizer, parameters, *settings)
 
 
-def averaged_transformer(config: FlowTrainingConfig, state: RunState) -> LightningDiTTransformer2DModel | None:
-    """The transformer with averaged weights, on the CPU of the main process, None on others; every process calls it."""
+def averaged_pipeline(
+    config: FlowTrainingConfig,
+    state: RunState,
+    pipeline_of: Callable[[LightningDiTTransformer2DModel], DiffusionPipeline],
+) -> DiffusionPipeline | None:
+    """The pipeline with averaged weights, on the CPU of the main process, None on others; every process calls it."""
     weights = state.average(NAME, config.ema_decay)
     if not state.accelerator.is_main_process:
         return None
-    return transformer_of(state.model(NAME).config, weights)
+    return pipeline_of(transformer_of(state.model(NAME).config, weights))
 
 
 def transformer_of(
