@@ -27,9 +27,9 @@ from diffusers_lightningdit.locks import locked_by_run
 from diffusers_lightningdit.networks.foundation_model import FoundationModel
 from diffusers_lightningdit.original import read_training_checkpoint
 from diffusers_lightningdit.pixels import height_and_width
-from diffusers_lightningdit.settings import call_all, one_line_errors, parse_config
+from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
-from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_sampler
+from diffusers_lightningdit.training.batches import DATA_ERRORS
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
 from diffusers_lightningdit.training.run_state import RunState
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
@@ -40,7 +40,6 @@ from diffusers_lightningdit.training.transformer.loop import (
     NAME,
     aligned_loss,
     averaged_pipeline,
-    load_validation_data,
     make_transformer_run,
     train,
 )
@@ -51,6 +50,7 @@ from diffusers_lightningdit.training.transformer.weight_init import (
     initialize_weights,
     load_initial_transformer,
 )
+from diffusers_lightningdit.training.validation_samples import sampler_and_validation
 
 SCRIPT = "train_lightningdit.py"
 ADVICE = "a lower `learning_rate` or `max_grad_norm`, `transformer.use_qk_norm`"  # against divergence
@@ -167,10 +167,7 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
                     f"`latent_channels`, {vae.config.latent_channels}."
                 )
             load_validation = partial(load_data, config, vae, for_training=False)
-            sampler, validation = call_all(
-                partial(make_batch_sampler, config, data.dataset, accelerator),
-                partial(load_validation_data, config, load_validation, accelerator.num_processes),
-            )
+            sampler, validation = sampler_and_validation(config, data.dataset, load_validation, accelerator)
             vae.to(accelerator.device)
             until_the_end.enter_context(locked_by_run(accelerator, config.output_dir))
             state, alignment = make_run(config, accelerator, vae, data, sampler)

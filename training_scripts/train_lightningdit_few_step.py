@@ -17,9 +17,9 @@ from diffusers_lightningdit.files import weights_sha256
 from diffusers_lightningdit.hub.repository import HubError, create_repository
 from diffusers_lightningdit.hub.trained_pipeline import save_trained_pipeline
 from diffusers_lightningdit.locks import locked_by_run
-from diffusers_lightningdit.settings import call_all, one_line_errors, parse_config
+from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
-from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_sampler
+from diffusers_lightningdit.training.batches import DATA_ERRORS
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 from diffusers_lightningdit.training.transformer.data import TransformerData
@@ -33,12 +33,12 @@ from diffusers_lightningdit.training.transformer.few_step import (
 )
 from diffusers_lightningdit.training.transformer.loop import (
     averaged_pipeline,
-    load_validation_data,
     make_transformer_run,
     train,
 )
 from diffusers_lightningdit.training.transformer.pipeline_data import load_pipeline_data
 from diffusers_lightningdit.training.transformer.results import few_step_pipeline
+from diffusers_lightningdit.training.validation_samples import sampler_and_validation
 
 SCRIPT = "train_lightningdit_few_step.py"
 ADVICE = "a lower `learning_rate` or `max_grad_norm`"  # against divergence
@@ -58,10 +58,7 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
             def load_validation(name: str, split: str) -> TransformerData:
                 return load_pipeline_data(config, pipeline, name, split, for_training=False)[0]
 
-            sampler, validation = call_all(
-                partial(make_batch_sampler, config, data.dataset, accelerator),
-                partial(load_validation_data, config, load_validation, accelerator.num_processes),
-            )
+            sampler, validation = sampler_and_validation(config, data.dataset, load_validation, accelerator)
             must_match = {
                 "teacher_sha256": weights_sha256(teacher),
                 **{name: getattr(config, name) for name in ("student_times", "use_teacher")},

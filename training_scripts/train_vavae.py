@@ -26,15 +26,16 @@ from diffusers_lightningdit.hub.trained_pipeline import write_autoencoder_card
 from diffusers_lightningdit.interruption import Interruption
 from diffusers_lightningdit.locks import locked_by_run
 from diffusers_lightningdit.losses import VAELossSettings, autoencoder_losses, discriminator_losses
-from diffusers_lightningdit.settings import call_all, one_line_errors, parse_config
+from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
-from diffusers_lightningdit.training.batches import DATA_ERRORS, RandomlyFlipped, make_batch_sampler, train_steps
+from diffusers_lightningdit.training.batches import DATA_ERRORS, RandomlyFlipped, train_steps
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
 from diffusers_lightningdit.training.moving_averages import MovingAverages
 from diffusers_lightningdit.training.optimizer_step import accumulating, due, finish_step, mean_of_parts
 from diffusers_lightningdit.training.progress import TrainingProgress
 from diffusers_lightningdit.training.run_state import RunState, make_run_state
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
+from diffusers_lightningdit.training.validation_samples import sampler_and_validation
 from diffusers_lightningdit.training.vavae.config import Stage, VAVAETrainingConfig
 from diffusers_lightningdit.training.vavae.data import load_training_images, load_validation_images
 from diffusers_lightningdit.training.vavae.latents_statistics import measure_latents
@@ -107,10 +108,8 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
             networks = initial_networks(config, teachers.foundation, accelerator.print)
             dataset = load_training_images(config, networks.vae)
             accelerator.print(dataset.summary())
-            sampler, validation = call_all(
-                partial(make_batch_sampler, config, dataset, accelerator),
-                partial(load_validation_images, config, networks.vae, accelerator.num_processes),
-            )
+            load_validation = partial(load_validation_images, config, networks.vae)
+            sampler, validation = sampler_and_validation(config, dataset, load_validation, accelerator)
             until_the_end.enter_context(locked_by_run(accelerator, config.output_dir))
             state = make_run(config, accelerator, networks, sampler)
         with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):

@@ -31,7 +31,7 @@ import textwrap
 import types
 import typing
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -541,19 +541,6 @@ def check_repository(name: str, value: str) -> None:
         is_name = False
     if not is_name:
         raise ValueError(f"`{name}` is {value!r}; required: user/name.")
-
-
-def call_all(*functions: Callable[[], Any]) -> list[Any]:
-    """Call all functions and return what they return; their ValueErrors become one, which says all at once."""
-    results, errors = [], []
-    for function in functions:
-        try:
-            results.append(function())
-        except ValueError as error:
-            errors.append(error)
-    if errors:
-        raise ValueError(" Also: ".join(map(str, errors))) from errors[0]
-    return results
 
 
 @contextlib.contextmanager

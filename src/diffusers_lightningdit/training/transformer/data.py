@@ -40,6 +40,9 @@ class TransformerData:
     num_classes: int
     id2label: dict[int, str] | None
 
+    def __len__(self) -> int:
+        return len(self.dataset)
+
 
 def load_data(
     config: FlowTrainingConfig,

@@ -27,7 +27,6 @@ from ..optimizers import make_adamw
 from ..progress import TrainingProgress, forward_flops
 from ..run_state import RunState, make_run_state
 from ..state_io import trained_parameters
-from ..validation_samples import check_share
 from .alignment import Alignment
 from .config import FlowTrainingConfig
 from .data import TransformerData, dataset_to_train_on, normalized_latents
@@ -102,24 +101,6 @@ def aligned_loss(
 # ---------------------------------------------------------------------------------------------------------------------
 # Beginning
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def load_validation_data(
-    config: FlowTrainingConfig, load: Callable[[str, str], TransformerData], num_processes: int
-) -> TransformerData | None:
-    """The validation data by `load(data, split)`, or None if `validation_steps` is not set.
-
-    Raises:
-        ValueError: in one line, if it cannot be read, or shared by the processes.
-    """
-    if config.validation_steps is None:
-        return None
-    try:
-        validation = load(config.validation_data or config.data, config.validation_split)
-    except ValueError as error:
-        raise ValueError(f"validation data: {error}") from error
-    check_share(config.num_validation_samples, len(validation.dataset), num_processes)
-    return validation
 
 
 def make_transformer_run(
