@@ -90,9 +90,7 @@ def make_run(
         make_schedule=partial(make_schedule, steps_per_epoch=steps_per_epoch(sampler)),
         **must_match,
     )
-    checkpoint = find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint, state.report)
-    if checkpoint is not None:
-        state.resume(checkpoint)
+    state.resume(find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint))
     return state
 
 

@@ -98,9 +98,7 @@ def make_run(
     if (config.resume_from_checkpoint or "").endswith(".pt"):
         original = read_training_checkpoint(config.resume_from_checkpoint)
     else:
-        checkpoint = find_checkpoint(
-            accelerator, config.output_dir, config.resume_from_checkpoint, report=accelerator.print
-        )
+        checkpoint = find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint)
     begins_anew = original is None and checkpoint is None
     transformer = make_transformer(config, vae, data, accelerator, begins_anew)
     if original is not None:
@@ -116,7 +114,7 @@ def make_run(
     if original is not None:
         state.adopt(NAME, original.weights, original.average, original.moments, original.num_steps)
         accelerator.print(f"resumed from {config.resume_from_checkpoint}, step {original.num_steps}")
-    elif checkpoint is not None:
+    else:
         state.resume(checkpoint)
     return state, alignment
 

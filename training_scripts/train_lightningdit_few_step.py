@@ -68,14 +68,11 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
             if config.compile_blocks:
                 teacher.compile_repeated_blocks()
             until_the_end.enter_context(locked_by_run(accelerator, config.output_dir))
-            checkpoint = find_checkpoint(
-                accelerator, config.output_dir, config.resume_from_checkpoint, report=accelerator.print
-            )
+            checkpoint = find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint)
             student = make_student(config, teacher, begins_anew=checkpoint is None)
             distillation = Distillation(config, accelerator, student, teacher)
             state = make_transformer_run(config, accelerator, student, sampler, advice=ADVICE, **must_match)
-            if checkpoint is not None:
-                state.resume(checkpoint)
+            state.resume(checkpoint)
         with one_line_errors((CheckpointWriteError, TrainingDiverged, HubError), status=1, of_one_process=DATA_ERRORS):
             if config.push_to_hub and accelerator.is_main_process:
                 create_repository(config.hub_model_id)  # now, not after days of training

@@ -66,9 +66,7 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
             add_lora(transformer, config.rank, config.alpha, config.target_modules, classes, config.seed)
             until_the_end.enter_context(locked_by_run(accelerator, config.output_dir))
             state = make_transformer_run(config, accelerator, transformer, sampler, **must_match)
-            checkpoint = find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint, state.report)
-            if checkpoint is not None:
-                state.resume(checkpoint)
+            state.resume(find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint))
         with one_line_errors((CheckpointWriteError, TrainingDiverged, HubError), status=1, of_one_process=DATA_ERRORS):
             if config.push_to_hub and accelerator.is_main_process:
                 create_repository(config.hub_model_id)  # now, not after training

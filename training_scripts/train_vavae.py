@@ -88,9 +88,7 @@ def make_run(
     if config.ema_decay is not None:
         averages[VAE] = MovingAverages(models[VAE].parameters(), (config.ema_decay,), config.ema_warmup)
     state = make_run_state(config, accelerator, sampler, models, optimizers, averages, architectures)
-    checkpoint = find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint, state.report)
-    if checkpoint is not None:
-        state.resume(checkpoint)
+    state.resume(find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint))
     return state
 
 

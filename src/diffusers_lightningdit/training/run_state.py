@@ -180,14 +180,15 @@ class RunState:
 
     # -- restoring ------------------------------------------------------------------------------------------------
 
-    def resume(self, path: Path) -> None:
-        """Go on from a checkpoint that `find_checkpoint` found; every process has to call it.
+    def resume(self, path: Path | None) -> None:
+        """Go on from the checkpoint that `find_checkpoint` found, if it found one; every process has to call it.
 
         Raises:
             ValueError: in one line, if it is of another run; nothing has changed then.
         """
-        self._restore(path, read_state(path))
-        self.report(f"resumed from {path}, step {self.step}")
+        if path is not None:
+            self._restore(path, read_state(path))
+            self.report(f"resumed from {path}, step {self.step}")
 
     def _restore(self, path: Path, state: dict, with_place_in_data: bool = True) -> None:
         self._check_same_run(path, state)
