@@ -2,7 +2,6 @@
 """Folders that one run at a time writes into."""
 
 import contextlib
-import json
 import os
 import socket
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
-from .files import HOLDER_FILE, LOCK_FILE, write_json
+from .files import HOLDER_FILE, LOCK_FILE, read_json, write_json
 from .processes import on_main_process
 
 ORPHAN_PATIENCE = 30.0  # seconds; torch's data loader workers end within 5 seconds of the process they work for
@@ -92,10 +91,9 @@ def locked_by_run(accelerator: Accelerator, folder: str | Path) -> Iterator[None
 def _read(holder: Path) -> dict:
     """The description of the process that holds a lock, empty where it has written none yet."""
     try:
-        content = json.loads(holder.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(holder)
+    except ValueError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _has_ended(holder: dict) -> bool:
