@@ -150,12 +150,10 @@ def check_checkpoint(path: str | Path) -> None:
             raise DamagedCheckpoint(f"{file} is damaged: its SHA-256 sum is not the one it was written with.")
 
 
-def latest_checkpoint(output_dir: str | Path, set_aside: bool = False) -> tuple[Path | None, list[str]]:
+def latest_checkpoint(output_dir: str | Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is whole, and one line on each newer one that isn't.
 
-    Args:
-        output_dir: The folder of the checkpoints.
-        set_aside: Rename damaged ones, so that training can write their steps again; nothing is deleted.
+    Those are renamed, so that training can write their steps again; nothing is deleted.
     """
     remarks = []
     for step in reversed(list_checkpoints(output_dir)):
@@ -164,9 +162,8 @@ def latest_checkpoint(output_dir: str | Path, set_aside: bool = False) -> tuple[
             check_checkpoint(path)
         except DamagedCheckpoint as error:
             remarks.append(str(error))
-            if set_aside:
-                names = (path.with_name(f"{path.name}.damaged-{number}") for number in range(1, 1000))
-                path.rename(next(name for name in names if not name.exists()))
+            names = (path.with_name(f"{path.name}.damaged-{number}") for number in range(1, 1000))
+            path.rename(next(name for name in names if not name.exists()))
         else:
             return path, remarks
     return None, remarks
@@ -249,7 +246,7 @@ def find_checkpoint(accelerator: Accelerator, output_dir: str, checkpoint: str |
 
 def _find_latest(output_dir: str) -> Path | None:
     remove_unfinished(output_dir)
-    path, remarks = latest_checkpoint(output_dir, set_aside=True)
+    path, remarks = latest_checkpoint(output_dir)
     if remarks and path is None:
         raise ValueError(f"{remarks[-1]} There is no earlier checkpoint in {output_dir} to resume from.")
     for remark in remarks:

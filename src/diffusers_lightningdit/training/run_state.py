@@ -393,7 +393,7 @@ class RunState:
         Raises:
             TrainingDiverged: on every process, if there is no checkpoint, or if returning has not helped several times.
         """
-        path = on_main_process(self.accelerator, lambda: latest_checkpoint(self.output_dir, set_aside=True)[0])
+        path = on_main_process(self.accelerator, lambda: latest_checkpoint(self.output_dir)[0])
         num_bad, step = self.spike_guard.num_bad_in_a_row, self.step
         if path is None:
             raise TrainingDiverged(
