@@ -548,19 +548,18 @@ def one_line_errors(
     kinds: tuple[type[Exception], ...] = (ValueError, OSError),
     status: int = 2,
     of_one_process: tuple[type[Exception], ...] = (),
-    interrupted: str = "interrupted",
 ) -> Iterator[None]:
     """Exceptions of these `kinds` become one line on the main process, and the exit status.
 
     The defaults are for a script's checks of what the user gave. Those `of_one_process`, which only the process meets
-    whose part of the data it is, become a line on any process. Ctrl-C (the line `interrupted`) and `Interrupted` become
-    one with the status 130 or 143.
+    whose part of the data it is, become a line on any process. Ctrl-C and `Interrupted` become one with the status 130
+    or 143.
     """
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as stop:
         if _is_main_process():
-            print(stop if isinstance(stop, Interrupted) else interrupted, file=sys.stderr)
+            print(stop if isinstance(stop, Interrupted) else "interrupted", file=sys.stderr)
         number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
         raise SystemExit(exit_status(number)) from stop
     except (*kinds, *of_one_process) as error:
