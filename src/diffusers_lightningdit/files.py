@@ -282,15 +282,7 @@ def read_json(path: str | Path, required: str = "a JSON file, as it was written"
     return content
 
 
-def read_model(
-    model_class: type,
-    name: str | Path,
-    argument: str,
-    required: str,
-    class_names: Sequence[str] = (),
-    subfolder: str | None = None,
-    **settings,
-) -> Any:
+def read_model(model_class: type, name: str | Path, argument: str, required: str, subfolder: str | None = None) -> Any:
     """Load a model or pipeline of diffusers from a folder or the Hub, whatever is wrong with its files.
 
     Args:
@@ -298,9 +290,7 @@ def read_model(
         name: The folder or Hub id.
         argument: The name of the setting that gives it, for messages.
         required: What the error asks for.
-        class_names: The classes whose config may be read so; by default that of `model_class`.
         subfolder: The folder within the repository.
-        settings: Further arguments of `from_pretrained`.
 
     Raises:
         ValueError: in one line, if there is none, it is of another class or damaged, or it has weights that are NaN or
@@ -309,11 +299,11 @@ def read_model(
     place = f"`{argument}` is {str(name)!r}"
     try:
         found = model_class.load_config(name, subfolder=subfolder).get("_class_name")
-        if found in (class_names or (model_class.__name__,)):
-            loaded = model_class.from_pretrained(name, **settings, **({"subfolder": subfolder} if subfolder else {}))
+        if found == model_class.__name__:
+            loaded = model_class.from_pretrained(name, **({"subfolder": subfolder} if subfolder else {}))
     except Exception as error:  # damaged files raise nearly anything
         raise ValueError(f"{place}; required: {required} ({first_line(error)[:300]}).") from error
-    if found not in (class_names or (model_class.__name__,)):
+    if found != model_class.__name__:
         raise ValueError(f"{place}, a {str(found)[:100]}; required: {required}.")
     for part in getattr(loaded, "components", {"": loaded}).values():
         for key, value in part.state_dict().items() if isinstance(part, torch.nn.Module) else ():
