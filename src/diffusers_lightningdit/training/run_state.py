@@ -48,6 +48,7 @@ from .state_io import (
     gather_model,
     gather_optimizer,
     load_optimizer,
+    model_arguments,
     trained_parameters,
     trained_state,
     write_tensors,
@@ -247,10 +248,10 @@ class RunState:
                 f"{', '.join(sorted(self.architectures))}; required: the same models (`weight_init` begins a new run "
                 "with others)."
             )
-        for name, arguments in self.architectures.items():
-            saved = saved_architectures[name]
+        for name, architecture in self.architectures.items():
+            arguments, saved = model_arguments(architecture), model_arguments(saved_architectures[name])
             for key in sorted({*arguments, *saved}):
-                if arguments.get(key) != saved.get(key) and not key.startswith("_"):
+                if arguments.get(key) != saved.get(key):
                     raise ValueError(
                         f"{path} has `{name}.{key}` {saved.get(key)!r}, this run {arguments.get(key)!r}; required: the "
                         "same architecture (`weight_init` begins a new run with another one)."

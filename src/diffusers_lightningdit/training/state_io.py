@@ -79,6 +79,11 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def model_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a model in its config, without diffusers' own, such as a list of values that it forgets."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
 # ---------------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from ..optimizer_step import accumulating, due, finish_step, mean_of_parts
 from ..optimizers import make_adamw
 from ..progress import TrainingProgress, forward_flops
 from ..run_state import RunState, make_run_state
-from ..state_io import trained_parameters
+from ..state_io import model_arguments, trained_parameters
 from .alignment import Alignment
 from .config import FlowTrainingConfig
 from .data import TransformerData, dataset_to_train_on, normalized_latents
@@ -169,9 +169,8 @@ def transformer_of(
     architecture: Mapping[str, Any], weights: Mapping[str, torch.Tensor]
 ) -> LightningDiTTransformer2DModel:
     """A transformer for sampling, which takes the tensors of a state dict as they are."""
-    arguments = {key: value for key, value in architecture.items() if not key.startswith("_")}  # what diffusers adds
     with torch.device("meta"):
-        transformer = LightningDiTTransformer2DModel.from_config(arguments)
+        transformer = LightningDiTTransformer2DModel.from_config(model_arguments(architecture))
     transformer.load_state_dict(weights, assign=True)
     return transformer.eval()
 
