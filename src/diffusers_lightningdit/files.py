@@ -81,13 +81,11 @@ def atomic_write(path: str | Path, sync: bool = True) -> Iterator[Path]:
             to_disk(partial)
         os.replace(partial, path)
     except OSError as error:  # of a full disk, which names no file where it is met in writing
-        partial.unlink(missing_ok=True)
         if error.filename is not None:
             raise
         raise OSError(error.errno or errno.EIO, error.strerror or one_line(error), str(path)) from error
-    except BaseException:
+    finally:
         partial.unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager

@@ -97,11 +97,9 @@ def new_checkpoint(output_dir: str | Path, step: int, num_bytes: int = 0) -> Ite
         partial.rename(path)
         to_disk(path.parent)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointWriteError(f"{path} cannot be written: {one_line(error)}; {_kept(output_dir)}") from error
-    except BaseException:
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def remove_old_checkpoints(output_dir: str | Path, total_limit: int | None) -> None:
