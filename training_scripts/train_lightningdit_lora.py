@@ -107,8 +107,8 @@ def save(
 ) -> None:
     weights = state.average(NAME, config.ema_decay)
     if accelerator.is_main_process:
-        arguments = (config, state.model(NAME), weights, classes, pipeline.id2label)
-        write_result(config.output_dir, lambda folder: save_lora(folder, *arguments))
+        with write_result(config.output_dir) as folder:
+            save_lora(folder, config, state.model(NAME), weights, classes, pipeline.id2label)
         print(f"wrote {config.output_dir}")
         if config.push_to_hub:
             upload_repository(config.output_dir, config.hub_model_id, [LORA_FILE, CARD], keep_card=True)

@@ -10,7 +10,6 @@ data; `training/` in it has projection and discriminator, for training on. docs/
 
 import contextlib
 from functools import partial
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -259,12 +258,9 @@ def save(
     statistics = measure_latents(config, networks.vae.to(accelerator.device), dataset, sampler, accelerator)
     if accelerator.is_main_process:
         networks.vae.set_latents_statistics(statistics.mean, statistics.std)
-
-        def write(folder: Path) -> None:
+        with write_result(config.output_dir) as folder:
             save_networks(networks, folder)
             write_autoencoder_card(folder, networks.vae, config, SCRIPT)
-
-        write_result(config.output_dir, write)
         print(f"wrote {config.output_dir}")
     accelerator.wait_for_everyone()
     accelerator.end_training()

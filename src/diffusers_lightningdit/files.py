@@ -14,7 +14,7 @@ import shutil
 import uuid
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,16 +184,18 @@ def new_folder(output_dir: str | Path) -> Iterator[Path]:
         raise
 
 
-def write_result(output_dir: str | Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder, then move its content to `output_dir`, which may hold checkpoints and logs already.
+@contextlib.contextmanager
+def write_result(output_dir: str | Path) -> Iterator[Path]:
+    """Write a result into `output_dir`, which may hold checkpoints and logs already.
 
-    The file that marks a finished result comes last, so that a process that is killed before can be resumed.
+    Yields the folder to write into, whose content is moved there when the block ends. The file that marks a finished
+    result comes last, so that a process that is killed before can be resumed.
     """
     partial = Path(output_dir) / ".result.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     with _full_disks_are_os_errors(output_dir):
-        write(partial)
+        yield partial
     make_readable(partial)
     for path in sorted(partial.iterdir(), key=lambda path: path.name in RESULT_FILES):
         target = Path(output_dir) / path.name
