@@ -80,11 +80,7 @@ def locked(folder: str | Path) -> Iterator[None]:
 def locked_by_run(accelerator: Accelerator, folder: str | Path) -> Iterator[None]:
     """As `locked`, for a run of several processes, all of which call this and raise its error."""
     with contextlib.ExitStack() as stack:
-
-        def lock() -> None:
-            stack.enter_context(locked(folder))
-
-        on_main_process(accelerator, lock)
+        on_main_process(accelerator, lambda: stack.enter_context(locked(folder)))
         yield
 
 
