@@ -41,7 +41,6 @@ from diffusers_lightningdit.training.transformer.results import few_step_pipelin
 from diffusers_lightningdit.training.validation_samples import sampler_and_validation
 
 SCRIPT = "train_lightningdit_few_step.py"
-ADVICE = "a lower `learning_rate` or `max_grad_norm`"  # against divergence
 
 
 def main(argv: list[str] | None = None) -> dict[str, str]:
@@ -71,7 +70,7 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
             checkpoint = find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint)
             student = make_student(config, teacher, begins_anew=checkpoint is None)
             distillation = Distillation(config, accelerator, student, teacher)
-            state = make_transformer_run(config, accelerator, student, sampler, advice=ADVICE, **must_match)
+            state = make_transformer_run(config, accelerator, student, sampler, **must_match)
             state.resume(checkpoint)
         with one_line_errors((CheckpointWriteError, TrainingDiverged, HubError), status=1, of_one_process=DATA_ERRORS):
             if config.push_to_hub and accelerator.is_main_process:
