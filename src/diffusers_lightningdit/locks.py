@@ -44,12 +44,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock, holder = FileLock(folder / LOCK_FILE), folder / HOLDER_FILE
     try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if not _has_ended(_read(holder)):
-                raise
-            lock.acquire(timeout=ORPHAN_PATIENCE)
+        lock.acquire(timeout=ORPHAN_PATIENCE if _has_ended(_read(holder)) else 0)
     except Timeout as error:
         raise FolderInUse(
             f"{folder} is being written by {_description(_read(holder))}; required: a folder of its own for each run, "
