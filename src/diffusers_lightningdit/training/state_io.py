@@ -10,7 +10,6 @@ stepped yet takes a step in them, which shifts Adam's bias correction, and they 
 does not hold because a resumed run has its own.
 """
 
-import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -195,17 +194,14 @@ def load_optimizer(
     for key in (*tensors, *values):
         name, _, entry = key.rpartition("|")
         saved.setdefault(name, {})[entry] = key
-    state, groups, numbers = {}, [], itertools.count()
-    for group in optimizer.param_groups:
-        # parameters are numbered, as in Optimizer.state_dict()
-        numbered = dict(zip(numbers, group["params"]))  # noqa: B905
-        for number, parameter in numbered.items():
-            state[number] = {
-                entry: values[key] if key in values else _moment(tensors[key], parameter)
-                for entry, key in saved.get(names[parameter], {}).items()
-            }
-        groups.append({**group, "params": list(numbered)})
-    state = {number: entries for number, entries in state.items() if entries}
+    state, groups = {}, optimizer.state_dict()["param_groups"]  # where parameters are numbered
+    for group, numbered in zip(optimizer.param_groups, groups, strict=True):
+        for parameter, number in zip(group["params"], numbered["params"], strict=True):
+            if names[parameter] in saved:
+                state[number] = {
+                    entry: values[key] if key in values else _moment(tensors[key], parameter)
+                    for entry, key in saved[names[parameter]].items()
+                }
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
