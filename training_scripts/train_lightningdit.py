@@ -17,9 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTTransformer2DModel
-from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
 from diffusers_lightningdit.data.latent_encoding import load_frozen_vae
-from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.files import weights_sha256
 from diffusers_lightningdit.hub.repository import HubError, create_repository
 from diffusers_lightningdit.hub.trained_pipeline import save_trained_pipeline
@@ -29,7 +27,7 @@ from diffusers_lightningdit.original import read_training_checkpoint
 from diffusers_lightningdit.pixels import height_and_width
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
-from diffusers_lightningdit.training.batches import DATA_ERRORS
+from diffusers_lightningdit.training.batches import DATA_ERRORS, Sampler
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
 from diffusers_lightningdit.training.run_state import RunState
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
@@ -88,7 +86,7 @@ def make_run(
     accelerator: Accelerator,
     vae: AutoencoderVAVAE,
     data: TransformerData,
-    sampler: GlobalBatchSampler | RowStream,
+    sampler: Sampler,
 ) -> tuple[RunState, Alignment | None]:
     """Model, optimiser, schedule, averages and spike guard: new, or as in the checkpoint to resume from.
 

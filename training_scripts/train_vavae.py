@@ -15,10 +15,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
 from diffusers_lightningdit.data.images import ImageDataset
 from diffusers_lightningdit.data.latent_encoding import latents_size
-from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.data.streamed_rows import FirstRows, StreamedImages
 from diffusers_lightningdit.files import write_result
 from diffusers_lightningdit.hub.trained_pipeline import write_autoencoder_card
@@ -27,7 +25,7 @@ from diffusers_lightningdit.locks import locked_by_run
 from diffusers_lightningdit.losses import VAELossSettings, autoencoder_losses, discriminator_losses
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
-from diffusers_lightningdit.training.batches import DATA_ERRORS, RandomlyFlipped, train_steps
+from diffusers_lightningdit.training.batches import DATA_ERRORS, RandomlyFlipped, Sampler, train_steps
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
 from diffusers_lightningdit.training.moving_averages import MovingAverages
 from diffusers_lightningdit.training.optimizer_step import accumulating, due, finish_step, mean_of_parts
@@ -50,7 +48,6 @@ from diffusers_lightningdit.training.vavae.networks import (
 from diffusers_lightningdit.training.vavae.validation import AutoencoderValidation, reconstructions_grid
 
 SCRIPT = "train_vavae.py"
-Sampler = GlobalBatchSampler | RowStream
 VAE, DISCRIMINATOR = "vae", "discriminator"  # the models of the run, in checkpoints
 SHOWN = ("rec_loss", "kl_loss", "vf_loss", "g_loss", "disc_loss", "skipped")  # beside the progress bar
 

@@ -22,11 +22,11 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..data.global_batches import GlobalBatchSampler
 from ..data.row_stream import RowStream
 from ..files import json_values, write_json
 from ..interruption import Interrupted
 from ..processes import on_main_process
+from .batches import Sampler
 from .checkpoints import (
     STATE_FILE,
     DamagedCheckpoint,
@@ -423,7 +423,7 @@ def first_difference(key: str, value: Any, saved: Any) -> tuple[str, Any, Any] |
 def make_run_state(
     config: TrainingConfig,
     accelerator: Accelerator,
-    sampler: GlobalBatchSampler | RowStream,
+    sampler: Sampler,
     models: dict[str, nn.Module],
     optimizers: dict[str, Optimizer],
     averages: dict[str, MovingAverages],

@@ -7,10 +7,8 @@ import numpy as np
 from accelerate import Accelerator
 from torch.utils.data import Dataset
 
-from ..data.global_batches import GlobalBatchSampler
-from ..data.row_stream import RowStream
 from ..data.streamed_rows import StreamedRows
-from .batches import make_batch_sampler
+from .batches import Sampler, make_batch_sampler
 from .config import ImageTrainingConfig
 
 
@@ -45,7 +43,7 @@ def sampler_and_validation(
     dataset: Dataset | StreamedRows,
     load: Callable[[str, str], Sized],
     accelerator: Accelerator,
-) -> tuple[GlobalBatchSampler | RowStream, Sized | None]:
+) -> tuple[Sampler, Sized | None]:
     """The order of the training data, and the validation data by `load(data, split)`, None without `validation_steps`.
 
     Raises:

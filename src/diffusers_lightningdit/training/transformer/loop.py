@@ -10,8 +10,6 @@ import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
-from ...data.global_batches import GlobalBatchSampler
-from ...data.row_stream import RowStream
 from ...flow_anchored_consistency import expand_times
 from ...flow_matching import arctan_times, flow_matching_losses, logit_normal_times, uniform_times
 from ...grids import draw_grid
@@ -19,7 +17,7 @@ from ...interruption import Interruption
 from ...keyed_random import KeyedRandom
 from ...models import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from ...pixels import height_and_width
-from ..batches import train_steps
+from ..batches import Sampler, train_steps
 from ..moving_averages import MovingAverages
 from ..muon import Muon, stacked_projections
 from ..optimizer_step import accumulating, due, finish_step, mean_of_parts
@@ -107,7 +105,7 @@ def make_transformer_run(
     config: FlowTrainingConfig,
     accelerator: Accelerator,
     transformer: LightningDiTTransformer2DModel,
-    sampler: GlobalBatchSampler | RowStream,
+    sampler: Sampler,
     others: dict[str, tuple[torch.nn.Module, dict]] | None = None,
     **arguments,
 ) -> RunState:
@@ -194,7 +192,7 @@ def train(
     vae: AutoencoderVAVAE,
     data: TransformerData,
     validation: TransformerData | None,
-    sampler: GlobalBatchSampler | RowStream,
+    sampler: Sampler,
     state: RunState,
     make_pipeline: Callable[[], DiffusionPipeline | None],
     num_passes: int = 3,
