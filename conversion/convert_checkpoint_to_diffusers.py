@@ -10,7 +10,6 @@ of the run must be there, and be the same. Data are read for train_vavae.py alon
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +120,7 @@ def convert_lora(config: ConversionConfig, run: LoraTrainingConfig, path: Path, 
 
 
 def convert_vae(config: ConversionConfig, run: VAVAETrainingConfig, path: Path, state: dict) -> None:
-    networks = networks_of(state["architectures"], partial(read_trained, path), run.ema_decay)
+    networks = networks_of(path, state["architectures"], run.ema_decay)
     if config.measure_latents:
         accelerator = Accelerator()
         images = load_training_images(run, networks.vae)

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import pickle
-from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -172,13 +171,11 @@ def test_a_result_joins_checkpoints_and_replaces_what_a_killed_process_left(tmp_
     (folder / "unet").mkdir()
     (folder / "unet" / "half").touch()
 
-    def write(partial):
+    with write_result(str(folder)) as partial:
         (partial / "unet").mkdir()
         (partial / "unet" / "whole").touch()
         (partial / "model_index.json").write_text("{}")
         (partial / "model_index.json").chmod(0o600)
-
-    write_result(str(folder), write)
     assert modes(folder) == {0o640}
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
     assert names == ["checkpoint-5", "model_index.json", "unet", "unet/whole"]
@@ -326,10 +323,8 @@ def test_a_full_disk_names_the_file(tmp_path):
 
 
 def test_a_full_disk_names_the_folder(tmp_path):
-    def write(folder: Path) -> None:
-        raise SafetensorError("I/O error: No space left on device")
-
-    with pytest.raises(OSError, match=r"No space left on device: '.*result'"):
-        write_result(tmp_path / "result", write)
-    with pytest.raises(OSError, match=r"No space left on device: '.*new'"), new_folder(tmp_path / "new") as folder:
-        write(folder)
+    error = SafetensorError("I/O error: No space left on device")
+    with pytest.raises(OSError, match=r"No space left on device: '.*result'"), write_result(tmp_path / "result"):
+        raise error
+    with pytest.raises(OSError, match=r"No space left on device: '.*new'"), new_folder(tmp_path / "new"):
+        raise error

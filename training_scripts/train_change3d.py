@@ -18,7 +18,6 @@ import torch
 from accelerate import Accelerator
 
 from diffusers_lightningdit.change3d.losses import binary_losses, caption_losses, damage_losses, semantic_losses
-from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
 from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.hub.repository import HubError, create_repository
 from diffusers_lightningdit.hub.trained_pipeline import save_trained_pipeline
@@ -26,7 +25,7 @@ from diffusers_lightningdit.locks import locked_by_run
 from diffusers_lightningdit.models import Change3DModel
 from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
-from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_sampler, train_steps
+from diffusers_lightningdit.training.batches import DATA_ERRORS, Sampler, make_batch_sampler, train_steps
 from diffusers_lightningdit.training.change3d.config import Change3DTrainingConfig
 from diffusers_lightningdit.training.change3d.data import (
     TrainingPairs,
@@ -44,7 +43,6 @@ from diffusers_lightningdit.training.progress import TrainingProgress
 from diffusers_lightningdit.training.run_state import RunState, make_run_state
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 
-Sampler = GlobalBatchSampler | RowStream
 SCRIPT = "train_change3d.py"
 MODEL = "model"  # in checkpoints
 ADVICE = "a lower `learning_rate`, or labels with more classes in a batch"
@@ -89,9 +87,7 @@ def make_run(
         make_schedule=partial(make_schedule, steps_per_epoch=steps_per_epoch(sampler)),
         **must_match,
     )
-    checkpoint = find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint, state.report)
-    if checkpoint is not None:
-        state.resume(checkpoint)
+    state.resume(find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint))
     return state
 
 

@@ -11,16 +11,13 @@ tells more.
 """
 
 import contextlib
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from accelerate import Accelerator
 
-from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTPipeline, LightningDiTTransformer2DModel
-from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
+from diffusers_lightningdit import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from diffusers_lightningdit.data.latent_encoding import load_frozen_vae
-from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.files import weights_sha256
 from diffusers_lightningdit.hub.repository import HubError, create_repository
 from diffusers_lightningdit.hub.trained_pipeline import save_trained_pipeline
@@ -28,9 +25,9 @@ from diffusers_lightningdit.locks import locked_by_run
 from diffusers_lightningdit.networks.foundation_model import FoundationModel
 from diffusers_lightningdit.original import read_training_checkpoint
 from diffusers_lightningdit.pixels import height_and_width
-from diffusers_lightningdit.settings import call_all, one_line_errors, parse_config
+from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
-from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_sampler
+from diffusers_lightningdit.training.batches import DATA_ERRORS, Sampler
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
 from diffusers_lightningdit.training.run_state import RunState
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
@@ -40,8 +37,7 @@ from diffusers_lightningdit.training.transformer.data import TransformerData, lo
 from diffusers_lightningdit.training.transformer.loop import (
     NAME,
     aligned_loss,
-    averaged_transformer,
-    load_validation_data,
+    averaged_pipeline,
     make_transformer_run,
     train,
 )
@@ -52,6 +48,7 @@ from diffusers_lightningdit.training.transformer.weight_init import (
     initialize_weights,
     load_initial_transformer,
 )
+from diffusers_lightningdit.training.validation_samples import sampler_and_validation
 
 SCRIPT = "train_lightningdit.py"
 ADVICE = "a lower `learning_rate` or `max_grad_norm`, `transformer.use_qk_norm`"  # against divergence
@@ -89,7 +86,7 @@ def make_run(
     accelerator: Accelerator,
     vae: AutoencoderVAVAE,
     data: TransformerData,
-    sampler: GlobalBatchSampler | RowStream,
+    sampler: Sampler,
 ) -> tuple[RunState, Alignment | None]:
     """Model, optimiser, schedule, averages and spike guard: new, or as in the checkpoint to resume from.
 
@@ -99,9 +96,7 @@ def make_run(
     if (config.resume_from_checkpoint or "").endswith(".pt"):
         original = read_training_checkpoint(config.resume_from_checkpoint)
     else:
-        checkpoint = find_checkpoint(
-            accelerator, config.output_dir, config.resume_from_checkpoint, report=accelerator.print
-        )
+        checkpoint = find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint)
     begins_anew = original is None and checkpoint is None
     transformer = make_transformer(config, vae, data, accelerator, begins_anew)
     if original is not None:
@@ -117,7 +112,7 @@ def make_run(
     if original is not None:
         state.adopt(NAME, original.weights, original.average, original.moments, original.num_steps)
         accelerator.print(f"resumed from {config.resume_from_checkpoint}, step {original.num_steps}")
-    elif checkpoint is not None:
+    else:
         state.resume(checkpoint)
     return state, alignment
 
@@ -168,47 +163,26 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
                     f"`latent_channels`, {vae.config.latent_channels}."
                 )
             load_validation = partial(load_data, config, vae, for_training=False)
-            sampler, validation = call_all(
-                partial(make_batch_sampler, config, data.dataset, accelerator),
-                partial(load_validation_data, config, load_validation, accelerator.num_processes),
-            )
+            sampler, validation = sampler_and_validation(config, data.dataset, load_validation, accelerator)
             vae.to(accelerator.device)
             until_the_end.enter_context(locked_by_run(accelerator, config.output_dir))
             state, alignment = make_run(config, accelerator, vae, data, sampler)
         with one_line_errors((CheckpointWriteError, TrainingDiverged, HubError), status=1, of_one_process=DATA_ERRORS):
             if config.push_to_hub and accelerator.is_main_process:
                 create_repository(config.hub_model_id)  # now, not after days of training
-            make = partial(make_pipeline, config, state, vae, data.id2label)
+            pipeline_of = partial(flow_pipeline, config, vae=vae, id2label=data.id2label)
+            make_pipeline = partial(averaged_pipeline, config, state, pipeline_of)
             arguments = {}
             if alignment is not None:
                 arguments["loss"] = partial(aligned_loss, alignment, state.models[PROJECTOR])
                 arguments["trained_at"] = lambda step: [NAME, PROJECTOR][: 1 + alignment.settings.is_active(step)]
-            train(config, accelerator, vae, data, validation, sampler, state, make, **arguments)
-            save(config, accelerator, make)
+            train(config, accelerator, vae, data, validation, sampler, state, make_pipeline, **arguments)
+            pipeline = make_pipeline()
+            if pipeline is not None:
+                save_trained_pipeline(config, pipeline, SCRIPT)
+            accelerator.wait_for_everyone()
+            accelerator.end_training()
     return {"output_dir": config.output_dir}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Result
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def make_pipeline(
-    config: LightningDiTTrainingConfig, state: RunState, vae: AutoencoderVAVAE, id2label: dict[int, str] | None
-) -> LightningDiTPipeline | None:
-    """The pipeline with averaged weights, on the CPU of the main process, None on others; every process calls it."""
-    transformer = averaged_transformer(config, state)
-    return None if transformer is None else flow_pipeline(config, transformer, vae, id2label)
-
-
-def save(
-    config: LightningDiTTrainingConfig, accelerator: Accelerator, make: Callable[[], LightningDiTPipeline | None]
-) -> None:
-    pipeline = make()
-    if pipeline is not None:
-        save_trained_pipeline(config, pipeline, SCRIPT)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -11,19 +11,16 @@ The result is a complete pipeline folder with EMA weights, whose recipe says how
 """
 
 import contextlib
-from collections.abc import Callable
 from functools import partial
 
-from diffusers_lightningdit import LightningDiTPipeline
 from diffusers_lightningdit.files import weights_sha256
 from diffusers_lightningdit.hub.repository import HubError, create_repository
 from diffusers_lightningdit.hub.trained_pipeline import save_trained_pipeline
 from diffusers_lightningdit.locks import locked_by_run
-from diffusers_lightningdit.settings import call_all, one_line_errors, parse_config
+from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
-from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_sampler
+from diffusers_lightningdit.training.batches import DATA_ERRORS
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
-from diffusers_lightningdit.training.run_state import RunState
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 from diffusers_lightningdit.training.transformer.data import TransformerData
 from diffusers_lightningdit.training.transformer.few_step import (
@@ -35,16 +32,15 @@ from diffusers_lightningdit.training.transformer.few_step import (
     make_student,
 )
 from diffusers_lightningdit.training.transformer.loop import (
-    averaged_transformer,
-    load_validation_data,
+    averaged_pipeline,
     make_transformer_run,
     train,
 )
 from diffusers_lightningdit.training.transformer.pipeline_data import load_pipeline_data
 from diffusers_lightningdit.training.transformer.results import few_step_pipeline
+from diffusers_lightningdit.training.validation_samples import sampler_and_validation
 
 SCRIPT = "train_lightningdit_few_step.py"
-ADVICE = "a lower `learning_rate` or `max_grad_norm`"  # against divergence
 
 
 def main(argv: list[str] | None = None) -> dict[str, str]:
@@ -61,10 +57,7 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
             def load_validation(name: str, split: str) -> TransformerData:
                 return load_pipeline_data(config, pipeline, name, split, for_training=False)[0]
 
-            sampler, validation = call_all(
-                partial(make_batch_sampler, config, data.dataset, accelerator),
-                partial(load_validation_data, config, load_validation, accelerator.num_processes),
-            )
+            sampler, validation = sampler_and_validation(config, data.dataset, load_validation, accelerator)
             must_match = {
                 "teacher_sha256": weights_sha256(teacher),
                 **{name: getattr(config, name) for name in ("student_times", "use_teacher")},
@@ -74,44 +67,24 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
             if config.compile_blocks:
                 teacher.compile_repeated_blocks()
             until_the_end.enter_context(locked_by_run(accelerator, config.output_dir))
-            checkpoint = find_checkpoint(
-                accelerator, config.output_dir, config.resume_from_checkpoint, report=accelerator.print
-            )
+            checkpoint = find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint)
             student = make_student(config, teacher, begins_anew=checkpoint is None)
             distillation = Distillation(config, accelerator, student, teacher)
-            state = make_transformer_run(config, accelerator, student, sampler, advice=ADVICE, **must_match)
-            if checkpoint is not None:
-                state.resume(checkpoint)
+            state = make_transformer_run(config, accelerator, student, sampler, **must_match)
+            state.resume(checkpoint)
         with one_line_errors((CheckpointWriteError, TrainingDiverged, HubError), status=1, of_one_process=DATA_ERRORS):
             if config.push_to_hub and accelerator.is_main_process:
                 create_repository(config.hub_model_id)  # now, not after days of training
-            make = partial(make_pipeline, config, state, pipeline)
-            train(
-                config, accelerator, vae, data, validation, sampler, state, make, NUM_PASSES, classes.ids, distillation
-            )
-            save(config, state, make)
+            pipeline_of = partial(few_step_pipeline, config, teacher=pipeline)
+            make_pipeline = partial(averaged_pipeline, config, state, pipeline_of)
+            arguments = (NUM_PASSES, classes.ids, distillation)
+            train(config, accelerator, vae, data, validation, sampler, state, make_pipeline, *arguments)
+            result = make_pipeline()
+            if result is not None:
+                save_trained_pipeline(config, result, SCRIPT)
+            accelerator.wait_for_everyone()
+            accelerator.end_training()
     return {"output_dir": config.output_dir}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Result
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def make_pipeline(
-    config: FewStepTrainingConfig, state: RunState, teacher: LightningDiTPipeline
-) -> LightningDiTPipeline | None:
-    """The pipeline with averaged weights, on the CPU of the main process, None on others; every process calls it."""
-    student = averaged_transformer(config, state)
-    return None if student is None else few_step_pipeline(config, student, teacher)
-
-
-def save(config: FewStepTrainingConfig, state: RunState, make: Callable[[], LightningDiTPipeline | None]) -> None:
-    pipeline = make()
-    if pipeline is not None:
-        save_trained_pipeline(config, pipeline, SCRIPT)
-    state.accelerator.wait_for_everyone()
-    state.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -20,14 +20,14 @@ from diffusers_lightningdit import LightningDiTPipeline
 from diffusers_lightningdit.files import weights_sha256, write_result
 from diffusers_lightningdit.hub.repository import CARD, HubError, create_repository, upload_repository
 from diffusers_lightningdit.locks import locked_by_run
-from diffusers_lightningdit.settings import call_all, one_line_errors, parse_config
+from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
-from diffusers_lightningdit.training.batches import DATA_ERRORS, make_batch_sampler
+from diffusers_lightningdit.training.batches import DATA_ERRORS
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
 from diffusers_lightningdit.training.run_state import RunState
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
 from diffusers_lightningdit.training.transformer.data import TransformerData
-from diffusers_lightningdit.training.transformer.loop import NAME, load_validation_data, make_transformer_run, train
+from diffusers_lightningdit.training.transformer.loop import NAME, make_transformer_run, train
 from diffusers_lightningdit.training.transformer.lora import (
     LORA_FILE,
     LoraTrainingConfig,
@@ -37,6 +37,7 @@ from diffusers_lightningdit.training.transformer.lora import (
     save_lora,
 )
 from diffusers_lightningdit.training.transformer.pipeline_data import Classes, load_pipeline
+from diffusers_lightningdit.training.validation_samples import sampler_and_validation
 
 NUM_PASSES = 2  # a forward pass, and back for the activations alone
 
@@ -54,10 +55,7 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
             def load_validation(name: str, split: str) -> TransformerData:
                 return load_lora_data(config, pipeline, name, split, for_training=False)[0]
 
-            sampler, validation = call_all(
-                partial(make_batch_sampler, config, data.dataset, accelerator),
-                partial(load_validation_data, config, load_validation, accelerator.num_processes),
-            )
+            sampler, validation = sampler_and_validation(config, data.dataset, load_validation, accelerator)
             must_match = {
                 "pipeline_sha256": weights_sha256(transformer),  # before the LoRA: the weights that no checkpoint holds
                 "new_classes": classes.new_names,
@@ -68,9 +66,7 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
             add_lora(transformer, config.rank, config.alpha, config.target_modules, classes, config.seed)
             until_the_end.enter_context(locked_by_run(accelerator, config.output_dir))
             state = make_transformer_run(config, accelerator, transformer, sampler, **must_match)
-            checkpoint = find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint, state.report)
-            if checkpoint is not None:
-                state.resume(checkpoint)
+            state.resume(find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint))
         with one_line_errors((CheckpointWriteError, TrainingDiverged, HubError), status=1, of_one_process=DATA_ERRORS):
             if config.push_to_hub and accelerator.is_main_process:
                 create_repository(config.hub_model_id)  # now, not after training
@@ -111,8 +107,8 @@ def save(
 ) -> None:
     weights = state.average(NAME, config.ema_decay)
     if accelerator.is_main_process:
-        arguments = (config, state.model(NAME), weights, classes, pipeline.id2label)
-        write_result(config.output_dir, lambda folder: save_lora(folder, *arguments))
+        with write_result(config.output_dir) as folder:
+            save_lora(folder, config, state.model(NAME), weights, classes, pipeline.id2label)
         print(f"wrote {config.output_dir}")
         if config.push_to_hub:
             upload_repository(config.output_dir, config.hub_model_id, [LORA_FILE, CARD], keep_card=True)

@@ -10,30 +10,28 @@ data; `training/` in it has projection and discriminator, for training on. docs/
 
 import contextlib
 from functools import partial
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from diffusers_lightningdit.data.global_batches import GlobalBatchSampler
 from diffusers_lightningdit.data.images import ImageDataset
 from diffusers_lightningdit.data.latent_encoding import latents_size
-from diffusers_lightningdit.data.row_stream import RowStream
 from diffusers_lightningdit.data.streamed_rows import FirstRows, StreamedImages
 from diffusers_lightningdit.files import write_result
 from diffusers_lightningdit.hub.trained_pipeline import write_autoencoder_card
 from diffusers_lightningdit.locks import locked_by_run
 from diffusers_lightningdit.losses import VAELossSettings, autoencoder_losses, discriminator_losses
-from diffusers_lightningdit.settings import call_all, one_line_errors, parse_config
+from diffusers_lightningdit.settings import one_line_errors, parse_config
 from diffusers_lightningdit.training.accelerator import make_accelerator
-from diffusers_lightningdit.training.batches import DATA_ERRORS, RandomlyFlipped, make_batch_sampler, train_steps
+from diffusers_lightningdit.training.batches import DATA_ERRORS, RandomlyFlipped, Sampler, train_steps
 from diffusers_lightningdit.training.checkpoints import CheckpointWriteError, find_checkpoint
 from diffusers_lightningdit.training.moving_averages import MovingAverages
 from diffusers_lightningdit.training.optimizer_step import accumulating, due, finish_step, mean_of_parts
 from diffusers_lightningdit.training.progress import TrainingProgress
 from diffusers_lightningdit.training.run_state import RunState, make_run_state
 from diffusers_lightningdit.training.spike_guard import TrainingDiverged
+from diffusers_lightningdit.training.validation_samples import sampler_and_validation
 from diffusers_lightningdit.training.vavae.config import Stage, VAVAETrainingConfig
 from diffusers_lightningdit.training.vavae.data import load_training_images, load_validation_images
 from diffusers_lightningdit.training.vavae.latents_statistics import measure_latents
@@ -49,7 +47,6 @@ from diffusers_lightningdit.training.vavae.networks import (
 from diffusers_lightningdit.training.vavae.validation import AutoencoderValidation, reconstructions_grid
 
 SCRIPT = "train_vavae.py"
-Sampler = GlobalBatchSampler | RowStream
 VAE, DISCRIMINATOR = "vae", "discriminator"  # the models of the run, in checkpoints
 SHOWN = ("rec_loss", "kl_loss", "vf_loss", "g_loss", "disc_loss", "skipped")  # beside the progress bar
 
@@ -86,9 +83,7 @@ def make_run(
     if config.ema_decay is not None:
         averages[VAE] = MovingAverages(models[VAE].parameters(), (config.ema_decay,), config.ema_warmup)
     state = make_run_state(config, accelerator, sampler, models, optimizers, averages, architectures)
-    checkpoint = find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint, state.report)
-    if checkpoint is not None:
-        state.resume(checkpoint)
+    state.resume(find_checkpoint(accelerator, config.output_dir, config.resume_from_checkpoint))
     return state
 
 
@@ -106,10 +101,8 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
             networks = initial_networks(config, teachers.foundation, accelerator.print)
             dataset = load_training_images(config, networks.vae)
             accelerator.print(dataset.summary())
-            sampler, validation = call_all(
-                partial(make_batch_sampler, config, dataset, accelerator),
-                partial(load_validation_images, config, networks.vae, accelerator.num_processes),
-            )
+            load_validation = partial(load_validation_images, config, networks.vae)
+            sampler, validation = sampler_and_validation(config, dataset, load_validation, accelerator)
             until_the_end.enter_context(locked_by_run(accelerator, config.output_dir))
             state = make_run(config, accelerator, networks, sampler)
         with one_line_errors((CheckpointWriteError, TrainingDiverged), status=1, of_one_process=DATA_ERRORS):
@@ -260,12 +253,9 @@ def save(
     statistics = measure_latents(config, networks.vae.to(accelerator.device), dataset, sampler, accelerator)
     if accelerator.is_main_process:
         networks.vae.set_latents_statistics(statistics.mean, statistics.std)
-
-        def write(folder: Path) -> None:
+        with write_result(config.output_dir) as folder:
             save_networks(networks, folder)
             write_autoencoder_card(folder, networks.vae, config, SCRIPT)
-
-        write_result(config.output_dir, write)
         print(f"wrote {config.output_dir}")
     accelerator.wait_for_everyone()
     accelerator.end_training()

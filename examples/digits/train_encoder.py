@@ -13,7 +13,6 @@ last layer of every patch token, which is what the autoencoder is aligned to. Wi
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -190,15 +189,12 @@ def main(argv: list[str] | None = None) -> dict:
     }
     print(json.dumps(metrics, indent=2))
 
-    def write(folder: Path) -> None:
+    with one_line_errors((OSError,), status=1), write_result(config.output_dir) as folder:
         encoder.save_pretrained(folder)
         write_json(folder / "metrics.json", metrics)
         # the pixels in [-1, 1] that it was trained on, for who asks for the model's own normalization
         statistics = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         write_json(folder / "preprocessor_config.json", statistics)
-
-    with one_line_errors((OSError,), status=1):
-        write_result(config.output_dir, write)
     print(f"wrote {config.output_dir}")
     return metrics
 

@@ -14,7 +14,7 @@ import shutil
 import uuid
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +81,11 @@ def atomic_write(path: str | Path, sync: bool = True) -> Iterator[Path]:
             to_disk(partial)
         os.replace(partial, path)
     except OSError as error:  # of a full disk, which names no file where it is met in writing
-        partial.unlink(missing_ok=True)
         if error.filename is not None:
             raise
         raise OSError(error.errno or errno.EIO, error.strerror or one_line(error), str(path)) from error
-    except BaseException:
+    finally:
         partial.unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager
@@ -186,16 +184,18 @@ def new_folder(output_dir: str | Path) -> Iterator[Path]:
         raise
 
 
-def write_result(output_dir: str | Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder, then move its content to `output_dir`, which may hold checkpoints and logs already.
+@contextlib.contextmanager
+def write_result(output_dir: str | Path) -> Iterator[Path]:
+    """Write a result into `output_dir`, which may hold checkpoints and logs already.
 
-    The file that marks a finished result comes last, so that a process that is killed before can be resumed.
+    Yields the folder to write into, whose content is moved there when the block ends. The file that marks a finished
+    result comes last, so that a process that is killed before can be resumed.
     """
     partial = Path(output_dir) / ".result.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     with _full_disks_are_os_errors(output_dir):
-        write(partial)
+        yield partial
     make_readable(partial)
     for path in sorted(partial.iterdir(), key=lambda path: path.name in RESULT_FILES):
         target = Path(output_dir) / path.name
@@ -282,15 +282,7 @@ def read_json(path: str | Path, required: str = "a JSON file, as it was written"
     return content
 
 
-def read_model(
-    model_class: type,
-    name: str | Path,
-    argument: str,
-    required: str,
-    class_names: Sequence[str] = (),
-    subfolder: str | None = None,
-    **settings,
-) -> Any:
+def read_model(model_class: type, name: str | Path, argument: str, required: str, subfolder: str | None = None) -> Any:
     """Load a model or pipeline of diffusers from a folder or the Hub, whatever is wrong with its files.
 
     Args:
@@ -298,9 +290,7 @@ def read_model(
         name: The folder or Hub id.
         argument: The name of the setting that gives it, for messages.
         required: What the error asks for.
-        class_names: The classes whose config may be read so; by default that of `model_class`.
         subfolder: The folder within the repository.
-        settings: Further arguments of `from_pretrained`.
 
     Raises:
         ValueError: in one line, if there is none, it is of another class or damaged, or it has weights that are NaN or
@@ -309,11 +299,11 @@ def read_model(
     place = f"`{argument}` is {str(name)!r}"
     try:
         found = model_class.load_config(name, subfolder=subfolder).get("_class_name")
-        if found in (class_names or (model_class.__name__,)):
-            loaded = model_class.from_pretrained(name, **settings, **({"subfolder": subfolder} if subfolder else {}))
+        if found == model_class.__name__:
+            loaded = model_class.from_pretrained(name, **({"subfolder": subfolder} if subfolder else {}))
     except Exception as error:  # damaged files raise nearly anything
         raise ValueError(f"{place}; required: {required} ({first_line(error)[:300]}).") from error
-    if found not in (class_names or (model_class.__name__,)):
+    if found != model_class.__name__:
         raise ValueError(f"{place}, a {str(found)[:100]}; required: {required}.")
     for part in getattr(loaded, "components", {"": loaded}).values():
         for key, value in part.state_dict().items() if isinstance(part, torch.nn.Module) else ():

@@ -192,7 +192,9 @@ class FlowAnchoredConsistency:
         """dF/dt of the average velocity along the flow, at a fixed end of the jump, without gradient."""
 
         def average(noisy: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-            return self._average(network, noisy, times, class_labels.repeat(len(times) // len(class_labels)))
+            labels = class_labels.repeat(len(times) // len(class_labels))
+            second = {SECOND_TIME: torch.ones_like(times)} if self.times == "second" else {}
+            return network(noisy, times, labels, **second).sample
 
         derivative = {"finite_difference": finite_difference, "forward_mode": forward_mode}[self.derivative]
         with torch.no_grad():
@@ -235,9 +237,3 @@ class FlowAnchoredConsistency:
             anchor_mse=velocity_mse_loss(anchor, velocity),
             anchor_cosine=velocity_cosine_loss(anchor, velocity),
         )
-
-    def _average(
-        self, network: Callable, noisy: torch.Tensor, times: torch.Tensor, labels: torch.Tensor
-    ) -> torch.Tensor:
-        second = {SECOND_TIME: torch.ones_like(times)} if self.times == "second" else {}
-        return network(noisy, times, labels, **second).sample

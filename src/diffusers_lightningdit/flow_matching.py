@@ -54,19 +54,9 @@ def logit_normal_times(
 def arctan_times(
     uniform: torch.Tensor, mean: float = 0.8, std: float = 1.6, time_range: tuple[float, float] = (0.0, 1.0)
 ) -> torch.Tensor:
-    """t = (2 / pi) arctan(exp(s)), s ~ N(mean, std^2) (FACM, arXiv 2507.03738), as `logit_normal_times`.
+    """t = (2 / pi) arctan(exp(s)), s ~ N(mean, std^2) (FACM, arXiv 2507.03738).
 
-    Args:
-        uniform: u ~ U[0, 1), float32 [B].
-        mean: above 0 favours times near the data.
-        std: greater than 0.
-        time_range: start and end of the times.
-
-    Returns:
-        float32 [B].
-
-    Raises:
-        ValueError: if `std` is not positive.
+    By inversion, with arguments, result and errors as in `logit_normal_times`.
     """
     range_ends = torch.tensor(time_range, dtype=torch.float64)
     odds = torch.tan(math.pi / 2 * range_ends)  # exp(s)

@@ -2,7 +2,6 @@
 """Folders that one run at a time writes into."""
 
 import contextlib
-import json
 import os
 import socket
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
-from .files import HOLDER_FILE, LOCK_FILE, write_json
+from .files import HOLDER_FILE, LOCK_FILE, read_json, write_json
 from .processes import on_main_process
 
 ORPHAN_PATIENCE = 30.0  # seconds; torch's data loader workers end within 5 seconds of the process they work for
@@ -45,12 +44,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock, holder = FileLock(folder / LOCK_FILE), folder / HOLDER_FILE
     try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if not _has_ended(_read(holder)):
-                raise
-            lock.acquire(timeout=ORPHAN_PATIENCE)
+        lock.acquire(timeout=ORPHAN_PATIENCE if _has_ended(_read(holder)) else 0)
     except Timeout as error:
         raise FolderInUse(
             f"{folder} is being written by {_description(_read(holder))}; required: a folder of its own for each run, "
@@ -81,21 +75,16 @@ def locked(folder: str | Path) -> Iterator[None]:
 def locked_by_run(accelerator: Accelerator, folder: str | Path) -> Iterator[None]:
     """As `locked`, for a run of several processes, all of which call this and raise its error."""
     with contextlib.ExitStack() as stack:
-
-        def lock() -> None:
-            stack.enter_context(locked(folder))
-
-        on_main_process(accelerator, lock)
+        on_main_process(accelerator, lambda: stack.enter_context(locked(folder)))
         yield
 
 
 def _read(holder: Path) -> dict:
     """The description of the process that holds a lock, empty where it has written none yet."""
     try:
-        content = json.loads(holder.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(holder)
+    except ValueError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _has_ended(holder: dict) -> bool:

@@ -5,6 +5,11 @@ from collections.abc import Sequence
 
 import torch
 
+RESOLUTION_HELP = (  # of the settings of that name, for an autoencoder
+    "The size in pixels that images are cropped to, the side of squares or [height, width]; null: the autoencoder's "
+    "`sample_size`, the size of the images that it was trained on."
+)
+
 
 def from_8_bits(images: torch.Tensor) -> torch.Tensor:
     """Turn uint8 into pixels in [-1, 1], float32, as the original's data sets do."""

@@ -31,7 +31,7 @@ import textwrap
 import types
 import typing
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -543,37 +543,23 @@ def check_repository(name: str, value: str) -> None:
         raise ValueError(f"`{name}` is {value!r}; required: user/name.")
 
 
-def call_all(*functions: Callable[[], Any]) -> list[Any]:
-    """Call all functions and return what they return; their ValueErrors become one, which says all at once."""
-    results, errors = [], []
-    for function in functions:
-        try:
-            results.append(function())
-        except ValueError as error:
-            errors.append(error)
-    if errors:
-        raise ValueError(" Also: ".join(map(str, errors))) from errors[0]
-    return results
-
-
 @contextlib.contextmanager
 def one_line_errors(
     kinds: tuple[type[Exception], ...] = (ValueError, OSError),
     status: int = 2,
     of_one_process: tuple[type[Exception], ...] = (),
-    interrupted: str = "interrupted",
 ) -> Iterator[None]:
     """Exceptions of these `kinds` become one line on the main process, and the exit status.
 
     The defaults are for a script's checks of what the user gave. Those `of_one_process`, which only the process meets
-    whose part of the data it is, become a line on any process. Ctrl-C (the line `interrupted`) and `Interrupted` become
-    one with the status 130 or 143.
+    whose part of the data it is, become a line on any process. Ctrl-C and `Interrupted` become one with the status 130
+    or 143.
     """
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as stop:
         if is_main_process():
-            print(stop if isinstance(stop, Interrupted) else interrupted, file=sys.stderr)
+            print(stop if isinstance(stop, Interrupted) else "interrupted", file=sys.stderr)
         number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
         raise SystemExit(exit_status(number)) from stop
     except (*kinds, *of_one_process) as error:

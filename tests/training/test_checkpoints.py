@@ -151,10 +151,10 @@ def test_damage_is_named_and_the_one_before_is_used(tmp_path, damage, message):
     damage(write(tmp_path, 2))
     with pytest.raises(DamagedCheckpoint, match=message):
         check_checkpoint(tmp_path / "checkpoint-2")
-    path, (remark,) = latest_checkpoint(tmp_path, set_aside=True)
+    path, (remark,) = latest_checkpoint(tmp_path)
     assert path == tmp_path / "checkpoint-1"
     assert message in remark
     assert names(tmp_path) == ["checkpoint-1", "checkpoint-2.damaged-1"]
     damage(write(tmp_path, 2))
-    latest_checkpoint(tmp_path, set_aside=True)
+    latest_checkpoint(tmp_path)
     assert os.path.isdir(tmp_path / "checkpoint-2.damaged-2")

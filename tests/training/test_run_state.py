@@ -58,9 +58,7 @@ def make_run(
 
 
 def resume(run: RunState, checkpoint: str) -> None:
-    path = find_checkpoint(run.accelerator, run.output_dir, checkpoint, run.report)
-    if path is not None:
-        run.resume(path)
+    run.resume(find_checkpoint(run.accelerator, run.output_dir, checkpoint))
 
 
 def train(run: RunState, num_steps: int) -> None:
@@ -124,24 +122,22 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(saved):
         assert_identical(everything(run), expected)
 
 
-def test_latest_without_a_checkpoint_begins_anew(tmp_path):
-    lines = []
-    run = make_run(tmp_path / "none", report=lines.append)
+def test_latest_without_a_checkpoint_begins_anew(tmp_path, capsys):
+    run = make_run(tmp_path / "none")
     resume(run, "latest")
     assert run.step == 0
-    assert lines == [f"no checkpoint in {tmp_path}/none: training begins anew"]
+    assert capsys.readouterr().out.splitlines() == [f"no checkpoint in {tmp_path}/none: training begins anew"]
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(saved):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(saved, capsys):
     folder, expected = saved
     file = folder / "checkpoint-4" / "generator.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(bytes(content))
-    lines = []
-    run = make_run(folder, report=lines.append)
+    run = make_run(folder, report=print)
     resume(run, "latest")
-    assert lines == [
+    assert capsys.readouterr().out.splitlines() == [
         f"{file} is damaged: its SHA-256 sum is not the one it was written with. The one before it is used.",
         f"resumed from {folder}/checkpoint-2, step 2",
     ]

@@ -32,7 +32,7 @@ from ..keyed_random import posterior_noise
 from ..locks import locked_by_run
 from ..models import AutoencoderVAVAE
 from ..networks.foundation_model import IMAGE_NORMALIZATIONS, FoundationModel
-from ..pixels import as_rgb, height_and_width
+from ..pixels import RESOLUTION_HELP, as_rgb, height_and_width
 from ..settings import check_settings, required, setting
 from .images import UnusableImage, image_name, read_pixels
 from .latent_encoding import draw_latents, encode_moments, latents_size, load_frozen_vae, resolution_for
@@ -80,12 +80,7 @@ class CachingConfig:
         False, "Leave the data where it is; every process reads all of it, and decodes only its own part."
     )
     allow_left_out: bool = setting(False, "Accept that files in a local folder of `data` are left out; they are named.")
-    resolution: int | tuple[int, int] | None = setting(
-        None,
-        "The size in pixels that images are cropped to, the side of squares or [height, width]; null: the "
-        "autoencoder's `sample_size`, the size of the images that it was trained on.",
-        minimum=1,
-    )
+    resolution: int | tuple[int, int] | None = setting(None, RESOLUTION_HELP, minimum=1)
     on_error: str = setting(
         "fail",
         "At an image that cannot be decoded, has no label or whose latents overflow `dtype`: fail, or skip it and list "

@@ -15,7 +15,7 @@ from ..data.latent_encoding import load_frozen_vae, resolution_for
 from ..files import first_line, one_line
 from ..models import AutoencoderVAVAE
 from ..networks.foundation_model import IMAGE_NORMALIZATIONS
-from ..pixels import height_and_width, square_or_pair
+from ..pixels import RESOLUTION_HELP, height_and_width, square_or_pair
 from ..settings import check_settings, required, setting
 
 METRICS_FILE = "metrics.json"
@@ -38,12 +38,7 @@ class AutoencoderConfig:
     image_column: str = setting("image", "The column of the images.")
     allow_left_out: bool = setting(False, "Accept that files in a local folder of `data` are left out; they are named.")
     num_images: int | None = setting(None, "The number of images that are measured; null: all.", minimum=1)
-    resolution: int | tuple[int, int] | None = setting(
-        None,
-        "The size in pixels that images are cropped to, the side of squares or [height, width]; null: the "
-        "autoencoder's `sample_size`, the size of the images that it was trained on.",
-        minimum=1,
-    )
+    resolution: int | tuple[int, int] | None = setting(None, RESOLUTION_HELP, minimum=1)
     preprocessing: str = setting(
         "original",
         "The way to this size: the centre crop of ADM, as in the original, or plain, one bicubic step and a crop.",

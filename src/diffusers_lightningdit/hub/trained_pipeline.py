@@ -1,7 +1,6 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """The result of a training: a pipeline with its card in the output folder, and on the Hub where that is wanted."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,8 @@ def save_trained_pipeline(config: Any, pipeline: DiffusionPipeline, script: str,
     pipeline.to(getattr(torch, config.save_dtype))
     repository = config.hub_model_id or f"user/{Path(config.output_dir).name}"
     card = with_section(pipeline_card(pipeline, repository), "Training", training_section(config, script, step))
-    write_result(config.output_dir, partial(write_repository, model=pipeline, card=card))
+    with write_result(config.output_dir) as folder:
+        write_repository(folder, pipeline, card)
     print(f"wrote {config.output_dir}")
     if config.push_to_hub:
         upload_repository(config.output_dir, config.hub_model_id, repository_patterns(pipeline), keep_card=True)

@@ -16,6 +16,7 @@ from ..data.streamed_rows import StreamedRows
 from ..keyed_random import KeyedRandom, is_flipped, seed_process
 from .config import TrainingConfig
 
+Sampler = GlobalBatchSampler | RowStream  # the order of the training data, and a process's share
 DATA_ERRORS = (UnusableData, OSError)  # while training, on any one process
 
 
@@ -36,9 +37,7 @@ class RandomlyFlipped(Dataset):
         return item
 
 
-def make_batch_sampler(
-    config: TrainingConfig, dataset: Dataset | StreamedRows, accelerator: Accelerator
-) -> GlobalBatchSampler | RowStream:
+def make_batch_sampler(config: TrainingConfig, dataset: Dataset | StreamedRows, accelerator: Accelerator) -> Sampler:
     """The order of the samples, and this process's share; raises ValueError if it cannot be cut into equal parts."""
     share = (accelerator.process_index, accelerator.num_processes, config.gradient_accumulation_steps)
     if isinstance(dataset, StreamedRows):
@@ -50,7 +49,7 @@ def make_batch_sampler(
 def train_steps(
     config: TrainingConfig,
     dataset: Dataset | StreamedRows,
-    sampler: GlobalBatchSampler | RowStream,
+    sampler: Sampler,
     batch_index: int,
     accelerator: Accelerator,
 ) -> Iterator[list[tuple[dict, KeyedRandom]]]:

@@ -9,7 +9,7 @@ checkpoint that has its name whole.
 import contextlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -97,11 +97,9 @@ def new_checkpoint(output_dir: str | Path, step: int, num_bytes: int = 0) -> Ite
         partial.rename(path)
         to_disk(path.parent)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointWriteError(f"{path} cannot be written: {one_line(error)}; {_kept(output_dir)}") from error
-    except BaseException:
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def remove_old_checkpoints(output_dir: str | Path, total_limit: int | None) -> None:
@@ -150,12 +148,10 @@ def check_checkpoint(path: str | Path) -> None:
             raise DamagedCheckpoint(f"{file} is damaged: its SHA-256 sum is not the one it was written with.")
 
 
-def latest_checkpoint(output_dir: str | Path, set_aside: bool = False) -> tuple[Path | None, list[str]]:
+def latest_checkpoint(output_dir: str | Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is whole, and one line on each newer one that isn't.
 
-    Args:
-        output_dir: The folder of the checkpoints.
-        set_aside: Rename damaged ones, so that training can write their steps again; nothing is deleted.
+    Those are renamed, so that training can write their steps again; nothing is deleted.
     """
     remarks = []
     for step in reversed(list_checkpoints(output_dir)):
@@ -164,9 +160,8 @@ def latest_checkpoint(output_dir: str | Path, set_aside: bool = False) -> tuple[
             check_checkpoint(path)
         except DamagedCheckpoint as error:
             remarks.append(str(error))
-            if set_aside:
-                names = (path.with_name(f"{path.name}.damaged-{number}") for number in range(1, 1000))
-                path.rename(next(name for name in names if not name.exists()))
+            names = (path.with_name(f"{path.name}.damaged-{number}") for number in range(1, 1000))
+            path.rename(next(name for name in names if not name.exists()))
         else:
             return path, remarks
     return None, remarks
@@ -228,40 +223,38 @@ def settings_of_result(state: dict, changes: dict, output_dir: str) -> dict:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def find_checkpoint(
-    accelerator: Accelerator, output_dir: str, checkpoint: str | None, report: Callable[[str], None] = print
-) -> Path | None:
-    """The checkpoint to resume from, or None to begin anew; every process has to call it.
+def find_checkpoint(accelerator: Accelerator, output_dir: str, checkpoint: str | None) -> Path | None:
+    """The checkpoint to resume from, or None to begin anew; every process has to call it, and the main one prints.
 
     Args:
         accelerator: The accelerator of the run.
         output_dir: The folder of the run's checkpoints.
         checkpoint: "latest", the folder of a checkpoint, or None. "latest" is None where there is no checkpoint, and
             passes over damaged ones, which are renamed.
-        report: A function that shows one line to the user.
 
     Raises:
         ValueError: in one line, if there is no such checkpoint or it is damaged.
     """
     if checkpoint is None:
         return None
-    find = _find_latest if checkpoint == "latest" else _find_named
-    return on_main_process(accelerator, lambda: find(output_dir, checkpoint, report))
+    if checkpoint == "latest":
+        return on_main_process(accelerator, lambda: _find_latest(output_dir))
+    return on_main_process(accelerator, lambda: _find_named(output_dir, checkpoint))
 
 
-def _find_latest(output_dir: str, _: str, report: Callable[[str], None]) -> Path | None:
+def _find_latest(output_dir: str) -> Path | None:
     remove_unfinished(output_dir)
-    path, remarks = latest_checkpoint(output_dir, set_aside=True)
+    path, remarks = latest_checkpoint(output_dir)
     if remarks and path is None:
         raise ValueError(f"{remarks[-1]} There is no earlier checkpoint in {output_dir} to resume from.")
     for remark in remarks:
-        report(f"{remark} The one before it is used.")
+        print(f"{remark} The one before it is used.")
     if path is None:
-        report(f"no checkpoint in {output_dir}: training begins anew")
+        print(f"no checkpoint in {output_dir}: training begins anew")
     return path
 
 
-def _find_named(output_dir: str, checkpoint: str, _: Callable[[str], None]) -> Path:
+def _find_named(output_dir: str, checkpoint: str) -> Path:
     path = Path(checkpoint)
     if not path.is_dir():
         raise ValueError(

@@ -7,6 +7,7 @@ from accelerate.tracking import get_available_trackers
 from diffusers.optimization import SchedulerType
 
 from ..files import check_output_dir
+from ..pixels import RESOLUTION_HELP
 from ..settings import check_repository, check_settings, required, setting
 
 
@@ -130,12 +131,7 @@ class ImageTrainingConfig(TrainingConfig):
     """Fields of the trainings whose data are single images."""
 
     image_column: str = setting("image", "The column of the images.", group="Data")
-    resolution: int | tuple[int, int] | None = setting(
-        None,
-        "The size in pixels that images are cropped to, the side of squares or [height, width]; null: the "
-        "autoencoder's `sample_size`, the size of the images that it was trained on.",
-        minimum=1,
-    )
+    resolution: int | tuple[int, int] | None = setting(None, RESOLUTION_HELP, minimum=1)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -13,11 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 NUM_ITERATIONS = 5
-COEFFICIENTS = (
-    3.4445,
-    -4.7750,
-    2.0315,
-)  # of the quintic iteration, chosen for speed: singular values end near 1, not at it
+# Of the quintic iteration, chosen for speed: singular values end near 1, not at it.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NORM_EPS = 1e-7
 ADAM_EPS = 1e-8
 STEP_RMS = 0.2  # of an entry of a square matrix in a step of learning rate 1: that of AdamW

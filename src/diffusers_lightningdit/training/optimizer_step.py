@@ -3,7 +3,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -14,11 +14,9 @@ from torch.distributed.tensor import DTensor
 from .run_state import RunState
 
 
-@contextlib.contextmanager
-def accumulating(accelerator: Accelerator, model: nn.Module, is_last: bool) -> Iterator[None]:
-    """Around the backward pass of a part of a global batch: only the last one exchanges gradients."""
-    with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
-        yield
+def accumulating(accelerator: Accelerator, model: nn.Module, is_last: bool) -> contextlib.AbstractContextManager:
+    """The context of the backward pass of a part of a global batch: only the last one exchanges gradients."""
+    return contextlib.nullcontext() if is_last else accelerator.no_sync(model)
 
 
 def clip_gradients(accelerator: Accelerator, model: nn.Module, max_norm: float) -> torch.Tensor:

@@ -21,11 +21,11 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..data.global_batches import GlobalBatchSampler
 from ..data.row_stream import RowStream
 from ..files import json_values, write_json
 from ..interruption import Interrupted, Interruption
 from ..processes import on_main_process
+from .batches import Sampler
 from .checkpoints import (
     STATE_FILE,
     DamagedCheckpoint,
@@ -47,6 +47,7 @@ from .state_io import (
     gather_model,
     gather_optimizer,
     load_optimizer,
+    model_arguments,
     trained_parameters,
     trained_state,
     write_tensors,
@@ -181,14 +182,15 @@ class RunState:
 
     # -- restoring ------------------------------------------------------------------------------------------------
 
-    def resume(self, path: Path) -> None:
-        """Go on from a checkpoint that `find_checkpoint` found; every process has to call it.
+    def resume(self, path: Path | None) -> None:
+        """Go on from the checkpoint that `find_checkpoint` found, if it found one; every process has to call it.
 
         Raises:
             ValueError: in one line, if it is of another run; nothing has changed then.
         """
-        self._restore(path, read_state(path))
-        self.report(f"resumed from {path}, step {self.step}")
+        if path is not None:
+            self._restore(path, read_state(path))
+            self.report(f"resumed from {path}, step {self.step}")
 
     def _restore(self, path: Path, state: dict, with_place_in_data: bool = True) -> None:
         self._check_same_run(path, state)
@@ -247,10 +249,10 @@ class RunState:
                 f"{', '.join(sorted(self.architectures))}; required: the same models (`weight_init` begins a new run "
                 "with others)."
             )
-        for name, arguments in self.architectures.items():
-            saved = saved_architectures[name]
+        for name, architecture in self.architectures.items():
+            arguments, saved = model_arguments(architecture), model_arguments(saved_architectures[name])
             for key in sorted({*arguments, *saved}):
-                if arguments.get(key) != saved.get(key) and not key.startswith("_"):
+                if arguments.get(key) != saved.get(key):
                     raise ValueError(
                         f"{path} has `{name}.{key}` {saved.get(key)!r}, this run {arguments.get(key)!r}; required: the "
                         "same architecture (`weight_init` begins a new run with another one)."
@@ -397,7 +399,7 @@ class RunState:
         Raises:
             TrainingDiverged: on every process, if there is no checkpoint, or if returning has not helped several times.
         """
-        path = on_main_process(self.accelerator, lambda: latest_checkpoint(self.output_dir, set_aside=True)[0])
+        path = on_main_process(self.accelerator, lambda: latest_checkpoint(self.output_dir)[0])
         num_bad, step = self.spike_guard.num_bad_in_a_row, self.step
         if path is None:
             raise TrainingDiverged(
@@ -426,7 +428,7 @@ def first_difference(key: str, value: Any, saved: Any) -> tuple[str, Any, Any] |
 def make_run_state(
     config: TrainingConfig,
     accelerator: Accelerator,
-    sampler: GlobalBatchSampler | RowStream,
+    sampler: Sampler,
     models: dict[str, nn.Module],
     optimizers: dict[str, Optimizer],
     averages: dict[str, MovingAverages],

@@ -10,7 +10,6 @@ stepped yet takes a step in them, which shifts Adam's bias correction, and they 
 does not hold because a resumed run has its own.
 """
 
-import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +76,11 @@ def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that are not frozen, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def model_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a model in its config, without diffusers' own, such as a list of values that it forgets."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -190,17 +194,14 @@ def load_optimizer(
     for key in (*tensors, *values):
         name, _, entry = key.rpartition("|")
         saved.setdefault(name, {})[entry] = key
-    state, groups, numbers = {}, [], itertools.count()
-    for group in optimizer.param_groups:
-        # parameters are numbered, as in Optimizer.state_dict()
-        numbered = dict(zip(numbers, group["params"]))  # noqa: B905
-        for number, parameter in numbered.items():
-            state[number] = {
-                entry: values[key] if key in values else _moment(tensors[key], parameter)
-                for entry, key in saved.get(names[parameter], {}).items()
-            }
-        groups.append({**group, "params": list(numbered)})
-    state = {number: entries for number, entries in state.items() if entries}
+    state, groups = {}, optimizer.state_dict()["param_groups"]  # where parameters are numbered
+    for group, numbered in zip(optimizer.param_groups, groups, strict=True):
+        for parameter, number in zip(group["params"], numbered["params"], strict=True):
+            if names[parameter] in saved:
+                state[number] = {
+                    entry: values[key] if key in values else _moment(tensors[key], parameter)
+                    for entry, key in saved[names[parameter]].items()
+                }
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

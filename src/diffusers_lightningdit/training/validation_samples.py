@@ -1,7 +1,15 @@
 # Copyright 2026 The diffusers-lightningdit team. Licensed under the Apache License, Version 2.0.
 """The samples to validate with: spread over the data, the same in every run, shared equally by the processes."""
 
+from collections.abc import Callable, Sized
+
 import numpy as np
+from accelerate import Accelerator
+from torch.utils.data import Dataset
+
+from ..data.streamed_rows import StreamedRows
+from .batches import Sampler, make_batch_sampler
+from .config import ImageTrainingConfig
 
 
 def spread(length: int, count: int) -> list[int]:
@@ -28,3 +36,38 @@ def own_share(length: int, num_samples: int, rank: int, num_processes: int) -> t
     size = num_samples // num_processes
     first = rank * size
     return first, spread(length, num_samples)[first : first + size]
+
+
+def sampler_and_validation(
+    config: ImageTrainingConfig,
+    dataset: Dataset | StreamedRows,
+    load: Callable[[str, str], Sized],
+    accelerator: Accelerator,
+) -> tuple[Sampler, Sized | None]:
+    """The order of the training data, and the validation data by `load(data, split)`, None without `validation_steps`.
+
+    Raises:
+        ValueError: in one line, which names what is wrong with either or both.
+    """
+    sampler, validation, errors = None, None, []
+    try:
+        sampler = make_batch_sampler(config, dataset, accelerator)
+    except ValueError as error:
+        errors.append(error)
+    try:
+        if config.validation_steps is not None:
+            validation = _load_validation(config, load, accelerator.num_processes)
+    except ValueError as error:
+        errors.append(error)
+    if errors:
+        raise ValueError(" Also: ".join(map(str, errors))) from errors[0]
+    return sampler, validation
+
+
+def _load_validation(config: ImageTrainingConfig, load: Callable[[str, str], Sized], num_processes: int) -> Sized:
+    try:
+        validation = load(config.validation_data or config.data, config.validation_split)
+    except ValueError as error:
+        raise ValueError(f"validation data: {error}") from error
+    check_share(config.num_validation_samples, len(validation), num_processes)
+    return validation

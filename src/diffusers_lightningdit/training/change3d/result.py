@@ -8,13 +8,13 @@ import torch
 
 from ...models import Change3DModel
 from ...pipelines import Change3DPipeline
+from ..state_io import model_arguments
 from .config import Change3DTrainingConfig
 
 
 def model_of(architecture: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Change3DModel:
     """A model for evaluation, on the CPU, with copies of the tensors of a state dict."""
-    arguments = {key: value for key, value in architecture.items() if not key.startswith("_")}  # what diffusers adds
-    model = Change3DModel.from_config(arguments)
+    model = Change3DModel.from_config(model_arguments(architecture))
     model.load_state_dict({name: tensor.detach().cpu() for name, tensor in weights.items()})
     return model.requires_grad_(False).eval()
 

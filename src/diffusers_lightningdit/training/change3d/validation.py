@@ -85,7 +85,7 @@ class BestWeights:
     A run that continues keeps them: a validation has to be better, not equal, to replace them.
 
     Args:
-        output_dir: The output folder.
+        output_dir: The output folder, which exists while the run has its lock.
         accelerator: The accelerator of the run.
         step: The step that the run begins at.
         model: The model that they are the weights of.
@@ -110,7 +110,6 @@ class BestWeights:
 
         def take_along() -> tuple[int | None, float]:
             if not self.file.exists() and origin is not None and origin.exists() and _read(origin, weights)[0] <= step:
-                self.file.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(self.file) as partial:
                     shutil.copyfile(origin, partial)
             return _read(self.file, weights) if self.file.exists() else (None, float("-inf"))
@@ -121,7 +120,6 @@ class BestWeights:
         """Keep the weights of a step if its score is better; on the main process only."""
         if score > self.score:
             tensors = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
-            self.file.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(self.file) as partial:
                 save_file(tensors, partial, {"step": str(step), "score": repr(score)})
             self.step, self.score = step, score

@@ -2,6 +2,7 @@
 """The data that the transformer is trained on: cached latents, or images that a frozen VAE encodes."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -40,6 +41,9 @@ class TransformerData:
     num_classes: int
     id2label: dict[int, str] | None
 
+    def __len__(self) -> int:
+        return len(self.dataset)
+
 
 def load_data(
     config: FlowTrainingConfig,
@@ -59,39 +63,55 @@ def load_data(
         ValueError: in one line, if it cannot be read, or doesn't fit the VAE or (if `config.check_statistics`) its
             statistics.
     """
-    if config.streaming:
-        return _load_stream(config, vae, data, split, for_training, labels)
-    is_one_class = labels and config.label_column is None
     if config.data_kind == "images":
-        resolution = resolution_for(vae, config.resolution)
-        sample_size = square_or_pair(*latents_size(resolution, vae))
-        label_column = config.label_column if labels else None
-        images = ImageDataset(
-            data,
-            resolution,
-            split,
-            config.image_column,
-            label_column,
-            num_classes=config.num_classes,
-            allow_left_out=config.allow_left_out,
-            channels=vae.config.in_channels,
-        )
-        if is_one_class:
-            return TransformerData(relabel(images, {None: 0}), sample_size, 1, None)
-        return TransformerData(images, sample_size, images.num_classes, images.id2label)
-    latents = LatentsDataset(
-        data,
-        split,
-        random_flip=for_training and config.random_flip,
-        seed=config.seed,
-        in_memory=for_training and config.latents_in_memory,
-        num_classes=config.num_classes,
-        with_features=with_features,
-    )
+        loaded = _load_images(config, vae, data, split, for_training, labels)
+    else:
+        loaded = _load_latents(config, vae, data, split, for_training, with_features)
+    if config.streaming and not for_training:
+        loaded.dataset = loaded.dataset.first(config.num_validation_samples)
+    return loaded
+
+
+def _load_images(
+    config: FlowTrainingConfig, vae: AutoencoderVAVAE, data: str, split: str, for_training: bool, labels: bool
+) -> TransformerData:
+    resolution = resolution_for(vae, config.resolution)
+    sample_size = square_or_pair(*latents_size(resolution, vae))
+    arguments = (data, resolution, split, config.image_column, config.label_column if labels else None)
+    others = {"allow_left_out": config.allow_left_out, "channels": vae.config.in_channels}
+    images: StreamedImages | ImageDataset
+    if config.streaming:
+        images = StreamedImages(*arguments, random_flip=for_training and config.random_flip, **others)
+        num_classes = len(images.id2label or {})
+    else:
+        images = ImageDataset(*arguments, num_classes=config.num_classes, **others)
+        num_classes = images.num_classes
+    if labels and config.label_column is None:
+        return TransformerData(relabel(images, {None: 0}), sample_size, 1, None)
+    return TransformerData(images, sample_size, num_classes, images.id2label)
+
+
+def _load_latents(
+    config: FlowTrainingConfig, vae: AutoencoderVAVAE, data: str, split: str, for_training: bool, with_features: bool
+) -> TransformerData:
+    latents: StreamedLatents | LatentsDataset
+    random_flip = for_training and config.random_flip
+    if config.streaming:
+        latents = StreamedLatents(data, split, random_flip, config.num_classes)
+    else:
+        in_memory = for_training and config.latents_in_memory
+        latents = LatentsDataset(data, split, random_flip, config.seed, in_memory, config.num_classes, with_features)
     latents.check_vae(vae)
-    if config.check_statistics:
+    if config.check_statistics and (for_training or not config.streaming):
+        if config.streaming:
+            stream = RowStream(latents, 1, config.seed, config.shuffle_block_size, config.num_open_files)
+            first = torch.cat([batch["latents"] for batch in stream.first_epoch(64, NUM_CHECKED)])
+            # more tolerant, since rows of a few files are no random sample of all
+            check = partial(check_statistics, first, data=data, tolerance=0.05)
+        else:
+            check = latents.check_statistics
         try:
-            latents.check_statistics(vae.config.latents_mean, vae.config.latents_std)
+            check(vae.config.latents_mean, vae.config.latents_std)
         except ValueError as error:
             raise ValueError(f"{error} {REMEDY}") from error
     num_classes = config.num_classes or latents.num_classes
@@ -128,37 +148,6 @@ def relabel(dataset: Dataset | StreamedRows, id_of_label: dict[int | None, int])
         dataset.id_of_label = id_of_label
         return dataset
     return Relabelled(dataset, id_of_label)
-
-
-def _load_stream(
-    config: FlowTrainingConfig, vae: AutoencoderVAVAE, data: str, split: str, for_training: bool, labels: bool
-) -> TransformerData:
-    source: StreamedImages | StreamedLatents
-    random_flip = for_training and config.random_flip
-    if config.data_kind == "images":
-        resolution = resolution_for(vae, config.resolution)
-        sample_size = square_or_pair(*latents_size(resolution, vae))
-        columns = (config.image_column, config.label_column if labels else None)
-        source = StreamedImages(
-            data, resolution, split, *columns, random_flip, config.allow_left_out, vae.config.in_channels
-        )
-        num_classes = len(source.id2label or {})
-        if labels and config.label_column is None:
-            num_classes, source = 1, relabel(source, {None: 0})
-    else:
-        source = StreamedLatents(data, split, random_flip, config.num_classes)
-        source.check_vae(vae)
-        sample_size, num_classes = square_or_pair(*source.shape[1:]), source.num_classes
-        if for_training and config.check_statistics:
-            stream = RowStream(source, 1, config.seed, config.shuffle_block_size, config.num_open_files)
-            latents = torch.cat([batch["latents"] for batch in stream.first_epoch(64, NUM_CHECKED)])
-            try:
-                # more tolerant, since rows of a few files are no random sample of all
-                check_statistics(latents, vae.config.latents_mean, vae.config.latents_std, data, tolerance=0.05)
-            except ValueError as error:
-                raise ValueError(f"{error} {REMEDY}") from error
-    dataset = source if for_training else source.first(config.num_validation_samples)
-    return TransformerData(dataset, sample_size, num_classes, source.id2label)
 
 
 def dataset_to_train_on(

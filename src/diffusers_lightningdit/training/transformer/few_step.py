@@ -20,6 +20,7 @@ from ...models import LightningDiTTransformer2DModel
 from ...pipelines.lightningdit_sampling import check_scheduler, jumps_to_data
 from ...pipelines.pipeline_lightningdit import LightningDiTPipeline
 from ...settings import required, setting
+from ..state_io import model_arguments
 from .config import FlowTrainingConfig, check_interval
 from .loop import draw_times
 from .pipeline_data import load_pipeline
@@ -148,17 +149,15 @@ def make_student(
     Raises:
         ValueError: in one line, if that is of another architecture.
     """
-    # without what diffusers adds, such as a list of values that are to be forgotten
-    arguments = {key: value for key, value in teacher.config.items() if not key.startswith("_")}
     # an output layer for internal guidance has no part in the loss
     changes = {"second_time_embedding": config.student_times == "second", "internal_guidance_layer": None}
     torch.manual_seed(config.seed)  # the same first weights on every process
-    student = LightningDiTTransformer2DModel.from_config({**arguments, **changes})
+    student = LightningDiTTransformer2DModel.from_config({**model_arguments(teacher.config), **changes})
     initial = teacher
     if config.student is not None and begins_anew:
         initial, _ = load_initial_transformer(config.student, "student")
-        for key, value in student.config.items():
-            if not key.startswith("_") and initial.config[key] != value:
+        for key, value in model_arguments(student.config).items():
+            if initial.config[key] != value:
                 raise ValueError(
                     f"`student` is {config.student!r}, whose transformer has `{key}` {initial.config[key]!r}; "
                     f"required: {value!r}, as the teacher and `student_times` have it."

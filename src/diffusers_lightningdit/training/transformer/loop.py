@@ -10,23 +10,20 @@ import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
-from ...data.global_batches import GlobalBatchSampler
-from ...data.row_stream import RowStream
 from ...flow_anchored_consistency import expand_times
 from ...flow_matching import arctan_times, flow_matching_losses, logit_normal_times, uniform_times
 from ...grids import draw_grid
 from ...keyed_random import KeyedRandom
 from ...models import AutoencoderVAVAE, LightningDiTTransformer2DModel
 from ...pixels import height_and_width
-from ..batches import train_steps
+from ..batches import Sampler, train_steps
 from ..moving_averages import MovingAverages
 from ..muon import Muon, stacked_projections
 from ..optimizer_step import accumulating, due, finish_step, mean_of_parts
 from ..optimizers import make_adamw
 from ..progress import TrainingProgress, forward_flops
 from ..run_state import RunState, make_run_state
-from ..state_io import trained_parameters
-from ..validation_samples import check_share
+from ..state_io import model_arguments, trained_parameters
 from .alignment import Alignment
 from .config import FlowTrainingConfig
 from .data import TransformerData, dataset_to_train_on, normalized_latents
@@ -103,29 +100,11 @@ def aligned_loss(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def load_validation_data(
-    config: FlowTrainingConfig, load: Callable[[str, str], TransformerData], num_processes: int
-) -> TransformerData | None:
-    """The validation data by `load(data, split)`, or None if `validation_steps` is not set.
-
-    Raises:
-        ValueError: in one line, if it cannot be read, or shared by the processes.
-    """
-    if config.validation_steps is None:
-        return None
-    try:
-        validation = load(config.validation_data or config.data, config.validation_split)
-    except ValueError as error:
-        raise ValueError(f"validation data: {error}") from error
-    check_share(config.num_validation_samples, len(validation.dataset), num_processes)
-    return validation
-
-
 def make_transformer_run(
     config: FlowTrainingConfig,
     accelerator: Accelerator,
     transformer: LightningDiTTransformer2DModel,
-    sampler: GlobalBatchSampler | RowStream,
+    sampler: Sampler,
     others: dict[str, tuple[torch.nn.Module, dict]] | None = None,
     **arguments,
 ) -> RunState:
@@ -171,21 +150,24 @@ def make_optimizer(config: FlowTrainingConfig, module: torch.nn.Module) -> torch
     return make_adamw(config.optimizer, parameters, *settings)
 
 
-def averaged_transformer(config: FlowTrainingConfig, state: RunState) -> LightningDiTTransformer2DModel | None:
-    """The transformer with averaged weights, on the CPU of the main process, None on others; every process calls it."""
+def averaged_pipeline(
+    config: FlowTrainingConfig,
+    state: RunState,
+    pipeline_of: Callable[[LightningDiTTransformer2DModel], DiffusionPipeline],
+) -> DiffusionPipeline | None:
+    """The pipeline with averaged weights, on the CPU of the main process, None on others; every process calls it."""
     weights = state.average(NAME, config.ema_decay)
     if not state.accelerator.is_main_process:
         return None
-    return transformer_of(state.model(NAME).config, weights)
+    return pipeline_of(transformer_of(state.model(NAME).config, weights))
 
 
 def transformer_of(
     architecture: Mapping[str, Any], weights: Mapping[str, torch.Tensor]
 ) -> LightningDiTTransformer2DModel:
     """A transformer for sampling, which takes the tensors of a state dict as they are."""
-    arguments = {key: value for key, value in architecture.items() if not key.startswith("_")}  # what diffusers adds
     with torch.device("meta"):
-        transformer = LightningDiTTransformer2DModel.from_config(arguments)
+        transformer = LightningDiTTransformer2DModel.from_config(model_arguments(architecture))
     transformer.load_state_dict(weights, assign=True)
     return transformer.eval()
 
@@ -209,7 +191,7 @@ def train(
     vae: AutoencoderVAVAE,
     data: TransformerData,
     validation: TransformerData | None,
-    sampler: GlobalBatchSampler | RowStream,
+    sampler: Sampler,
     state: RunState,
     make_pipeline: Callable[[], DiffusionPipeline | None],
     num_passes: int = 3,

@@ -96,10 +96,6 @@ class LoraTrainingConfig(FlowTrainingConfig):
         if not self.target_modules:
             raise ValueError("`target_modules` is []; required: at least one name of a linear layer.")
         for name, start in self.new_classes.items():
-            if not isinstance(name, str):
-                raise ValueError(
-                    f"`new_classes` has the key {name!r}; required: names, as '{name}' in quotation marks."
-                )
             if not isinstance(start, str | int | None) or isinstance(start, bool):
                 raise ValueError(f"`new_classes.{name}` is {start!r}; required: name or id of a class, or null.")
 

@@ -45,9 +45,8 @@ def validation_losses(
     for batch in dataloader:
         batch = {name: value.to(accelerator.device) for name, value in batch.items()}
         labels = batch["class_labels"]
-        draws = KeyedRandom(
-            seed, -1, range(first, first + len(labels)), accelerator.device
-        )  # -1: no training batch has it
+        # -1: no training batch has it
+        draws = KeyedRandom(seed, -1, range(first, first + len(labels)), accelerator.device)
         first += len(labels)
         latents = normalized_latents(batch, vae, draws)
         noise = draws.normal("noise", latents.shape[1:])

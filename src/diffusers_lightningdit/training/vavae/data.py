@@ -4,7 +4,6 @@
 from ...data.images import ImageDataset
 from ...data.streamed_rows import FirstRows, StreamedImages
 from ...models import AutoencoderVAVAE
-from ..validation_samples import check_share
 from .config import VAVAETrainingConfig
 
 
@@ -16,24 +15,11 @@ def load_training_images(config: VAVAETrainingConfig, vae: AutoencoderVAVAE) -> 
 
 
 def load_validation_images(
-    config: VAVAETrainingConfig, vae: AutoencoderVAVAE, num_processes: int
-) -> ImageDataset | FirstRows | None:
-    """The validation data, the first images of a stream; None if `validation_steps` is not set.
-
-    Raises:
-        ValueError: in one line, if it cannot be read, or shared by the processes.
-    """
-    if config.validation_steps is None:
-        return None
-    try:
-        data = config.validation_data or config.data
-        images = _load(config, vae, data, config.validation_split, config.label_column)
-        if isinstance(images, StreamedImages):
-            images = images.first(config.num_validation_samples)
-    except ValueError as error:
-        raise ValueError(f"validation data: {error}") from error
-    check_share(config.num_validation_samples, len(images), num_processes)
-    return images
+    config: VAVAETrainingConfig, vae: AutoencoderVAVAE, data: str, split: str
+) -> ImageDataset | FirstRows:
+    """The validation data, the first images of a stream; raises ValueError of one line if it cannot be read."""
+    images = _load(config, vae, data, split, config.label_column)
+    return images.first(config.num_validation_samples) if isinstance(images, StreamedImages) else images
 
 
 def _load(

@@ -9,12 +9,12 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ...data.global_batches import GlobalBatchSampler
 from ...data.latent_encoding import draw_latents, encode_moments
 from ...data.latent_statistics import LatentsStatistics
 from ...data.row_stream import RowStream
 from ...keyed_random import KeyedRandom
 from ...models import AutoencoderVAVAE
+from ..batches import Sampler
 from ..validation_samples import spread
 from .config import VAVAETrainingConfig
 
@@ -25,7 +25,7 @@ def measure_latents(
     config: VAVAETrainingConfig,
     vae: AutoencoderVAVAE,
     dataset: Dataset,
-    sampler: GlobalBatchSampler | RowStream,
+    sampler: Sampler,
     accelerator: Accelerator,
 ) -> LatentsStatistics:
     """Statistics of draws of the latents of all images, or of `statistics_samples` of them.
@@ -56,7 +56,7 @@ def measure_latents(
 def own_batches(
     config: VAVAETrainingConfig,
     dataset: Dataset,
-    sampler: GlobalBatchSampler | RowStream,
+    sampler: Sampler,
     rank: int,
     num_processes: int,
 ) -> Iterator[tuple[int, dict]]:

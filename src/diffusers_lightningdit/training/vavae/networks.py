@@ -21,6 +21,7 @@ from ...networks.lpips import LPIPS, SMALLEST
 from ...original import build_autoencoder, read_autoencoder
 from ...original.vae_training import LOGVAR, LOSS_FILE, PREFIXES, TRAINING_FOLDER, training_models
 from ...pixels import as_rgb, height_and_width, to_8_bits
+from ..state_io import model_arguments, read_trained
 from .config import VAVAETrainingConfig
 
 CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
@@ -202,31 +203,23 @@ class Judgement(nn.Module):
         return self.discriminator(pixels), self.discriminator(reconstructions)
 
 
-def networks_of(
-    architectures: Mapping[str, Mapping[str, Any]],
-    read: Callable[..., dict[str, torch.Tensor]],
-    ema_decay: float | None,
-) -> VAVAENetworks:
+def networks_of(path: Path, architectures: Mapping[str, Mapping[str, Any]], ema_decay: float | None) -> VAVAENetworks:
     """The networks of a checkpoint of train_vavae.py, for evaluation.
 
     Args:
+        path: The checkpoint's folder.
         architectures: The arguments of the checkpoint's models, by name, as its `state.json` has them.
-        read: Reads the tensors of a model by its name and, if there is one, the decay of their average.
         ema_decay: The decay of the averages that are taken; None: the weights themselves.
     """
-
-    def arguments(config: Mapping[str, Any]) -> dict[str, Any]:  # without what diffusers adds
-        return {key: value for key, value in config.items() if not key.startswith("_")}
-
-    autoencoder = arguments(architectures["vae"])
+    autoencoder = model_arguments(architectures["vae"])
     projection, logvar = autoencoder.pop("projection"), autoencoder.pop("logvar", 0.0)
     networks = VAVAENetworks(AutoencoderVAVAE.from_config(autoencoder), logvar=logvar)
     if projection is not None:
-        networks.projection = FoundationProjection.from_config(arguments(projection))
-    AlignedAutoencoder(networks).load_state_dict(read("vae", ema_decay))
+        networks.projection = FoundationProjection.from_config(model_arguments(projection))
+    AlignedAutoencoder(networks).load_state_dict(read_trained(path, "vae", ema_decay))
     if "discriminator" in architectures:
-        networks.discriminator = PatchGANDiscriminator.from_config(arguments(architectures["discriminator"]))
-        Judgement(networks.discriminator).load_state_dict(read("discriminator"))
+        networks.discriminator = PatchGANDiscriminator.from_config(model_arguments(architectures["discriminator"]))
+        Judgement(networks.discriminator).load_state_dict(read_trained(path, "discriminator"))
     return networks.copy()
 
 
