@@ -364,6 +364,15 @@ def check_internal_guidance(transformer, scale: float) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def check_start_from_image(scheduler) -> None:
+    """Raise ValueError if a scheduler, whose grid is set, cannot begin with a noised image."""
+    if getattr(scheduler, "init_noise_sigma", 1.0) != 1.0:
+        raise ValueError(
+            f"`scheduler` is {type(scheduler).__name__}, whose first step's noise is part of pure noise; "
+            "required: one that can start from a noised image (for the SDE: solver_type='euler')."
+        )
+
+
 def set_timesteps(scheduler, num_inference_steps: int, device: torch.device) -> torch.Tensor:
     """Set the grid of a scheduler and return t = 1 - sigma of each network evaluation, float32, on the CPU.
 

@@ -41,6 +41,7 @@ from .lightningdit_sampling import (
     check_components,
     check_internal_guidance,
     check_scheduler,
+    check_start_from_image,
     decode,
     encode,
     image_size,
@@ -275,9 +276,10 @@ class LightningDiTSetTimestepsWithStrengthStep(LightningDiTSetTimestepsStep):
         """The index of the first point with t >= 1 - strength, where the scheduler begins.
 
         Raises:
-            ValueError: For a strength out of range, or one that leaves no step.
+            ValueError: For a strength out of range, or one that leaves no step; or a scheduler that cannot begin there.
         """
         check_arguments({"strength": block.strength})
+        check_start_from_image(components.scheduler)
         starts = range(0, len(times), getattr(components.scheduler, "order", 1))
         begin = next((i for i in starts if times[i] >= 1 - block.strength - TIME_TOLERANCE), None)
         require(begin is not None, "strength", block.strength, "a greater strength or more steps, for one to start at")

@@ -19,6 +19,7 @@ from .lightningdit_sampling import (
     RECIPE,
     TIME_TOLERANCE,
     SamplingMixin,
+    check_start_from_image,
     encode,
     image_size,
     initial_noise,
@@ -206,11 +207,7 @@ class LightningDiTImg2ImgPipeline(SamplingMixin, DiffusionPipeline):
             ValueError: If the scheduler cannot begin there, or no step does.
         """
         times = set_timesteps(self.scheduler, num_inference_steps, device)
-        if getattr(self.scheduler, "init_noise_sigma", 1.0) != 1.0:
-            raise ValueError(
-                f"`scheduler` is {type(self.scheduler).__name__}, whose first step's noise is part of pure noise; "
-                "required: one that can start from a noised image (for the SDE: solver_type='euler')."
-            )
+        check_start_from_image(self.scheduler)
         # A scheduler of second order evaluates the network twice a step.
         starts = range(0, len(times), getattr(self.scheduler, "order", 1))
         begin = next((i for i in starts if times[i] >= 1 - strength - TIME_TOLERANCE), None)

@@ -196,6 +196,14 @@ def test_bad_inputs_are_one_line(pipe, given, error):
     assert "\n" not in str(refused.value)
 
 
+def test_a_scheduler_that_cannot_begin_with_an_image(pipe):
+    """The SDE's first step by Heun has noise that pure noise contains already, and a noised image does not."""
+    blocks = modular(pipe)
+    blocks.update_components(scheduler=FlowMatchSDEScheduler(solver_type="heun"))
+    with pytest.raises(ValueError, match="`scheduler` is FlowMatchSDEScheduler, whose first step's noise"):
+        blocks(class_labels=1, image=torch.zeros(3, 8, 8), output="images")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The shape of diffusers' own
 # ---------------------------------------------------------------------------------------------------------------------
