@@ -59,6 +59,12 @@ def table(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_a_table_has_numbers_as_they_are(tmp_path):
+    """Whole numbers stay so where other rows have none; a column without a value is left out."""
+    sweep.write_table(tmp_path / "sweep.csv", [{"steps": 1, "fid": 0.5, "precision": None}, {"fid": 1e-7, "name": "x"}])
+    assert (tmp_path / "sweep.csv").read_text() == "steps,fid,name\n1,0.5,\n,1e-07,x\n"
+
+
 def test_a_sweep_goes_on_to_the_whole_table(folder):
     rows = table(folder)
     assert [(row["guidance_scale"], row["num_inference_steps"]) for row in rows] == [("1.0", "1"), ("2.0", "1")]

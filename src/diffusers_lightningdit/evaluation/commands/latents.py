@@ -13,13 +13,13 @@ Letters in the shape comments: B images, C latent channels, F feature channels, 
 """
 
 import contextlib
+import csv
 import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas
 import torch
 from accelerate import Accelerator
 from diffusers import ModelMixin
@@ -272,9 +272,11 @@ def write_points(
     columns = {"index": indices, "x": points[:, 0].tolist(), "y": points[:, 1].tolist(), "density": density.tolist()}
     if labels is not None:
         columns["label"] = labels.tolist()
-    with atomic_write(path) as partial:
-        table = pandas.DataFrame(columns)
-        table.to_csv(partial, index=False, float_format=f"%.{SIGNIFICANT_DIGITS}g", lineterminator="\n")
+    with atomic_write(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for row in zip(*columns.values(), strict=True):
+            writer.writerow([f"{value:.{SIGNIFICANT_DIGITS}g}" if isinstance(value, float) else value for value in row])
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

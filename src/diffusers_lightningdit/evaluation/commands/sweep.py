@@ -8,6 +8,7 @@ Each combination is a run of `evaluate generation` in its own folder in `output_
 sweep.json and sweep.png. Run again after an interruption, it resumes; run again with more values, it adds combinations.
 """
 
+import csv
 import dataclasses
 import itertools
 import shutil
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pandas
 import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
@@ -294,8 +294,11 @@ def _measure_runs(
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write the table without columns that are empty in all rows."""
-    with atomic_write(path) as partial:
-        pandas.DataFrame(rows).dropna(axis="columns", how="all").to_csv(partial, index=False, lineterminator="\n")
+    names = [name for name in dict.fromkeys(itertools.chain(*rows)) if any(row.get(name) is not None for row in rows)]
+    with atomic_write(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def check_metric(metric: str | None, measured: list[str]) -> None:
