@@ -13,38 +13,18 @@ after.png are the first pair in which something has changed.
 import csv
 import json
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset, load_dataset
+from figures import PictureConfig
 
 from diffusers_lightningdit import Change3DPipeline
 from diffusers_lightningdit.change3d.caption_metrics import NO_CHANGE_CAPTIONS, caption_scores
 from diffusers_lightningdit.files import write_json
 from diffusers_lightningdit.grids import labelled_grid
-from diffusers_lightningdit.settings import check_settings, one_line_errors, parse_config, required, setting
+from diffusers_lightningdit.settings import one_line_errors, parse_config
 
 SCORES = ("bleu_4", "rouge_l", "cider")
-
-
-@dataclass(kw_only=True)
-class CaptionFiguresConfig:
-    """Settings of caption_figures.py.
-
-    Raises:
-        ValueError: For a value that cannot be used.
-    """
-
-    pipeline: str = required("Folder of the trained pipeline.", group="Input")
-    data: str = required("Folder that draw_pairs.py wrote.")
-    evaluation: str = required("Folder that `evaluate change` wrote, of the split test.")
-    num_pairs: int = setting(8, "The pairs of the picture, the first ones.", minimum=1, group="Output")
-    output_dir: str = required("Folder of figures and pictures, which are replaced; it exists.")
-
-    def __post_init__(self):
-        check_settings(self)
-        if not Path(self.output_dir).is_dir():
-            raise ValueError(f"`output_dir` is {self.output_dir!r}; required: a folder that exists.")
 
 
 def exact_share(captions: list[str], references: list[list[str]]) -> float:
@@ -67,7 +47,7 @@ def one_caption_for_all(train: Dataset, references: list[list[str]]) -> dict[str
 
 def main(argv: list[str] | None = None) -> None:
     with one_line_errors((ValueError, OSError)):
-        config = parse_config(CaptionFiguresConfig, argv, __doc__)
+        config = parse_config(PictureConfig, argv, __doc__)
         measured = json.loads((Path(config.evaluation) / "metrics.json").read_text(encoding="utf-8"))["results"]
         with open(Path(config.evaluation) / "pairs.csv", newline="", encoding="utf-8") as file:
             captions = [row["caption"] for row in csv.DictReader(file)]

@@ -24,8 +24,8 @@ SCORES = ("f1", "iou", "precision", "recall", "accuracy", "kappa")
 
 
 @dataclass(kw_only=True)
-class FiguresConfig:
-    """Settings of figures.py.
+class PictureConfig:
+    """Settings of figures.py and caption_figures.py.
 
     Raises:
         ValueError: for a value that cannot be used.
@@ -34,7 +34,6 @@ class FiguresConfig:
     pipeline: str = required("Folder of the trained pipeline.", group="Input")
     data: str = required("Folder that draw_pairs.py wrote.")
     evaluation: str = required("Folder that `evaluate change` wrote, of the split test.")
-    baseline: str = required("Folder that difference.py wrote.")
     num_pairs: int = setting(8, "The pairs of the picture, the first ones.", minimum=1, group="Output")
     output_dir: str = required("Folder of figures and pictures, which are replaced; it exists.")
 
@@ -42,6 +41,17 @@ class FiguresConfig:
         check_settings(self)
         if not Path(self.output_dir).is_dir():
             raise ValueError(f"`output_dir` is {self.output_dir!r}; required: a folder that exists.")
+
+
+@dataclass(kw_only=True)
+class FiguresConfig(PictureConfig):
+    """Settings of figures.py.
+
+    Raises:
+        ValueError: for a value that cannot be used.
+    """
+
+    baseline: str = required("Folder that difference.py wrote.", group="Input")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -3,12 +3,11 @@
 import csv
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
-from accelerate import debug_launcher
-from accelerate.state import AcceleratorState
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from diffusers import DiffusionPipeline
@@ -21,7 +20,6 @@ sys.path.insert(0, str(REPOSITORY / "examples" / "change3d_buildings"))
 import caption_figures  # noqa: E402
 import draw_pairs  # noqa: E402
 
-from diffusers_lightningdit import evaluate  # noqa: E402
 from diffusers_lightningdit.files import weights_sha256  # noqa: E402
 
 NUM_PAIRS = 16  # of the split test, the first ones
@@ -58,17 +56,8 @@ def data(pairs, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def measure(data, tmp_path, fresh_accelerate_state):
-    def measure(name: str, *words: str, num_processes: int = 1) -> dict:
-        words = ["change", "--model", str(FOLDER), "--data", str(data), "--output_dir", str(tmp_path / name), *words]
-        if num_processes == 1:
-            evaluate.main(words)
-        else:
-            debug_launcher(evaluate.main, (words,), num_processes=num_processes)
-        AcceleratorState._reset_state(reset_partial_state=True)
-        return json.loads((tmp_path / name / "metrics.json").read_text())
-
-    return measure
+def measure(data, evaluate_change):
+    return partial(evaluate_change, FOLDER, data)
 
 
 def captions(folder: Path) -> list[str]:
