@@ -153,8 +153,8 @@ def initialize_encoder(model: Change3DModel, name: str) -> None:
     Raises:
         ValueError: In one line, if it cannot be used.
     """
-    is_file = Path(name).is_file() or ":" in name or "/" not in name
-    if is_file and not Path(name).is_dir():
+    is_hub_id = "/" in name and ":" not in name and not Path(name).is_file()
+    if not (Path(name).is_dir() or is_hub_id):
         try:
             initialize_from_x3d(model, name)
         except ValueError as error:
