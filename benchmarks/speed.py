@@ -435,10 +435,12 @@ def peak_memory(device: torch.device) -> dict:
     return {"memory": found}
 
 
-# runs a script, as it is, with the arguments that follow, and prints the most memory of a GPU that it used
+# runs a script, as it is, with the arguments that follow the name of a clock, and prints the most memory of a GPU that
+# it used
 RUN_SCRIPT = """
-import runpy, sys, torch
-sys.argv = sys.argv[1:]
+import runpy, sys, time, torch
+time.perf_counter = getattr(time, sys.argv[1])  # what the script measures its steps by
+sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 print(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
 """
@@ -455,8 +457,11 @@ def run_script(folder: Path, output_dir: Path, size: Size, device: torch.device,
     }  # fmt: skip
     unset = ("sample_size", "in_channels")  # the data and the autoencoder tell
     settings |= {f"transformer.{name}": value for name, value in size.transformer.items() if name not in unset}
-    command = [sys.executable, "-c", RUN_SCRIPT, REPOSITORY / "training_scripts" / "train_lightningdit.py"]
-    environment = {**os.environ, **({"ACCELERATE_USE_CPU": "true"} if device.type == "cpu" else {})}
+    script = REPOSITORY / "training_scripts" / "train_lightningdit.py"
+    command = [sys.executable, "-c", RUN_SCRIPT, timing.clock.__name__, script]
+    environment = dict(os.environ)
+    if device.type == "cpu":
+        environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     arguments = [f"{name}={value}" for name, value in settings.items()]
     done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
     if done.returncode != 0:

@@ -54,6 +54,16 @@ def test_parts_are_measured_and_written(repository, tmp_path):
     assert f"| {ours['work']} | pipeline |" in table and f"| {baseline['work']} | plain |" in table
 
 
+def test_a_script_is_measured_by_the_clock_of_its_baseline(plain, tmp_path):
+    import speed
+
+    probe = tmp_path / "probe.py"
+    probe.write_text("import sys, time\nprint(time.perf_counter is time.thread_time, sys.argv[1:])\n")
+    command = [sys.executable, "-c", speed.RUN_SCRIPT, "thread_time", str(probe), "learning_rate=1e-4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == "True ['learning_rate=1e-4']"
+
+
 def test_the_parts_end_with_the_time(repository, tmp_path):
     command = [sys.executable, str(repository / "benchmarks" / "speed.py"), "--size", "tiny", "--device", "cpu"]
     command += ["--output_dir", str(tmp_path), "--parts", "machine", "reading", "--time_limit", "0.4"]
