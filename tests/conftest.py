@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.utils import is_accelerate_version
 from golden.small_set import restore
 from golden_change3d.change3d_weights import draw_checkpoint
 from packaging.version import Version
@@ -90,6 +91,14 @@ def fresh_accelerate_state():
 
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def separate_processes(monkeypatch):
+    """Two processes on CPUs as torchrun starts them without ACCELERATE_USE_CPU: each takes itself for the only one."""
+    if is_accelerate_version("<", "1.13"):
+        pytest.skip("before Accelerate 1.13 such processes find each other")
+    monkeypatch.setenv("WORLD_SIZE", "2")
 
 
 @pytest.fixture(scope="session")

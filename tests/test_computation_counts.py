@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import is_torch_version
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -167,6 +168,9 @@ def run_of(network: torch.nn.Module, config: LightningDiTTrainingConfig, folder:
 TIMES = [{"time_sampling": name} for name in ("logit_normal", "arctan", "uniform")] + [{"expanded_times": True}]
 
 
+@pytest.mark.skipif(
+    is_torch_version("<", "2.8") and not torch.cuda.is_available(), reason="fake tensors of a GPU need one in torch 2.6"
+)
 @pytest.mark.parametrize("times", TIMES, ids=lambda times: str(*times.values()))
 @pytest.mark.parametrize("data", ["latents", "moments"])
 def test_the_host_waits_for_the_gpu_once_in_a_step_of_training(tmp_path, monkeypatch, times, data):

@@ -8,9 +8,7 @@ from accelerate import Accelerator
 from diffusers_lightningdit.processes import SeparateProcesses, on_main_process, patient_accelerator
 
 
-def test_processes_that_do_not_know_of_each_other(monkeypatch):
-    accelerator = Accelerator(cpu=True)  # its state is shared by those that are made after it
-    monkeypatch.setenv("WORLD_SIZE", str(accelerator.num_processes + 1))
+def test_processes_that_do_not_know_of_each_other(separate_processes):
     with pytest.raises(SeparateProcesses, match="2 processes were started which do not know of each other; required"):
         patient_accelerator()
 

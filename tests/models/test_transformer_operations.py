@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch._dynamo.testing
+from accelerate.utils import is_torch_version
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_lightningdit import LightningDiTTransformer2DModel
@@ -132,5 +133,5 @@ def test_recompilations_when_batch_size_and_time_change():
         latents, t, labels = inputs(batch_size)
         torch.testing.assert_close(model(latents, t, labels).sample, value)
         model(latents, 1 - t, labels)
-    assert counter.frame_count <= 3
+    assert counter.frame_count <= (4 if is_torch_version("<", "2.8") else 3)
     torch._dynamo.reset()

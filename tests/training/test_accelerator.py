@@ -35,6 +35,14 @@ def test_eight_bits_need_a_package(tmp_path, monkeypatch):
         accelerator.make_accelerator(example_config(tmp_path, mixed_precision="fp8"))
 
 
+def test_eight_bits_on_a_cpu_need_a_recent_torch(tmp_path, monkeypatch):
+    pytest.importorskip("torchao")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(accelerator, "is_torch_version", lambda operation, version: True)
+    with pytest.raises(ValueError, match="`mixed_precision` is 'fp8'; required on a CPU: torch"):
+        accelerator.make_accelerator(example_config(tmp_path, mixed_precision="fp8"))
+
+
 def test_eight_bits_need_a_recent_gpu(tmp_path, monkeypatch):
     pytest.importorskip("torchao")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")

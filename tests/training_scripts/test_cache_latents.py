@@ -93,9 +93,8 @@ def test_a_killed_run_goes_on_to_the_same_files(arguments, one_process, tmp_path
     assert contents(folder) == one_process
 
 
-def test_processes_that_do_not_know_of_each_other_are_refused(arguments, tmp_path, capsys, monkeypatch):
+def test_processes_that_do_not_know_of_each_other_are_refused(arguments, tmp_path, capsys, separate_processes):
     """Each would take itself for the only one, and write every shard."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit) as exit:
         cache_latents.main([*arguments, "--output_dir", str(tmp_path / "latents")])
     assert exit.value.code == 2

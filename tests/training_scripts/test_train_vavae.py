@@ -157,8 +157,7 @@ def test_two_processes_weigh_the_losses_and_measure_the_latents_as_one_does(data
         assert two[name] == pytest.approx(one[name], rel=1e-4), name
 
 
-def test_processes_that_do_not_know_of_each_other(data, vae_recipe, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")  # by torchrun, without ACCELERATE_USE_CPU
+def test_processes_that_do_not_know_of_each_other(data, vae_recipe, tmp_path, capsys, separate_processes):
     with pytest.raises(SystemExit):
         run(vae_recipe, data, tmp_path / "vae")
     assert "error: 2 processes were started which do not know of each other" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     KwargsHandler,
     check_cuda_fp8_capability,
+    is_torch_version,
     is_torchao_available,
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -53,6 +54,8 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         ) from error
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # where Accelerate would use float32
         raise ValueError("`mixed_precision` is 'fp16'; required on a CPU: no or bf16.")
+    if config.mixed_precision == "fp8" and accelerator.device.type == "cpu" and is_torch_version("<", "2.8"):
+        raise ValueError("`mixed_precision` is 'fp8'; required on a CPU: torch 2.8 or above, or bf16.")
     if config.mixed_precision == "fp8" and accelerator.device.type == "cuda" and not check_cuda_fp8_capability():
         raise ValueError("`mixed_precision` is 'fp8'; required: a GPU of compute capability 8.9 or above, or bf16.")
     if accelerator.is_fsdp2 and config.mixed_precision != "no":
