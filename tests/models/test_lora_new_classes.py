@@ -201,12 +201,12 @@ def test_a_failure_in_peft_takes_the_rows_back(pipe, loras):
     assert pipe.id2label == {0: "cat", 1: "dog", 2: "ox"}
 
 
-names_are_compared = pytest.mark.skipif(
+needs_exact_adapter_names = pytest.mark.skipif(
     is_peft_version("<", "0.20"), reason="PEFT saves all adapters if the name of one is part of a key"
 )
 
 
-@names_are_compared
+@needs_exact_adapter_names
 @pytest.mark.parametrize("order", ["ab", "ba"])
 def test_peft_saves_the_rows(pipe, loras, order, tmp_path):
     """The way of diffusers' LoRA scripts: names are no part of it, and the classes have ids."""
@@ -221,7 +221,7 @@ def test_peft_saves_the_rows(pipe, loras, order, tmp_path):
     torch.testing.assert_close(draw(pipe, 3), image)
 
 
-@names_are_compared
+@needs_exact_adapter_names
 @pytest.mark.parametrize("order", ["ab", "ba"])
 def test_a_saved_adapter_has_its_rows_and_their_names(pipe, loras, order, tmp_path):
     for name in order:

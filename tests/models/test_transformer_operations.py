@@ -133,5 +133,5 @@ def test_recompilations_when_batch_size_and_time_change():
         latents, t, labels = inputs(batch_size)
         torch.testing.assert_close(model(latents, t, labels).sample, value)
         model(latents, 1 - t, labels)
-    assert counter.frame_count <= (4 if is_torch_version("<", "2.8") else 3)
+    assert counter.frame_count <= (4 if is_torch_version("<", "2.7") else 3)  # torch 2.6 compiles once more
     torch._dynamo.reset()
